@@ -1,0 +1,85 @@
+// Package frontend says what a frontend is: a program that compiles a build
+// description to LLB, with the help of a bridge to the engine that runs it.
+package frontend
+
+import (
+	"context"
+	"io/fs"
+
+	"github.com/kiln-build/kiln/llb"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Frontend compiles a build description.
+type Frontend interface {
+	Build(ctx context.Context, req Request, b Bridge) (*Result, error)
+}
+
+// Request is what a build asks of its frontend, in the attribute names that
+// BuildKit's clients send: "filename", "target", "build-arg:NAME", "label:NAME",
+// "context", "context:NAME", "platform", "no-cache", "image-resolve-mode", ...
+type Request struct {
+	Opts   map[string]string
+	Inputs map[string]llb.Edge
+}
+
+// Bridge is what a frontend may ask of the engine.
+type Bridge interface {
+	// ResolveImage finds an image's digest and config without pulling its layers.
+	ResolveImage(ctx context.Context, ref string, o ResolveOptions) (Image, error)
+	// Solve runs a graph and gives its file system.
+	Solve(ctx context.Context, e llb.Edge) (Ref, error)
+	// Warn tells the user something; lines of the description may be shown with it.
+	Warn(w Warning)
+}
+
+// ResolveOptions say which image of an index is meant, and how fresh it must be.
+type ResolveOptions struct {
+	Platform ocispecs.Platform
+	Pull     bool // ask the registry even where a digest is known locally
+	LogName  string
+	Layout   string // non-empty: the oci-layout store that ref is in
+}
+
+// Image is a resolved image.
+type Image struct {
+	Ref    string // as given, normalised
+	Digest string // of the manifest or index that Ref names
+	Config []byte // the image config of the platform
+}
+
+// Ref is a solved file system, read through paths whose links stay inside it.
+// Errors for paths that are not there wrap fs.ErrNotExist.
+type Ref interface {
+	ReadFile(ctx context.Context, path string) ([]byte, error)
+	ReadDir(ctx context.Context, path string) ([]fs.DirEntry, error)
+	Stat(ctx context.Context, path string) (fs.FileInfo, error)
+}
+
+// Warning is a message about the build description.
+type Warning struct {
+	Short    string
+	Detail   []string
+	URL      string
+	Level    int
+	Location *llb.Location
+}
+
+// Result is what a frontend made: one image for each platform.
+type Result struct {
+	Images []ResultImage
+	// Metadata holds the keys that exporters read ("frontend.*", "containerimage.*").
+	Metadata map[string][]byte
+}
+
+// ResultImage is the image for one platform.
+type ResultImage struct {
+	Platform ocispecs.Platform
+	Root     llb.Edge
+	// Config is the image config as JSON, without rootfs and with one history
+	// entry for each instruction; the exporter completes it. Nil is a config of
+	// the platform alone.
+	Config []byte
+	// BaseConfig is the config of the image that Root starts from; nil for scratch.
+	BaseConfig []byte
+}

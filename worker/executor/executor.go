@@ -1,0 +1,140 @@
+// Package executor runs a process in a sandbox of kiln's own: namespaces, an
+// overlay root, capabilities, seccomp and cgroups, set up by a copy of this very
+// program that lives in memory, so that nothing in the sandbox can reach the
+// host's file.
+package executor
+
+import (
+	"context"
+	"io"
+	"net"
+	"os"
+	"time"
+)
+
+// Spec is a process and all that it sees. The zero value of a field is what
+// docker does by default.
+type Spec struct {
+	ID      string // names the cgroup; unique among what runs
+	Root    Overlay
+	Mounts  []Mount // over the root, in this order
+	Args    []string
+	Env     []string
+	Cwd     string // made in the root if it is not there
+	User    string // "name", "uid", "name:group", "uid:gid"; empty is root. Looked up in the root's own files.
+	Network Network
+	// Insecure gives every capability and no seccomp filter, as BuildKit's security mode does.
+	Insecure   bool
+	Hostname   string
+	ExtraHosts []HostIP
+	Ulimits    []Ulimit
+	Resources  Resources
+	// StubsRecursive removes, after the run, the empty parents too that mount points made.
+	StubsRecursive bool
+
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	Terminal       *Terminal        // nil is no terminal
+	Signals        <-chan os.Signal // sent to the process
+	// Started is called when the process runs, if not nil.
+	Started func(pid int)
+}
+
+// Overlay is a stack of layer folders in overlayfs form.
+type Overlay struct {
+	Lower    []string // bottom first; may be empty
+	Upper    string   // what the step writes lands here; empty is a read-only root
+	Work     string   // beside Upper, for overlayfs's own use
+	ReadOnly bool
+}
+
+// Mount is a file system, folder or file that a process sees at Dest. One of
+// Overlay, Source and Tmpfs is set. A Dest that is not there is made, and gone
+// from the upper folder afterwards.
+type Mount struct {
+	Dest     string
+	Overlay  *Overlay
+	Selector string // of Overlay or Source: the path inside it; links in it stay inside it
+	Source   string // a folder, file or socket of the host
+	Tmpfs    *Tmpfs
+	ReadOnly bool
+}
+
+// Tmpfs is a file system in memory.
+type Tmpfs struct {
+	Size int64 // bytes; 0 is the kernel's default
+	Mode os.FileMode
+}
+
+// Network says which network a process sees.
+type Network int
+
+const (
+	// NetworkDefault is a sandboxed network that reaches outside where the host can give one.
+	NetworkDefault Network = iota
+	// NetworkHost is the host's.
+	NetworkHost
+	// NetworkNone is a loopback device alone.
+	NetworkNone
+)
+
+// HostIP is a line of /etc/hosts.
+type HostIP struct {
+	Host string
+	IP   net.IP
+}
+
+// Ulimit is a limit by its name in docker's terms, "nofile" for one. -1 is unlimited.
+type Ulimit struct {
+	Name       string
+	Soft, Hard int64
+}
+
+// Resources limit a process tree by its cgroup; zero is no limit.
+type Resources struct {
+	Memory, MemorySwap int64 // bytes
+	CPUShares          uint64
+	CPUPeriod          uint64 // microseconds
+	CPUQuota           int64  // microseconds
+	CPUSetCPUs         string
+	CPUSetMems         string
+	PIDs               int64
+	ShmSize            int64 // bytes of /dev/shm; 0 is 64 MiB
+}
+
+// Terminal is the terminal that a process gets.
+type Terminal struct {
+	Resize <-chan WindowSize
+}
+
+// WindowSize is a terminal's size in characters.
+type WindowSize struct{ Rows, Cols uint16 }
+
+// ExitError is a process that ended with a code other than 0, or by a signal.
+type ExitError struct {
+	Code   int  // 128+n after signal n
+	OOM    bool // the kernel killed it, or one of its children, for memory
+	Signal os.Signal
+}
+
+func (e *ExitError) Error() string { panic("unwritten") }
+
+// Executor runs processes. It is safe for concurrent use.
+type Executor interface {
+	// Run runs a process to its end. Nothing of it is left afterwards: no process,
+	// mount, namespace or cgroup. A code other than 0 is an *ExitError; when ctx
+	// ends first the process tree is killed and ctx's cause is the error.
+	Run(ctx context.Context, s Spec) error
+}
+
+// Options are the settings of kiln's own executor; the zero value works.
+type Options struct {
+	// Dir is a folder for sockets, resolv.conf and the like.
+	Dir string
+	// CgroupParent is the cgroup below which steps get theirs.
+	CgroupParent string
+	// DNS overrides the host's resolv.conf where set.
+	Nameservers, SearchDomains, DNSOptions []string
+	// Grace is how long a process has between SIGTERM and SIGKILL at cancellation; 0 kills at once.
+	Grace time.Duration
+}
