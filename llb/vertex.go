@@ -8,7 +8,11 @@
 //
 // New and the constructors in the other files make vertices, Marshal turns an
 // edge into the wire form (pb.Definition), and Load reads that back, trusting
-// nothing in it. Everything here is safe for concurrent use.
+// nothing in it. Whichever way a vertex came to be, its op is well formed: every
+// index in it is in range, and no message that its kind needs is missing.
+//
+// Vertices and edges never change and may be used concurrently. The builders
+// (Exec, Files) belong to one goroutine.
 package llb
 
 import (
@@ -47,6 +51,8 @@ type Vertex struct {
 	raw    []byte
 	inputs []Edge
 	meta   Meta
+
+	outputs int
 }
 
 // Edge is one output of a vertex. The zero Edge is scratch: an empty file system.
@@ -90,22 +96,32 @@ type File struct {
 	Data     []byte
 }
 
-// New makes a vertex of op, whose Inputs it sets from inputs. The op must not be
-// changed afterwards. Scratch is no input: where an op reads scratch its input
-// index is -1 (pb.Empty).
+// New makes a vertex of op, whose Inputs it sets from inputs, and refuses an op
+// that is not well formed. The op must not be changed afterwards. Scratch is no
+// input: where an op reads scratch its input index is -1 (pb.Empty).
 func New(op *pb.Op, inputs []Edge, meta Meta) (*Vertex, error) {
+	if op == nil {
+		return nil, errNilOp
+	}
 	op.Inputs = make([]*pb.Input, len(inputs))
 	for i, in := range inputs {
 		if in.IsScratch() {
 			return nil, fmt.Errorf("llb: input %d is scratch; say so by an input index of -1", i)
 		}
+		if in.Output < 0 || in.Output >= in.Vertex.outputs {
+			return nil, fmt.Errorf("llb: input %d is output %d of %s, which has %d", i, in.Output, in.Vertex.digest, in.Vertex.outputs)
+		}
 		op.Inputs[i] = &pb.Input{Digest: in.Vertex.digest.String(), Index: int64(in.Output)}
+	}
+	outputs, err := check(op)
+	if err != nil {
+		return nil, fmt.Errorf("llb: %w", err)
 	}
 	raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(op)
 	if err != nil {
 		return nil, fmt.Errorf("llb: marshalling a vertex: %w", err)
 	}
-	return &Vertex{digest: sha256.Sum256(raw), op: op, raw: raw, inputs: inputs, meta: meta}, nil
+	return &Vertex{digest: sha256.Sum256(raw), op: op, raw: raw, inputs: inputs, meta: meta, outputs: outputs}, nil
 }
 
 // Digest names the vertex.
@@ -119,3 +135,12 @@ func (v *Vertex) Inputs() []Edge { return v.inputs }
 
 // Meta is what is said of the vertex besides its op.
 func (v *Vertex) Meta() Meta { return v.meta }
+
+// Outputs is the number of the vertex's outputs.
+func (v *Vertex) Outputs() int { return v.outputs }
+
+// Output gives the edge of output i.
+func (v *Vertex) Output(i int) Edge { return Edge{Vertex: v, Output: i} }
+
+// Raw is the marshalled op that the digest is of. Callers must not change it.
+func (v *Vertex) Raw() []byte { return v.raw }
