@@ -20,9 +20,9 @@ type Files struct {
 }
 
 type fileAction struct {
-	action          *pb.FileAction
-	input, from     FileState
-	ownerFrom       FileState // whose /etc/passwd names the owner
+	action      *pb.FileAction
+	input, from FileState
+	ownerFrom   FileState // whose /etc/passwd names the owner
 }
 
 // FileState is a file system between two actions: an edge, or what an action made.
