@@ -1,0 +1,138 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"sync"
+
+	"oras.land/oras-go/v2/registry/remote/auth"
+	"oras.land/oras-go/v2/registry/remote/credentials"
+)
+
+// Credentials finds what to log in with.
+type Credentials interface {
+	// Credential gives user and password, or an identity token with user empty;
+	// all empty is an anonymous access. The host is the one that is spoken to, as
+	// BuildKit's sessions have it: "registry-1.docker.io" is Docker Hub's, and a
+	// mirror is asked for under its own name.
+	Credential(ctx context.Context, host string) (user, secret string, err error)
+}
+
+// Docker is the Credentials of docker's config.json and of the credential helpers
+// that it names. The zero value reads $DOCKER_CONFIG or ~/.docker, when first asked.
+type Docker struct {
+	// File is the config file; empty is docker's own.
+	File string
+
+	once  sync.Once
+	store *credentials.DynamicStore
+	err   error
+}
+
+var _ Credentials = (*Docker)(nil)
+
+// Credential looks a host up.
+func (d *Docker) Credential(ctx context.Context, host string) (user, secret string, err error) {
+	d.once.Do(func() {
+		if d.File != "" {
+			d.store, d.err = credentials.NewStore(d.File, credentials.StoreOptions{})
+		} else {
+			d.store, d.err = credentials.NewStoreFromDocker(credentials.StoreOptions{})
+		}
+	})
+	if d.err != nil {
+		return "", "", fmt.Errorf("reading docker's config: %w", d.err)
+	}
+	c, err := d.store.Get(ctx, credentials.ServerAddressFromRegistry(host))
+	if err != nil {
+		return "", "", fmt.Errorf("looking for the login to %s in docker's config %s: %w", host, d.store.ConfigPath(), err)
+	}
+	if c.RefreshToken != "" {
+		return "", c.RefreshToken, nil
+	}
+	return c.Username, c.Password, nil
+}
+
+// Anonymous is the Credentials that logs in nowhere.
+type Anonymous struct{}
+
+// Credential gives none.
+func (Anonymous) Credential(context.Context, string) (user, secret string, err error) {
+	return "", "", nil
+}
+
+// maxLogins is how many Credentials a client remembers tokens for. One build has
+// one; a daemon has as many as builds that run at once, and tokens live minutes.
+const maxLogins = 64
+
+// login is what one Credentials has led to: the tokens for each registry.
+type login struct {
+	cred  Credentials
+	cache auth.Cache
+}
+
+// tokens gives the token cache for cred. Credentials that cannot be compared get
+// one that nobody shares.
+func (c *Client) tokens(cred Credentials) auth.Cache {
+	if !reflect.TypeOf(cred).Comparable() {
+		return auth.NewCache()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range c.logins {
+		if l.cred == cred {
+			return l.cache
+		}
+	}
+	l := &login{cred: cred, cache: auth.NewCache()}
+	if len(c.logins) == maxLogins {
+		c.logins = append(c.logins[:0], c.logins[1:]...)
+	}
+	c.logins = append(c.logins, l)
+	return l.cache
+}
+
+// authenticated gives a client for an endpoint that answers its challenges, with
+// the credentials for that very endpoint and for no other host: neither one that
+// it redirects to nor one that an upload's Location names.
+func (c *Client) authenticated(e endpoint, cred Credentials) (*auth.Client, error) {
+	if cred == nil {
+		cred = &c.docker
+	}
+	hc, err := c.httpClient(e)
+	if err != nil {
+		return nil, err
+	}
+	a := &auth.Client{Client: hc, Cache: c.tokens(cred), ClientID: "kiln"}
+	a.Credential = func(ctx context.Context, hostport string) (auth.Credential, error) {
+		if hostport != e.host {
+			return auth.EmptyCredential, nil
+		}
+		user, secret, err := cred.Credential(ctx, e.host)
+		switch {
+		case err != nil:
+			return auth.EmptyCredential, &credentialError{e.host, err}
+		case user == "" && secret != "":
+			return auth.Credential{RefreshToken: secret}, nil
+		}
+		return auth.Credential{Username: user, Password: secret}, nil
+	}
+	agent := c.UserAgent
+	if agent == "" {
+		agent = "kiln"
+	}
+	a.SetUserAgent(agent)
+	return a, nil
+}
+
+// credentialError is a failure to find credentials, which no retry mends.
+type credentialError struct {
+	host string
+	err  error
+}
+
+func (e *credentialError) Error() string {
+	return fmt.Sprintf("finding the credentials for %s: %v", e.host, e.err)
+}
+func (e *credentialError) Unwrap() error { return e.err }
