@@ -1,0 +1,34 @@
+# A short front door over plain go. `make help` lists the targets.
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+export CGO_ENABLED = 0
+
+.PHONY: help build demo test test-online lint deps clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+build: ## bin/kiln
+	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/kiln ./cmd/kiln
+
+demo: build ## build examples/hello twice, and show what the second build costs
+	@examples/hello/demo.sh bin/kiln
+
+deps: ## what the tests need: Debian packages, a Debian root file system, the linter
+	test/deps.sh
+
+lint: deps ## gofmt, go vet, staticcheck
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'gofmt: the files above are not formatted'; exit 1; }
+	$(GO) vet ./...
+	cd test/tools && $(GO) build -o ../../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
+	bin/staticcheck ./...
+
+test: deps lint ## everything but what downloads
+	test/run.sh
+
+test-online: deps build ## builds that download packages; says so where there is no network
+	$(GO) test -count=1 -tags online -run Online ./test/...
+
+clean: ## remove what the targets made
+	rm -rf bin out

@@ -1,0 +1,98 @@
+// Package script runs the scripts of testdata against the real program: each is a
+// story of a user's, told in commands, with the files that it needs.
+//
+// Besides testscript's own commands a script has:
+//
+//	registry NAME     starts a registry of its own and sets $NAME to its address
+//	ocirun TAR ARG…   unpacks the image of an OCI tarball and runs it by crun
+//	files TAR         lists the merged files of an image: kind, mode, owner, size, path, link target
+//	config TAR        prints an image's config as JSON
+//	tree DIR N        makes a folder of N files of mixed sizes
+//	mountless         fails where kiln left a mount, a process or a cgroup behind
+//
+// and in its environment $REGISTRY, a registry that all scripts share, with
+// $BUSYBOX and $DEBIAN, base images in it. $KILN_ROOT is the script's own state folder.
+package script
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/kiln-build/kiln/test/internal/peer"
+)
+
+// shared is what all scripts use; it is made before the first of them.
+var shared struct {
+	bin      string // the folder of the kiln binary
+	registry *peer.Registry
+}
+
+func TestMain(m *testing.M) { os.Exit(runMain(m)) }
+
+func runMain(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "kiln-script-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	if err := setUp(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer shared.registry.Stop()
+	return m.Run()
+}
+
+func setUp(dir string) error {
+	if _, err := peer.BuildKiln(dir); err != nil {
+		return err
+	}
+	shared.bin = dir
+	r, err := peer.StartRegistry(filepath.Join(dir, "registry"))
+	if err != nil {
+		return err
+	}
+	shared.registry = r
+	busybox, err := peer.Busybox()
+	if err != nil {
+		return err
+	}
+	return peer.Push(busybox, r.Addr+"/busybox:latest")
+}
+
+// debian pushes the Debian base image when the first script asks for it.
+var debian = sync.OnceValue(func() error {
+	img, err := peer.Debian()
+	if err != nil {
+		return err
+	}
+	return peer.Push(img, shared.registry.Addr+"/debian:latest")
+})
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		Setup:               setUpScript,
+		Cmds:                commands,
+		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
+	})
+}
+
+func setUpScript(e *testscript.Env) error {
+	e.Setenv("PATH", shared.bin+string(os.PathListSeparator)+e.Getenv("PATH"))
+	e.Setenv("KILN_ROOT", filepath.Join(e.WorkDir, ".state"))
+	e.Setenv("REGISTRY", shared.registry.Addr)
+	e.Setenv("BUSYBOX", shared.registry.Addr+"/busybox:latest")
+	e.Setenv("DEBIAN", shared.registry.Addr+"/debian:latest")
+	e.Setenv("TMPDIR", filepath.Join(e.WorkDir, ".tmp"))
+	e.Setenv("DOCKER_CONFIG", filepath.Join(e.WorkDir, ".docker"))
+	e.Setenv("GOROOT", os.Getenv("GOROOT"))
+	return os.Mkdir(filepath.Join(e.WorkDir, ".tmp"), 0o755)
+}
