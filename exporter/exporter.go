@@ -1,13 +1,20 @@
 // Package exporter writes results: OCI and docker tarballs, images in registries,
 // folders and plain tarballs.
+//
+// What is written is a Result: a root file system, which is a chain of layers,
+// and a config, for each platform. An Exporter writes it to a Target (a file or
+// a folder of whoever asked for the build) or to registries. What an exporter
+// needs of the engine is its Env. Package exporter/all knows the exporters by name.
 package exporter
 
 import (
 	"context"
 	"io"
+	"time"
 
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/blob"
+	"github.com/kiln-build/kiln/registry"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -15,7 +22,13 @@ import (
 type Result struct {
 	Images   []Image
 	Metadata map[string][]byte // the frontend's; "annotation…" keys and the like
+	// Multi says that the result is an index even where it has one image only.
+	Multi bool
 }
+
+// Index reports whether the result is written as an index of images, or as
+// folders by platform, rather than as the one image that it has.
+func (r Result) Index() bool { return r.Multi || len(r.Images) > 1 }
 
 // Image is a root file system and the config that goes with it.
 type Image struct {
@@ -34,7 +47,8 @@ type Exporter interface {
 }
 
 // Progress takes what an exporter is doing. Step begins a part of it ("exporting
-// layers", "pushing manifest for …") and gives what ends it.
+// layers", "pushing manifest for …") and gives what ends it. It is called from
+// several goroutines at once.
 type Progress interface {
 	Step(name string) (done func(error))
 }
@@ -47,8 +61,53 @@ type Source interface {
 	Blob(ctx context.Context, l cache.Layer, d blob.Descriptor) (io.ReadCloser, error)
 }
 
-// Target opens what the caller of a build gave for its output: a file, a pipe, a
-// folder of a client. It is for tarballs; done commits what was written.
+// Target is where the caller of a build wants its output: files for tarballs, a
+// folder for "local" and for layouts. Package exporter/dest has the one for paths
+// of this machine.
 type Target interface {
-	Create(ctx context.Context, attrs map[string]string) (io.WriteCloser, error)
+	// File opens the file that a tarball is written to. The attributes are those
+	// of the response so far, "containerimage.digest" among them; those that are
+	// known only when the tarball is complete are missing.
+	File(ctx context.Context, attrs map[string]string) (File, error)
+	// Folder opens the folder that a result is written into.
+	Folder(ctx context.Context) (Folder, error)
+}
+
+// File takes a tarball. One of Commit and Abort is called, once: Commit makes
+// what was written the output, Abort leaves nothing of it. A File whose Writer
+// has a ReadFrom that copies in the kernel is used so.
+type File interface {
+	io.Writer
+	Commit() error
+	Abort() error
+}
+
+// Folder takes a folder. What was there stays there unless it is overwritten.
+// One of Commit and Abort is called, once.
+type Folder interface {
+	// Path is an existing folder of this machine to write into.
+	Path() string
+	Commit() error
+	Abort() error
+}
+
+// Env is what an exporter has of the engine. It is safe for concurrent use.
+type Env struct {
+	Cache  *cache.Cache
+	Source Source
+	// Target is nil where the caller gave none; exporters that need one say so.
+	Target Target
+	// Registry and Credentials are for pushing; nil is the zero client, and docker's config.
+	Registry    *registry.Client
+	Credentials registry.Credentials
+	// Clock tells the time; nil is time.Now.
+	Clock func() time.Time
+}
+
+// Now gives the time.
+func (e Env) Now() time.Time {
+	if e.Clock != nil {
+		return e.Clock()
+	}
+	return time.Now()
 }

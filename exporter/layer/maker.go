@@ -1,0 +1,245 @@
+package layer
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io/fs"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"github.com/kiln-build/kiln/cache/blob"
+	"github.com/kiln-build/kiln/cache/tree"
+)
+
+// Made is what became of a layer.
+type Made struct {
+	DiffID blob.Digest
+	// Digest and Size are those of the blob.
+	Digest blob.Digest
+	Size   int64
+	// Chunks are what the blob is the concatenation of. An uncompressed layer has
+	// none: Stream gives its bytes.
+	Chunks []blob.ChunkID
+	// Compressed counts the pieces that were compressed; the other Chunks were there.
+	Compressed int
+}
+
+// Maker makes layers' blobs. Several may be made at once: they share the memory
+// and the processors that one would have. Use NewMaker.
+type Maker struct {
+	files  Files
+	chunks Chunks
+	// tokens bound the pieces that are in memory. A piece takes one, in the order
+	// of its stream, and gives it back when it has been hashed; so the next piece
+	// to be hashed always has one, and no two layers can wait for each other.
+	tokens chan struct{}
+
+	mu          sync.Mutex
+	compressors map[Method]*compressor // guarded by mu
+	buffers     sync.Pool
+}
+
+// NewMaker gives a Maker that works on procs pieces at a time, 0 being one for
+// each processor.
+func NewMaker(f Files, c Chunks, procs int) *Maker {
+	if procs <= 0 {
+		procs = runtime.GOMAXPROCS(0)
+	}
+	m := &Maker{files: f, chunks: c, compressors: make(map[Method]*compressor)}
+	// Two more than are worked on: one that is being hashed, one that was just read.
+	m.tokens = make(chan struct{}, procs+2)
+	return m
+}
+
+// compressor gives the compressor for a method, made when first asked for.
+func (m *Maker) compressor(how Method) (*compressor, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if c, ok := m.compressors[how]; ok {
+		return c, nil
+	}
+	c, err := newCompressor(how, cap(m.tokens))
+	if err == nil {
+		m.compressors[how] = c
+	}
+	return c, err
+}
+
+// Make makes the blob of the layer that root is the tree of. Where diff, the
+// DiffID, is known already, only pieces that are not kept as chunks are read.
+func (m *Maker) Make(ctx context.Context, root tree.Entry, o Options, how Method, diff blob.Digest) (Made, error) {
+	r := &run{m: m, opts: o, how: how, made: Made{DiffID: diff}}
+	if diff.IsZero() {
+		r.raw = sha256.New()
+	}
+	if how.Compression != Uncompressed {
+		r.out = sha256.New()
+		var err error
+		if r.c, err = m.compressor(how); err != nil {
+			return Made{}, err
+		}
+	}
+	return r.do(ctx, root)
+}
+
+// run is the making of one blob.
+type run struct {
+	m    *Maker
+	opts Options
+	how  Method
+	c    *compressor // nil for uncompressed
+
+	raw  hash.Hash // of the stream; nil where the DiffID is known
+	out  hash.Hash // of the blob; nil for uncompressed
+	made Made
+
+	compressed atomic.Int64
+}
+
+// job is a piece on its way.
+type job struct {
+	p   *piece
+	id  blob.ChunkID
+	raw []byte // the piece's bytes, where they are needed
+	out []byte // the chunk
+	buf *buffers
+
+	rawReady, outReady chan struct{} // closed when raw, out or err is set
+	err                error
+}
+
+// do walks the tree in one goroutine, works on each piece in one of its own, and
+// hashes them here in order.
+func (r *run) do(ctx context.Context, root tree.Entry) (Made, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	jobs := make(chan *job, cap(r.m.tokens))
+	var walkErr error
+	var workers sync.WaitGroup
+	workers.Go(func() {
+		defer close(jobs)
+		walkErr = r.plan(ctx, root, func(p *piece) error {
+			select {
+			case r.m.tokens <- struct{}{}:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			j := &job{p: p, rawReady: make(chan struct{}), outReady: make(chan struct{})}
+			workers.Go(func() { r.work(j) })
+			jobs <- j
+			return nil
+		})
+	})
+	var err error
+	for j := range jobs {
+		if err == nil {
+			err = r.take(j)
+		}
+		if err != nil {
+			cancel() // the walk ends, and what it began is waited for
+		}
+		<-j.outReady
+		if j.buf != nil {
+			r.m.buffers.Put(j.buf)
+		}
+		<-r.m.tokens
+	}
+	workers.Wait()
+	if err == nil {
+		err = walkErr
+	}
+	if err != nil {
+		return Made{}, err
+	}
+	r.made.Compressed = int(r.compressed.Load())
+	if r.raw != nil {
+		r.raw.Sum(r.made.DiffID[:0])
+	}
+	if r.out != nil {
+		r.out.Sum(r.made.Digest[:0])
+	} else {
+		r.made.Digest = r.made.DiffID
+	}
+	return r.made, nil
+}
+
+// plan walks the tree and gives its pieces to emit.
+func (r *run) plan(ctx context.Context, root tree.Entry, emit func(*piece) error) error {
+	c := &cutter{emit: emit}
+	w := &walker{nodes: r.m.files.Nodes, opts: r.opts, emit: c.add}
+	if err := w.walk(root); err != nil {
+		return err
+	}
+	return c.end()
+}
+
+// take hashes a piece, which is the next in order.
+func (r *run) take(j *job) error {
+	<-j.rawReady
+	if j.err == nil && r.raw != nil {
+		r.raw.Write(j.raw)
+	}
+	<-j.outReady
+	if j.err != nil {
+		return j.err
+	}
+	if r.out == nil {
+		r.made.Size += j.p.size
+		return nil
+	}
+	r.out.Write(j.out)
+	r.made.Size += int64(len(j.out))
+	r.made.Chunks = append(r.made.Chunks, j.id)
+	return nil
+}
+
+// buffers are a piece's bytes before and after, to be used again.
+type buffers struct{ raw, out []byte }
+
+// work reads and compresses a piece, or finds its chunk.
+func (r *run) work(j *job) {
+	defer close(j.outReady)
+	rawReady := sync.OnceFunc(func() { close(j.rawReady) })
+	defer rawReady()
+	kept := false
+	if r.c != nil {
+		j.id = j.p.id(r.how.Compression, r.how.key())
+		j.out, j.err = r.m.chunks.Chunk(j.id)
+		if kept = j.err == nil; !kept && !errors.Is(j.err, fs.ErrNotExist) {
+			j.err = fmt.Errorf("reading a chunk of a layer: %w", j.err)
+			return
+		}
+		j.err = nil
+	}
+	if kept && r.raw == nil || r.c == nil && r.raw == nil {
+		return
+	}
+	b, _ := r.m.buffers.Get().(*buffers)
+	if b == nil {
+		b = new(buffers)
+	}
+	j.buf = b
+	if cap(b.raw) < int(j.p.size) {
+		b.raw = make([]byte, 0, j.p.size)
+	}
+	if b.raw, j.err = j.p.read(&r.m.files, b.raw[:0]); j.err != nil {
+		return
+	}
+	j.raw = b.raw
+	rawReady()
+	if kept || r.c == nil {
+		return
+	}
+	if b.out, j.err = r.c.compress(b.out[:0], j.raw); j.err != nil {
+		return
+	}
+	j.out = b.out
+	r.compressed.Add(1)
+	if err := r.m.chunks.PutChunk(j.id, j.out); err != nil {
+		j.err = fmt.Errorf("keeping a chunk of a layer: %w", err)
+	}
+}

@@ -1,0 +1,166 @@
+package layer
+
+import (
+	"archive/tar"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"strings"
+
+	"github.com/kiln-build/kiln/cache/tree"
+)
+
+const (
+	whiteoutPrefix = ".wh."
+	opaqueName     = ".wh..wh..opq"
+)
+
+// item is what the walk gives for each tar entry: its header, and the file whose
+// contents follow where there are any.
+type item struct {
+	path   string
+	header []byte     // valid during the call only
+	file   tree.Entry // of kind File where Size bytes of it follow
+}
+
+// walker goes through a tree in the order of the stream.
+type walker struct {
+	nodes  tree.Nodes
+	opts   Options
+	prefix string // stands before every name, "" or ending in a slash
+	emit   func(item) error
+
+	buf []byte
+	// first is where each file was written first. Its key is half a hash of all
+	// that makes the file one inode, so that it stays small for large trees.
+	first map[[16]byte]string
+}
+
+func (w *walker) walk(root tree.Entry) error {
+	if root.Kind != tree.Dir {
+		return fmt.Errorf("writing a layer: its root is no directory")
+	}
+	w.first = make(map[[16]byte]string)
+	if root.Opaque {
+		if err := w.marker(w.prefix + opaqueName); err != nil {
+			return err
+		}
+	}
+	return w.dir(root.Children, w.prefix)
+}
+
+// dir writes what is in a directory; path is empty or ends in a slash.
+func (w *walker) dir(r tree.Ref, path string) error {
+	for e, err := range tree.ReadDir(w.nodes, r) {
+		if err != nil {
+			return fmt.Errorf("reading the directory %q of a layer: %w", path, err)
+		}
+		if err := w.entry(path, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// marker writes a whiteout: an empty file without owner, mode and time.
+func (w *walker) marker(path string) error {
+	return w.write(header{name: path, kind: tar.TypeReg}, path, tree.Entry{})
+}
+
+func (w *walker) entry(dir string, e tree.Entry) error {
+	path := dir + e.Name
+	if e.Kind == tree.Whiteout {
+		return w.marker(dir + whiteoutPrefix + e.Name)
+	}
+	if strings.HasPrefix(e.Name, whiteoutPrefix) {
+		return fmt.Errorf("writing %q to a layer: names that begin with %q stand for removed files in an image, no file can have one", path, whiteoutPrefix)
+	}
+	h := header{
+		name: path, mode: e.Mode, uid: e.UID, gid: e.GID,
+		mtime: w.opts.mtime(e.MTime), xattrs: e.Xattrs,
+	}
+	switch e.Kind {
+	case tree.File:
+		return w.file(h, path, e)
+	case tree.Dir:
+		return w.subdir(h, path, e)
+	case tree.Symlink:
+		h.kind, h.link = tar.TypeSymlink, e.Target
+	case tree.Fifo:
+		h.kind = tar.TypeFifo
+	case tree.CharDev:
+		h.kind, h.dev = tar.TypeChar, e.Dev
+	case tree.BlockDev:
+		h.kind, h.dev = tar.TypeBlock, e.Dev
+	case tree.Socket:
+		return nil // a socket is nothing without the process that listens on it
+	default:
+		return fmt.Errorf("writing %q to a layer: entry of unknown kind %d", path, e.Kind)
+	}
+	return w.write(h, path, tree.Entry{})
+}
+
+func (w *walker) file(h header, path string, e tree.Entry) error {
+	h.kind = tar.TypeReg
+	id := inode(&e)
+	if first, ok := w.first[id]; ok {
+		h.kind, h.link = tar.TypeLink, first
+		return w.write(h, path, tree.Entry{})
+	}
+	w.first[id] = path
+	h.size = e.Size
+	if e.Size == 0 {
+		e = tree.Entry{}
+	}
+	return w.write(h, path, e)
+}
+
+func (w *walker) subdir(h header, path string, e tree.Entry) error {
+	h.kind, h.name = tar.TypeDir, path+"/"
+	if err := w.write(h, path, tree.Entry{}); err != nil {
+		return err
+	}
+	if e.Opaque {
+		if err := w.marker(path + "/" + opaqueName); err != nil {
+			return err
+		}
+	}
+	return w.dir(e.Children, path+"/")
+}
+
+func (w *walker) write(h header, path string, file tree.Entry) error {
+	var err error
+	if w.buf, err = h.append(w.buf[:0]); err != nil {
+		return err
+	}
+	return w.emit(item{path: path, header: w.buf, file: file})
+}
+
+// inode names the file that an entry stands for: equal entries of one tree are
+// hard links, tags included.
+func inode(e *tree.Entry) [16]byte {
+	var fixed [64]byte
+	copy(fixed[:32], e.Content[:])
+	binary.LittleEndian.PutUint32(fixed[32:], e.Mode)
+	binary.LittleEndian.PutUint32(fixed[36:], e.UID)
+	binary.LittleEndian.PutUint32(fixed[40:], e.GID)
+	binary.LittleEndian.PutUint32(fixed[44:], uint32(len(e.Xattrs)))
+	binary.LittleEndian.PutUint64(fixed[48:], uint64(e.MTime))
+	binary.LittleEndian.PutUint64(fixed[56:], e.Tag)
+	var id [16]byte
+	if len(e.Xattrs) == 0 {
+		sum := sha256.Sum256(fixed[:])
+		copy(id[:], sum[:])
+		return id
+	}
+	b := fixed[:]
+	for _, x := range e.Xattrs {
+		b = binary.AppendUvarint(b, uint64(len(x.Name)))
+		b = append(b, x.Name...)
+		b = binary.AppendUvarint(b, uint64(len(x.Value)))
+		b = append(b, x.Value...)
+	}
+	sum := sha256.Sum256(b)
+	copy(id[:], sum[:])
+	return id
+}
