@@ -1,0 +1,139 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"github.com/kiln-build/kiln/cache/internal/tmpfile"
+	"golang.org/x/sys/unix"
+)
+
+// Sweep removes the files that keep does not want and no open lease used. It
+// gives how many names went. Layers' folders may hold further links to a file:
+// its bytes go with the last of them.
+func (p *Pool) Sweep(keep func(FileID) bool) (removed int, err error) {
+	err = p.each(func(dirfd int, id FileID, name string) error {
+		if keep(id) {
+			return nil
+		}
+		swept, err := p.guard.Sweep((*[32]byte)(&id), func() error {
+			p.mu.Lock()
+			delete(p.alternates, id)
+			p.mu.Unlock()
+			return unix.Unlinkat(dirfd, name, 0)
+		})
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("removing file %.12s of the pool: %w", id, err)
+		}
+		if swept {
+			removed++
+		}
+		return nil
+	})
+	return removed, err
+}
+
+// DropSince removes files whose inode changed at or after since (nanoseconds
+// since 1970): after a crash of the machine, those that may not have reached the
+// disk. Only folders that changed since then are looked into.
+func (p *Pool) DropSince(since int64) error {
+	for n := range 256 {
+		dirfd, err := p.dir(byte(n))
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(dirfd, &st); err != nil {
+			return err
+		}
+		if st.Mtim.Nano() < since {
+			continue
+		}
+		if err := p.dropSince(byte(n), dirfd, since); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *Pool) dropSince(n byte, dirfd int, since int64) error {
+	return p.eachIn(n, dirfd, func(id FileID, name string) error {
+		var st unix.Stat_t
+		if err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil || st.Ctim.Nano() < since {
+			return err
+		}
+		return unix.Unlinkat(dirfd, name, 0)
+	})
+}
+
+// Size gives what a file takes on the disk, without its alternates; ok is false
+// where it is not here. It does not count as a use.
+func (p *Pool) Size(id FileID) (bytes int64, ok bool) {
+	dirfd, name, err := p.place(&id)
+	if err != nil {
+		return 0, false
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return 0, false
+	}
+	return st.Blocks * 512, true
+}
+
+func (p *Pool) each(fn func(dirfd int, id FileID, name string) error) error {
+	for n := range 256 {
+		dirfd, err := p.dir(byte(n))
+		if err != nil {
+			return err
+		}
+		err = p.eachIn(byte(n), dirfd, func(id FileID, name string) error { return fn(dirfd, id, name) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// eachIn calls fn for the files of one folder, and removes what was left there
+// half made.
+func (p *Pool) eachIn(n byte, dirfd int, fn func(id FileID, name string) error) error {
+	fd, err := unix.Openat(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("reading folder %02x of the pool: %w", n, err)
+	}
+	d := os.NewFile(uintptr(fd), fmt.Sprintf("%02x", n))
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return fmt.Errorf("reading folder %02x of the pool: %w", n, err)
+	}
+	for _, name := range names {
+		id, ok := splitName(n, name)
+		if !ok {
+			if tmpfile.IsTemp(name) && p.old(dirfd, name) {
+				_ = unix.Unlinkat(dirfd, name, 0)
+			}
+			continue
+		}
+		if err := fn(id, name); err != nil && !errors.Is(err, syscall.ENOENT) {
+			return err
+		}
+	}
+	return nil
+}
+
+// old reports whether a file was last changed more than a day ago: a temporary
+// one of that age is nobody's.
+func (p *Pool) old(dirfd int, name string) bool {
+	var st unix.Stat_t
+	if err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return false
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_REALTIME, &now); err != nil {
+		return false
+	}
+	return now.Sec-st.Ctim.Sec > 24*60*60
+}

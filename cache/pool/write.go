@@ -1,0 +1,220 @@
+package pool
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"unsafe"
+
+	"github.com/kiln-build/kiln/cache/blob"
+	"github.com/kiln-build/kiln/cache/internal/tmpfile"
+	"github.com/kiln-build/kiln/cache/tree"
+	"golang.org/x/sys/unix"
+)
+
+// holeSize is the length of zeros from which Put leaves a hole: 64 KiB, below
+// which the extents that a hole adds cost about what it saves.
+const holeSize = 64 << 10
+
+// bufferSize is a multiple of holeSize, and large enough that a file of the
+// usual size is one read and one write.
+const bufferSize = 256 << 10
+
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+
+// ContentError says that a file's bytes are not those that its entry promises.
+type ContentError struct {
+	Entry   tree.Entry
+	Size    int64 // what there was; where it is more than Entry.Size, at least so much
+	Content blob.Digest
+}
+
+func (e *ContentError) Error() string {
+	if e.Size != e.Entry.Size {
+		return fmt.Sprintf("the content of %s has %d bytes where %d were expected", e.Entry.Name, e.Size, e.Entry.Size)
+	}
+	return fmt.Sprintf("the content of %s is %s where %s was expected", e.Entry.Name, e.Content, e.Entry.Content)
+}
+
+// Put makes e's file from what r gives, verifying e.Size and e.Content; a
+// difference is a *ContentError. Where the pool has the file r is not read.
+func (p *Pool) Put(ctx context.Context, e tree.Entry, r io.Reader) error {
+	if e.Kind != tree.File || e.Size < 0 {
+		return fmt.Errorf("putting %s into the pool: not a regular file", e.Name)
+	}
+	id := IDOf(e)
+	if p.has(&id, e.Size) {
+		return nil
+	}
+	dirfd, name, err := p.place(&id)
+	if err != nil {
+		return err
+	}
+	err = p.make(dirfd, name, e, func(f *tmpfile.File) error { return fill(ctx, f, e, r) })
+	if err != nil {
+		return fmt.Errorf("putting %s into the pool: %w", e.Name, err)
+	}
+	return nil
+}
+
+// make makes a file by write, gives it e's metadata and then its name. A file
+// that another made meanwhile is as good.
+func (p *Pool) make(dirfd int, name string, e tree.Entry, write func(*tmpfile.File) error) error {
+	f, err := tmpfile.Create(dirfd)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := write(f); err != nil {
+		return tmpfile.Explain(err)
+	}
+	if err := p.setMeta(int(f.Fd()), e); err != nil {
+		return tmpfile.Explain(err)
+	}
+	p.guard.SetDirty()
+	err = f.Link(dirfd, name)
+	if !tmpfile.IsExist(err) {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil &&
+		st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == e.Size {
+		return nil
+	}
+	// What has the name is damaged (has said so): this one takes its place.
+	if err := unix.Unlinkat(dirfd, name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	if err := f.Link(dirfd, name); err != nil && !tmpfile.IsExist(err) {
+		return err
+	}
+	return nil
+}
+
+// fill writes r's bytes to f, verifies them, and leaves holes for long runs of zeros.
+func fill(ctx context.Context, f *tmpfile.File, e tree.Entry, r io.Reader) error {
+	buf := buffers.Get().(*[bufferSize]byte)
+	defer buffers.Put(buf)
+	h := sha256.New()
+	var n int64
+	sparse := false
+	for {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		// One byte more than is left shows a file that is too long.
+		room := buf[:min(int64(len(buf)), e.Size-n+1)]
+		k, err := io.ReadFull(r, room)
+		if n+int64(k) > e.Size {
+			return &ContentError{Entry: e, Size: n + int64(k)}
+		}
+		h.Write(room[:k])
+		hole, werr := writeSparse(f.File, room[:k], n)
+		if werr != nil {
+			return werr
+		}
+		sparse = sparse || hole
+		n += int64(k)
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	var got blob.Digest
+	h.Sum(got[:0])
+	if n != e.Size || got != e.Content {
+		return &ContentError{Entry: e, Size: n, Content: got}
+	}
+	if sparse {
+		return f.Truncate(n)
+	}
+	return nil
+}
+
+// writeSparse writes b at off, except for the blocks of zeros in it.
+func writeSparse(f *os.File, b []byte, off int64) (hole bool, err error) {
+	for len(b) > 0 {
+		// Runs of blocks of one sort go together.
+		k, zero := 0, false
+		for k < len(b) {
+			block := b[k:min(k+holeSize, len(b))]
+			z := len(block) == holeSize && allZero(block)
+			if k > 0 && z != zero {
+				break
+			}
+			zero = z
+			k += len(block)
+		}
+		if zero {
+			hole = true
+		} else if _, err := f.WriteAt(b[:k], off); err != nil {
+			return hole, err
+		}
+		b, off = b[k:], off+int64(k)
+	}
+	return hole, nil
+}
+
+func allZero(b []byte) bool {
+	for len(b) >= 32 {
+		if binary.LittleEndian.Uint64(b)|binary.LittleEndian.Uint64(b[8:])|
+			binary.LittleEndian.Uint64(b[16:])|binary.LittleEndian.Uint64(b[24:]) != 0 {
+			return false
+		}
+		b = b[32:]
+	}
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// setMeta gives a file the owner, xattrs, mode and time of e. The order matters:
+// a change of owner clears set-id bits and capabilities.
+func (p *Pool) setMeta(fd int, e tree.Entry) error {
+	if err := unix.Fchown(fd, int(e.UID), int(e.GID)); err != nil && !p.tolerates(err) {
+		return fmt.Errorf("setting the owner to %d:%d: %w", e.UID, e.GID, err)
+	}
+	for _, x := range e.Xattrs {
+		if err := unix.Fsetxattr(fd, x.Name, []byte(x.Value), 0); err != nil && !p.tolerates(err) {
+			return fmt.Errorf("setting xattr %q: %w", x.Name, err)
+		}
+	}
+	if err := unix.Fchmod(fd, e.Mode&0o7777); err != nil {
+		return fmt.Errorf("setting mode %o: %w", e.Mode, err)
+	}
+	return setTime(fd, e.MTime)
+}
+
+// tolerates reports whether the kernel's refusal is that of a single id.
+func (p *Pool) tolerates(err error) bool {
+	return p.opt.SingleID && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP))
+}
+
+// setTime is futimens(3), which package unix has no form of.
+func setTime(fd int, mtime int64) error {
+	ts := [2]unix.Timespec{timespec(mtime), timespec(mtime)}
+	_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
+	if errno != 0 {
+		return fmt.Errorf("setting the time: %w", errno)
+	}
+	return nil
+}
+
+// timespec is unix.NsecToTimespec with nanoseconds that are never negative.
+func timespec(ns int64) unix.Timespec {
+	sec, nsec := ns/1e9, ns%1e9
+	if nsec < 0 {
+		sec, nsec = sec-1, nsec+1e9
+	}
+	return unix.Timespec{Sec: sec, Nsec: nsec}
+}
