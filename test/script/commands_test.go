@@ -132,4 +132,3 @@ func cmdMountless(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("left behind:\n%s", strings.Join(left, "\n"))
 	}
 }
-
