@@ -119,22 +119,21 @@ func build(t *testing.T, state, context string) (digest string, took time.Durati
 	return digest, took
 }
 
-// TestKillAtRandomMoments kills builds, and finds the next build of the same state
-// folder right every time. Every fifth kill is of a new folder, the others of one
-// that was killed, and built in, before.
+// TestKillAtRandomMoments kills a build that starts from nothing, and finds the
+// next build of its state folder right, fifty times.
 func TestKillAtRandomMoments(t *testing.T) {
-	const kills, perFolder = 50, 5
+	const kills = 50
 	dir := context(t)
 	want, took := build(t, t.TempDir(), dir)
-	var state string
 	for n := range kills {
-		if n%perFolder == 0 {
-			state = t.TempDir()
-		}
-		after := time.Duration(rand.Int64N(int64(took) + int64(took)/4))
+		state := t.TempDir()
+		after := time.Duration(rand.Int64N(int64(took)))
 		kill(t, state, dir, after)
 		if got, _ := build(t, state, dir); got != want {
 			t.Errorf("kill %d, after %v: got %s, want %s", n, after, got, want)
+		}
+		if err := os.RemoveAll(state); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
