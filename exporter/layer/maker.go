@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"io"
 	"io/fs"
 	"runtime"
 	"sync"
@@ -72,7 +73,7 @@ func (m *Maker) compressor(how Method) (*compressor, error) {
 // Make makes the blob of the layer that root is the tree of. Where diff, the
 // DiffID, is known already, only pieces that are not kept as chunks are read.
 func (m *Maker) Make(ctx context.Context, root tree.Entry, o Options, how Method, diff blob.Digest) (Made, error) {
-	r := &run{m: m, opts: o, how: how, made: Made{DiffID: diff}}
+	r := &run{m: m, how: how, made: Made{DiffID: diff}}
 	if diff.IsZero() {
 		r.raw = sha256.New()
 	}
@@ -83,15 +84,53 @@ func (m *Maker) Make(ctx context.Context, root tree.Entry, o Options, how Method
 			return Made{}, err
 		}
 	}
-	return r.do(ctx, root)
+	return r.do(ctx, func(ctx context.Context, emit func(*piece) error) error {
+		c := &cutter{emit: emit}
+		w := &walker{nodes: m.files.Nodes, opts: o, emit: c.add}
+		if err := w.walk(root); err != nil {
+			return err
+		}
+		return c.end()
+	})
+}
+
+// Recompress makes a blob of a tar stream that is there, as it is. The stream's
+// DiffID must be diff. It cuts at fixed places: streams of other people's images
+// are not edited.
+func (m *Maker) Recompress(ctx context.Context, stream io.Reader, how Method, diff blob.Digest) (Made, error) {
+	r := &run{m: m, how: how, raw: sha256.New(), out: sha256.New()}
+	var err error
+	if r.c, err = m.compressor(how); err != nil {
+		return Made{}, err
+	}
+	made, err := r.do(ctx, func(ctx context.Context, emit func(*piece) error) error {
+		for {
+			p := &piece{stream: make([]byte, sliceSize)}
+			n, err := io.ReadFull(stream, p.stream)
+			if p.stream, p.size = p.stream[:n], int64(n); n > 0 {
+				if err := emit(p); err != nil {
+					return err
+				}
+			}
+			if err == io.EOF || err == io.ErrUnexpectedEOF {
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("reading the layer: %w", err)
+			}
+		}
+	})
+	if err == nil && made.DiffID != diff {
+		err = fmt.Errorf("the layer's tar stream is %s and should be %s", made.DiffID, diff)
+	}
+	return made, err
 }
 
 // run is the making of one blob.
 type run struct {
-	m    *Maker
-	opts Options
-	how  Method
-	c    *compressor // nil for uncompressed
+	m   *Maker
+	how Method
+	c   *compressor // nil for uncompressed
 
 	raw  hash.Hash // of the stream; nil where the DiffID is known
 	out  hash.Hash // of the blob; nil for uncompressed
@@ -112,9 +151,9 @@ type job struct {
 	err                error
 }
 
-// do walks the tree in one goroutine, works on each piece in one of its own, and
-// hashes them here in order.
-func (r *run) do(ctx context.Context, root tree.Entry) (Made, error) {
+// do runs plan, which gives the pieces, in one goroutine, works on each piece in
+// one of its own, and hashes them here in order.
+func (r *run) do(ctx context.Context, plan func(context.Context, func(*piece) error) error) (Made, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	jobs := make(chan *job, cap(r.m.tokens))
@@ -122,7 +161,7 @@ func (r *run) do(ctx context.Context, root tree.Entry) (Made, error) {
 	var workers sync.WaitGroup
 	workers.Go(func() {
 		defer close(jobs)
-		walkErr = r.plan(ctx, root, func(p *piece) error {
+		walkErr = plan(ctx, func(p *piece) error {
 			select {
 			case r.m.tokens <- struct{}{}:
 			case <-ctx.Done():
@@ -165,16 +204,6 @@ func (r *run) do(ctx context.Context, root tree.Entry) (Made, error) {
 		r.made.Digest = r.made.DiffID
 	}
 	return r.made, nil
-}
-
-// plan walks the tree and gives its pieces to emit.
-func (r *run) plan(ctx context.Context, root tree.Entry, emit func(*piece) error) error {
-	c := &cutter{emit: emit}
-	w := &walker{nodes: r.m.files.Nodes, opts: r.opts, emit: c.add}
-	if err := w.walk(root); err != nil {
-		return err
-	}
-	return c.end()
 }
 
 // take hashes a piece, which is the next in order.

@@ -37,6 +37,8 @@ type piece struct {
 	headers []byte
 	parts   []part
 	size    int64
+	// stream, where it is set, is all of the piece: it was read from a tar stream.
+	stream []byte
 }
 
 // add puts a tar entry, or its beginning, into the piece.
@@ -74,6 +76,11 @@ func (p *piece) id(c Compression, level int) blob.ChunkID {
 
 // hash feeds what the piece's bytes are made of to h.
 func (p *piece) hash(h hash.Hash) {
+	if p.stream != nil {
+		fmt.Fprintf(h, "stream %d\n", len(p.stream))
+		h.Write(p.stream)
+		return
+	}
 	rest := p.headers
 	var fixed [64]byte
 	for i := range p.parts {
@@ -91,6 +98,9 @@ func (p *piece) hash(h hash.Hash) {
 
 // read appends the piece's bytes to buf.
 func (p *piece) read(f *Files, buf []byte) ([]byte, error) {
+	if p.stream != nil {
+		return append(buf, p.stream...), nil
+	}
 	rest := p.headers
 	for i := range p.parts {
 		pt := &p.parts[i]

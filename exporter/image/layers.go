@@ -1,0 +1,285 @@
+package image
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"sync"
+	"time"
+
+	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/cache/blob"
+	"github.com/kiln-build/kiln/cache/tree"
+	"github.com/kiln-build/kiln/exporter"
+	"github.com/kiln-build/kiln/exporter/layer"
+)
+
+// The buckets of this package. Losing one costs time only.
+const (
+	// madeBucket maps what decides a blob's bytes to the blob (see madeKey).
+	madeBucket = "exporter.layers"
+	// createdBucket maps a layer to when it was first exported, in nanoseconds
+	// since 1970: an image of the same layers says the same times again.
+	createdBucket = "exporter.created"
+)
+
+// layers finds or makes the blobs of an export's layers.
+type layers struct {
+	env   exporter.Env
+	opts  *Options
+	maker *layer.Maker
+
+	mu      sync.Mutex
+	pending map[layerKey]*pending // guarded by mu
+}
+
+// layerKey is a layer with the clamp that it is wanted with.
+type layerKey struct {
+	id    cache.LayerID
+	clamp layer.Options
+}
+
+// pending is a layer that is being found or made, for all who want it.
+type pending struct {
+	done  chan struct{}
+	layer Layer
+	err   error
+}
+
+func newLayers(env exporter.Env, o *Options) *layers {
+	return &layers{
+		env: env, opts: o,
+		maker:   layer.NewMaker(Files(env.Cache), env.Cache.Blobs(), 0),
+		pending: map[layerKey]*pending{},
+	}
+}
+
+// get gives the blob of l, which is in the chain; images for several platforms
+// that share layers wait for the one that came first.
+func (ls *layers) get(ctx context.Context, chain *chainUnpacker, l cache.Layer, clamp layer.Options) (Layer, error) {
+	key := layerKey{l.ID, clamp}
+	ls.mu.Lock()
+	p, ok := ls.pending[key]
+	if !ok {
+		p = &pending{done: make(chan struct{})}
+		ls.pending[key] = p
+	}
+	ls.mu.Unlock()
+	if ok {
+		select {
+		case <-p.done:
+			return p.layer, p.err
+		case <-ctx.Done():
+			return Layer{}, ctx.Err()
+		}
+	}
+	defer close(p.done)
+	p.layer, p.err = ls.find(ctx, chain, l, clamp)
+	p.err = gone(l.ID, p.err)
+	return p.layer, p.err
+}
+
+// find gives the blob of a layer: one that it came with, one that was made
+// before, or a new one.
+func (ls *layers) find(ctx context.Context, chain *chainUnpacker, l cache.Layer, clamp layer.Options) (Layer, error) {
+	pulled := !l.DiffID.IsZero() && l.ID == cache.ImageLayerID(l.DiffID)
+	if pulled && len(l.Blobs) > 0 {
+		d := ls.choose(l.Blobs)
+		if !ls.opts.Force || compressionOf(d.MediaType) == ls.opts.Method.Compression {
+			return ls.existing(l, d), nil
+		}
+		return ls.recompress(ctx, l, d)
+	}
+	if !clamp.Clamped && !ls.opts.Method.Leveled && !l.DiffID.IsZero() {
+		// What a remote cache knows of a layer.
+		for _, d := range l.Blobs {
+			if compressionOf(d.MediaType) == ls.opts.Method.Compression &&
+				(ls.env.Cache.Blobs().Has(d.Digest) || l.Root.Kind == tree.None) {
+				return ls.existing(l, d), nil
+			}
+		}
+	}
+	if l.Root.Kind == tree.None {
+		if err := chain.unpack(ctx); err != nil {
+			return Layer{}, err
+		}
+		var err error
+		if l, err = ls.env.Cache.Layer(l.ID); err != nil {
+			return Layer{}, err
+		}
+		if l.Root.Kind == tree.None {
+			return Layer{}, &cache.NotUnpackedError{Layer: l.ID}
+		}
+	}
+	return ls.make(ctx, l, clamp)
+}
+
+// choose picks the blob of a pulled layer: of the wanted compression, or one that
+// is here, or the first.
+func (ls *layers) choose(blobs []blob.Descriptor) blob.Descriptor {
+	best, rank := blobs[0], -1
+	for _, d := range blobs {
+		r := 0
+		if compressionOf(d.MediaType) == ls.opts.Method.Compression {
+			r += 2
+		}
+		if ls.env.Cache.Blobs().Has(d.Digest) {
+			r++
+		}
+		if r > rank {
+			best, rank = d, r
+		}
+	}
+	return best
+}
+
+// existing gives a blob that is here or at an origin.
+func (ls *layers) existing(l cache.Layer, d blob.Descriptor) Layer {
+	d.MediaType = ociMediaType(d.MediaType)
+	return Layer{ID: l.ID, DiffID: l.DiffID, Desc: d, Origins: l.Origins, open: ls.opener(l, d)}
+}
+
+func (ls *layers) opener(l cache.Layer, d blob.Descriptor) func(context.Context) (io.ReadCloser, error) {
+	return func(ctx context.Context) (io.ReadCloser, error) {
+		r, size, err := ls.env.Cache.Blobs().Open(d.Digest)
+		if err == nil {
+			if size != d.Size {
+				r.Close()
+				return nil, fmt.Errorf("blob %s has %d bytes and should have %d: %w", d.Digest, size, d.Size, io.ErrUnexpectedEOF)
+			}
+			return r, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) || ls.env.Source == nil {
+			return nil, err
+		}
+		return ls.env.Source.Blob(ctx, l, d)
+	}
+}
+
+// make gives the blob of a layer whose tree is known: the one that was made of it
+// before, or a new one.
+func (ls *layers) make(ctx context.Context, l cache.Layer, clamp layer.Options) (Layer, error) {
+	how := ls.opts.Method
+	bucket, key := ls.env.Cache.Bucket(madeBucket), madeKey(l.Root, how, clamp)
+	m, ok := ls.recall(bucket, key)
+	if !ok {
+		var known blob.Digest
+		if !clamp.Clamped {
+			known = l.DiffID
+		}
+		var err error
+		if m, err = ls.maker.Make(ctx, l.Root, clamp, how, known); err != nil {
+			return Layer{}, err
+		}
+		if err := ls.keep(l, m, clamp); err != nil {
+			return Layer{}, err
+		}
+		if err := bucket.Put(key, encodeMade(m)); err != nil {
+			return Layer{}, fmt.Errorf("noting the blob of a layer: %w", err)
+		}
+	}
+	d := blob.Descriptor{MediaType: how.Compression.MediaType(), Digest: m.Digest, Size: m.Size}
+	out := Layer{ID: l.ID, DiffID: m.DiffID, Desc: d, Origins: l.Origins, open: ls.opener(l, d)}
+	if how.Compression == layer.Uncompressed {
+		s := layer.Stream{Files: Files(ls.env.Cache), Options: clamp}
+		out.stream = func(ctx context.Context, w io.Writer) error { return s.Write(ctx, w, l.Root) }
+	}
+	return out, nil
+}
+
+// recall finds what was made before, where it can still be read.
+func (ls *layers) recall(b *cache.Bucket, key []byte) (layer.Made, bool) {
+	v, ok := b.Get(key)
+	if !ok {
+		return layer.Made{}, false
+	}
+	m, ok := decodeMade(v)
+	if !ok || ls.opts.Method.Compression != layer.Uncompressed && !ls.env.Cache.Blobs().Has(m.Digest) {
+		return layer.Made{}, false
+	}
+	return m, true
+}
+
+// keep stores a new blob, and tells the cache of it where it is the layer's own
+// and not one with other times.
+func (ls *layers) keep(l cache.Layer, m layer.Made, clamp layer.Options) error {
+	if len(m.Chunks) > 0 {
+		if err := ls.env.Cache.Blobs().PutRecipe(m.Digest, m.Size, m.Chunks); err != nil {
+			return fmt.Errorf("storing the blob of a layer: %w", err)
+		}
+	}
+	if clamp.Clamped {
+		return nil
+	}
+	l.DiffID, l.Blobs, l.Origins = m.DiffID, nil, nil
+	if len(m.Chunks) > 0 {
+		l.Blobs = []blob.Descriptor{{MediaType: ls.opts.Method.Compression.MediaType(), Digest: m.Digest, Size: m.Size}}
+	}
+	if err := ls.env.Cache.PutLayer(l); err != nil {
+		return fmt.Errorf("noting the blob of a layer: %w", err)
+	}
+	return nil
+}
+
+// created gives when a layer was first exported.
+func (ls *layers) created(id cache.LayerID) (time.Time, error) {
+	b := ls.env.Cache.Bucket(createdBucket)
+	if v, ok := b.Get(id[:]); ok && len(v) == 8 {
+		return time.Unix(0, int64(binary.LittleEndian.Uint64(v))), nil
+	}
+	now := ls.env.Now()
+	return now, b.Put(id[:], binary.LittleEndian.AppendUint64(nil, uint64(now.UnixNano())))
+}
+
+// madeKey is all that decides the bytes of a layer's blob.
+func madeKey(root tree.Entry, how layer.Method, clamp layer.Options) []byte {
+	b := append(make([]byte, 0, 64), 1) // the version of the stream's form
+	b = append(b, root.Children.Addr[:]...)
+	b = append(b, flag(root.Opaque), byte(how.Compression), flag(how.Leveled), byte(how.Level), flag(clamp.Clamped))
+	return binary.LittleEndian.AppendUint64(b, uint64(clamp.Clamp))
+}
+
+func flag(b bool) byte {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func encodeMade(m layer.Made) []byte {
+	b := append(make([]byte, 0, 72), m.DiffID[:]...)
+	b = append(b, m.Digest[:]...)
+	return binary.LittleEndian.AppendUint64(b, uint64(m.Size))
+}
+
+func decodeMade(b []byte) (m layer.Made, ok bool) {
+	if len(b) != 72 {
+		return m, false
+	}
+	copy(m.DiffID[:], b)
+	copy(m.Digest[:], b[32:])
+	m.Size = int64(binary.LittleEndian.Uint64(b[64:]))
+	return m, true
+}
+
+// chainUnpacker unpacks an image's chain once, when one of its layers needs it.
+type chainUnpacker struct {
+	source exporter.Source
+	id     cache.ChainID
+	once   sync.Once
+	err    error
+}
+
+func (c *chainUnpacker) unpack(ctx context.Context) error {
+	c.once.Do(func() {
+		if c.source == nil {
+			c.err = errors.New("a layer of the image has not been unpacked, and there is nothing to unpack it")
+			return
+		}
+		c.err = c.source.Unpack(ctx, c.id)
+	})
+	return c.err
+}
