@@ -1,0 +1,248 @@
+package layer
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/cache/blob"
+	"github.com/kiln-build/kiln/cache/pool"
+	"github.com/kiln-build/kiln/cache/tree"
+)
+
+const (
+	// smallFile bounds the files that are held in memory until a worker has written
+	// them. Hashing so much again, as Pool.Put does, costs less than the name that a
+	// larger file has in the temporary folder for a while.
+	smallFile = 64 << 10
+	// inFlight is how many small files wait, at most: 4 MiB of them.
+	inFlight = 64
+	// copySize is how much of a large file is read at a time.
+	copySize = 256 << 10
+	// diskReserve is what unpacking leaves free. A disk without a byte left breaks
+	// more than the build: the state folder could not even be pruned.
+	diskReserve = 256 << 20
+	// checkDisk is how many bytes are written between two looks at the free space.
+	checkDisk = 64 << 20
+)
+
+// fileWriter puts a stream's files into the pool. write, finish and close are for
+// one goroutine, work for any number.
+type fileWriter struct {
+	ctx     context.Context
+	cache   *cache.Cache
+	pool    *pool.Pool
+	maxSize int64
+	size    int64 // of the files so far
+	checked int64 // size when the disk was last looked at
+
+	queue chan smallContent
+	temp  *os.File // the folder for large files, made when there is one
+	made  int      // files in temp so far
+	buf   []byte
+}
+
+// smallContent is a small file on its way to a worker.
+type smallContent struct {
+	entry *tree.Entry
+	buf   *[smallFile]byte
+}
+
+var smallBuffers = sync.Pool{New: func() any { return new([smallFile]byte) }}
+
+func newFileWriter(ctx context.Context, c *cache.Cache, maxSize int64) (*fileWriter, error) {
+	w := &fileWriter{ctx: ctx, cache: c, pool: c.Pool(), maxSize: maxSize, queue: make(chan smallContent, inFlight)}
+	return w, w.diskSpace(0)
+}
+
+// finish says that no more files come.
+func (w *fileWriter) finish() { close(w.queue) }
+
+// close removes what is left in the temporary folder.
+func (w *fileWriter) close() {
+	if w.temp != nil {
+		w.temp.Close()
+		_ = os.RemoveAll(w.temp.Name())
+	}
+}
+
+// work puts small files into the pool until finish.
+func (w *fileWriter) work() error {
+	for s := range w.queue {
+		err := w.putSmall(s)
+		smallBuffers.Put(s.buf)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *fileWriter) putSmall(s smallContent) error {
+	data := s.buf[:s.entry.Size]
+	s.entry.Content = sha256.Sum256(data)
+	return w.pool.Put(w.ctx, *s.entry, bytes.NewReader(data))
+}
+
+// write takes the content of e, whose digest it sets, now or before the workers
+// have ended.
+func (w *fileWriter) write(ctx context.Context, e *tree.Entry, r io.Reader) error {
+	if err := w.admit(e.Size); err != nil {
+		return err
+	}
+	if e.Size > smallFile {
+		return w.writeLarge(ctx, e, r)
+	}
+	buf := smallBuffers.Get().(*[smallFile]byte)
+	if _, err := io.ReadFull(r, buf[:e.Size]); err != nil {
+		return unexpected(err)
+	}
+	select {
+	case w.queue <- smallContent{e, buf}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// admit counts a file's size against the bounds, before any of it is read: a
+// sparse file may announce exabytes.
+func (w *fileWriter) admit(size int64) error {
+	if w.maxSize > 0 && size > w.maxSize-w.size {
+		return &LimitError{"bytes of files", w.maxSize}
+	}
+	w.size += size
+	if size > smallFile || w.size-w.checked > checkDisk {
+		w.checked = w.size
+		return w.diskSpace(size)
+	}
+	return nil
+}
+
+// diskSpace gives an error where size bytes would leave less than the reserve.
+func (w *fileWriter) diskSpace(size int64) error {
+	var st unix.Statfs_t
+	dir := w.cache.Path()
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("asking for the free space of %s: %w", dir, err)
+	}
+	free := int64(min(st.Bavail, 1<<62/uint64(st.Bsize)) * uint64(st.Bsize))
+	if size > free-diskReserve {
+		return fmt.Errorf("%w: %s has %d MB free, and %d MB are kept; kiln prune makes room", unix.ENOSPC, dir, free>>20, diskReserve>>20)
+	}
+	return nil
+}
+
+// writeLarge writes a file under a temporary name while it is hashed, and gives
+// it to the pool once its digest, and so its name there, is known.
+func (w *fileWriter) writeLarge(ctx context.Context, e *tree.Entry, r io.Reader) error {
+	if w.temp == nil {
+		dir, err := os.MkdirTemp(w.cache.Path("tmp"), "unpack-")
+		if err != nil {
+			return fmt.Errorf("making a temporary folder: %w", err)
+		}
+		if w.temp, err = os.Open(dir); err != nil {
+			return fmt.Errorf("opening a temporary folder: %w", err)
+		}
+	}
+	w.made++
+	name := strconv.Itoa(w.made)
+	dirfd := int(w.temp.Fd())
+	fd, err := unix.Openat(dirfd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fmt.Errorf("making a temporary file: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	defer unix.Unlinkat(dirfd, name, 0) //nolint:errcheck // close removes the folder
+	if e.Content, err = w.copyHashed(ctx, f, e.Size, r); err != nil {
+		return err
+	}
+	if len(e.Xattrs) > 0 {
+		// Seldom: the pool knows which attributes may be refused here.
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+		return w.pool.Put(ctx, *e, f)
+	}
+	if err := setMetadata(fd, e); err != nil {
+		return err
+	}
+	return w.pool.Adopt(*e, w.temp, name)
+}
+
+// copyHashed copies size bytes, leaving holes for blocks of zeros.
+func (w *fileWriter) copyHashed(ctx context.Context, f *os.File, size int64, r io.Reader) (d blob.Digest, err error) {
+	if w.buf == nil {
+		w.buf = make([]byte, copySize)
+	}
+	h := sha256.New()
+	for off := int64(0); off < size; {
+		if err := ctx.Err(); err != nil {
+			return d, context.Cause(ctx)
+		}
+		b := w.buf[:min(copySize, size-off)]
+		if _, err := io.ReadFull(r, b); err != nil {
+			return d, unexpected(err)
+		}
+		h.Write(b)
+		if !isZero(b) {
+			if _, err := f.WriteAt(b, off); err != nil {
+				return d, fmt.Errorf("writing a temporary file: %w", err)
+			}
+		}
+		off += int64(len(b))
+	}
+	if err := f.Truncate(size); err != nil {
+		return d, fmt.Errorf("writing a temporary file: %w", err)
+	}
+	return blob.Digest(h.Sum(nil)), nil
+}
+
+var zeros [4096]byte
+
+func isZero(b []byte) bool {
+	for len(b) > 0 {
+		n := min(len(b), len(zeros))
+		if !bytes.Equal(b[:n], zeros[:n]) {
+			return false
+		}
+		b = b[n:]
+	}
+	return true
+}
+
+// setMetadata gives a file e's owner, mode and time, in this order: a change of
+// owner clears the set-id bits. An owner that cannot be set here is the pool's to
+// judge, which compares.
+func setMetadata(fd int, e *tree.Entry) error {
+	err := unix.Fchown(fd, int(e.UID), int(e.GID))
+	if err != nil && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("setting the owner to %d:%d: %w", e.UID, e.GID, err)
+	}
+	if err := unix.Fchmod(fd, e.Mode); err != nil {
+		return fmt.Errorf("setting the mode to %o: %w", e.Mode, err)
+	}
+	t := unix.NsecToTimespec(e.MTime)
+	if err := unix.UtimesNanoAt(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), []unix.Timespec{t, t}, 0); err != nil {
+		return fmt.Errorf("setting the time: %w", err)
+	}
+	return nil
+}
+
+// unexpected turns the end of the stream in the middle of a file into its error.
+func unexpected(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}

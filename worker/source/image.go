@@ -1,0 +1,304 @@
+package source
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/cache/blob"
+	"github.com/kiln-build/kiln/registry"
+)
+
+// Mode says when a registry is asked what a tag means now. The values are those
+// of BuildKit's image.resolvemode attribute.
+type Mode string
+
+const (
+	// ModeDefault asks each time.
+	ModeDefault Mode = "default"
+	// ModePull asks each time.
+	ModePull Mode = "pull"
+	// ModeLocal takes what the tag meant when it was last asked for, if it was.
+	ModeLocal Mode = "local"
+)
+
+// ParseMode reads an image.resolvemode attribute; empty is ModeDefault.
+func ParseMode(s string) (Mode, error) {
+	switch m := Mode(s); m {
+	case "":
+		return ModeDefault, nil
+	case ModeDefault, ModePull, ModeLocal:
+		return m, nil
+	}
+	return "", fmt.Errorf("image resolve mode %q is none of default, pull and local", s)
+}
+
+// Image is an image of one platform, resolved: everything about it is known, and
+// none of its layers fetched.
+type Image struct {
+	// Ref is the reference, spelled out.
+	Ref string
+	// Digest is that of what Ref names: of an index, or of a manifest. It is the pin.
+	Digest blob.Digest
+	// Manifest is the manifest for the platform; its bytes are in Cache.Blobs.
+	Manifest blob.Descriptor
+	// Platform is what the image was made for, by its config.
+	Platform ocispecs.Platform
+	// Config is the image's config, as it was made.
+	Config []byte
+
+	layers []imageLayer
+}
+
+// imageLayer is a layer as manifest and config together describe it.
+type imageLayer struct {
+	diff blob.Digest
+	blob blob.Descriptor
+}
+
+// Images resolves and pulls images. It is safe for concurrent use.
+type Images struct {
+	cache    *cache.Cache
+	registry *registry.Client
+	tags     *cache.Bucket // what tags meant, see remember
+
+	resolving singleflight.Group
+	unpacking flights
+	slots     *semaphore.Weighted // layers that are fetched at once
+}
+
+// ImagesOptions are the settings of Images; the zero value works.
+type ImagesOptions struct {
+	// Parallel is how many layers are fetched and unpacked at once; 0 is 6. More
+	// than processors, since part of the time is spent waiting for the registry.
+	Parallel int
+}
+
+// NewImages makes the image source of a state folder.
+func NewImages(c *cache.Cache, r *registry.Client, o ImagesOptions) *Images {
+	if o.Parallel <= 0 {
+		o.Parallel = 6
+	}
+	s := &Images{cache: c, registry: r, tags: c.Bucket("image tags"), slots: semaphore.NewWeighted(int64(o.Parallel))}
+	s.unpacking.m = make(map[cache.LayerID]*flight)
+	return s
+}
+
+// Resolve finds the image that ref names for a platform, whose config and
+// manifests it fetches unless they are here. A reference by digest whose manifests
+// are here needs no network.
+func (s *Images) Resolve(ctx context.Context, cred registry.Credentials, ref string, p ocispecs.Platform, mode Mode) (Image, error) {
+	r, err := registry.ParseReference(ref)
+	if err != nil {
+		return Image{}, err
+	}
+	img := Image{Ref: r.String()}
+	d, data, err := s.named(ctx, cred, r, mode)
+	if err != nil {
+		return Image{}, err
+	}
+	img.Digest = d.Digest
+	m, d, err := s.manifest(ctx, cred, r, d, data, p)
+	if err != nil {
+		return Image{}, fmt.Errorf("image %s: %w", r, err)
+	}
+	img.Manifest = d
+	if err := s.config(ctx, cred, r, m, &img); err != nil {
+		return Image{}, fmt.Errorf("image %s: %w", r, err)
+	}
+	return img, nil
+}
+
+// named gives the descriptor and bytes of what r names.
+func (s *Images) named(ctx context.Context, cred registry.Credentials, r registry.Reference, mode Mode) (blob.Descriptor, []byte, error) {
+	if !r.Digest.IsZero() {
+		if d, data, err := s.kept(r.Digest); err == nil {
+			return d, data, nil
+		}
+		return s.fetchNamed(ctx, cred, r)
+	}
+	known, ok := s.recall(r)
+	if ok {
+		d, data, err := s.kept(known)
+		if ok = err == nil; ok && mode == ModeLocal {
+			return d, data, nil
+		}
+	}
+	if !ok {
+		// Nothing of it is here: one request instead of two.
+		d, data, err := s.fetchNamed(ctx, cred, r)
+		if err == nil {
+			s.remember(r, d.Digest)
+		}
+		return d, data, err
+	}
+	d, err := s.registry.Resolve(ctx, cred, r.String())
+	if err != nil {
+		return d, nil, err
+	}
+	_, data, err := s.kept(d.Digest)
+	if err != nil {
+		if data, err = s.fetch(ctx, cred, r, d); err != nil {
+			return d, nil, err
+		}
+	}
+	s.remember(r, d.Digest)
+	return d, data, nil
+}
+
+// fetchNamed fetches what r names. Builds that ask for it at the same time share
+// one request, if they log in the same way.
+func (s *Images) fetchNamed(ctx context.Context, cred registry.Credentials, r registry.Reference) (blob.Descriptor, []byte, error) {
+	type result struct {
+		d    blob.Descriptor
+		data []byte
+	}
+	fetch := func() (any, error) {
+		d, data, err := s.registry.Manifest(ctx, cred, r.String())
+		if err != nil {
+			return nil, err
+		}
+		if err := checkManifest(d, data); err != nil {
+			return nil, fmt.Errorf("image %s: %w", r, err)
+		}
+		return result{d, data}, s.cache.Blobs().Put(ctx, d.Digest, d.Size, bytes.NewReader(data))
+	}
+	v, err, shared := s.resolving.Do(fmt.Sprintf("%s %p", r, cred), fetch)
+	if err != nil && shared && ctx.Err() == nil {
+		v, err = fetch() // the one that asked may have been cancelled
+	}
+	if err != nil {
+		return blob.Descriptor{}, nil, err
+	}
+	res := v.(result)
+	return res.d, res.data, nil
+}
+
+// fetch gives the bytes of a manifest or config, from here or from r's repository.
+func (s *Images) fetch(ctx context.Context, cred registry.Credentials, r registry.Reference, d blob.Descriptor) ([]byte, error) {
+	if d.Size < 0 || d.Size > registry.MaxManifest {
+		return nil, fmt.Errorf("%s has %d bytes, more than the %d that manifests and configs may have", d.Digest, d.Size, registry.MaxManifest)
+	}
+	if data, err := s.read(d.Digest); err == nil {
+		return data, nil
+	}
+	body, err := s.registry.Fetch(ctx, cred, r.String(), d)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	data, err := io.ReadAll(body)
+	if err != nil {
+		return nil, err
+	}
+	return data, s.cache.Blobs().Put(ctx, d.Digest, d.Size, bytes.NewReader(data))
+}
+
+// kept gives a manifest that is here already.
+func (s *Images) kept(d blob.Digest) (blob.Descriptor, []byte, error) {
+	data, err := s.read(d)
+	if err != nil {
+		return blob.Descriptor{}, nil, err
+	}
+	return blob.Descriptor{Digest: d, Size: int64(len(data))}, data, nil
+}
+
+// read gives the bytes of a small blob that is here.
+func (s *Images) read(d blob.Digest) ([]byte, error) {
+	r, size, err := s.cache.Blobs().Open(d)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	if size > registry.MaxManifest {
+		return nil, fmt.Errorf("blob %s of %d bytes is no manifest: %w", d, size, fs.ErrNotExist)
+	}
+	return io.ReadAll(io.LimitReader(r, registry.MaxManifest))
+}
+
+// remember notes what a tag meant.
+func (s *Images) remember(r registry.Reference, d blob.Digest) {
+	// Losing it costs a request, and offline a clear error.
+	_ = s.tags.Put([]byte(r.String()), d[:])
+}
+
+// recall gives what a tag meant when it was last asked for.
+func (s *Images) recall(r registry.Reference) (d blob.Digest, ok bool) {
+	v, ok := s.tags.Get([]byte(r.String()))
+	if !ok || len(v) != len(d) {
+		return d, false
+	}
+	return blob.Digest(v), true
+}
+
+// Chain puts an image's layers into the cache, unfetched, and gives the chain
+// that they make and the image's config. limit is how many layers count, from the
+// bottom; 0 is all.
+func (s *Images) Chain(ctx context.Context, img Image, limit int) (cache.ChainID, []byte, error) {
+	var id cache.ChainID
+	if limit > len(img.layers) {
+		return id, nil, fmt.Errorf("image %s has %d layers, and a limit of %d", img.Ref, len(img.layers), limit)
+	}
+	if limit == 0 {
+		limit = len(img.layers)
+	}
+	r, err := registry.ParseReference(img.Ref)
+	if err != nil {
+		return id, nil, err
+	}
+	for _, l := range img.layers[:limit] {
+		layer := cache.Layer{
+			ID:      cache.ImageLayerID(l.diff),
+			DiffID:  l.diff,
+			Blobs:   []blob.Descriptor{l.blob},
+			Origins: []string{r.Repository()},
+		}
+		if err := s.cache.PutLayer(layer); err != nil {
+			return id, nil, fmt.Errorf("image %s: %w", img.Ref, err)
+		}
+		if id, err = s.cache.Extend(id, layer.ID); err != nil {
+			return id, nil, fmt.Errorf("image %s: %w", img.Ref, err)
+		}
+	}
+	return id, img.Config, ctx.Err()
+}
+
+// config fetches the config of a manifest and fills in what it says.
+func (s *Images) config(ctx context.Context, cred registry.Credentials, r registry.Reference, m manifest, img *Image) error {
+	data, err := s.fetch(ctx, cred, r, m.Config)
+	if err != nil {
+		return fmt.Errorf("its config: %w", err)
+	}
+	var c ocispecs.Image
+	if err := json.Unmarshal(data, &c); err != nil {
+		return fmt.Errorf("its config %s cannot be read: %w", m.Config.Digest, err)
+	}
+	img.Config, img.Platform = data, c.Platform
+	if len(c.RootFS.DiffIDs) != len(m.Layers) {
+		return fmt.Errorf("its manifest has %d layers and its config %d", len(m.Layers), len(c.RootFS.DiffIDs))
+	}
+	for i, l := range m.Layers {
+		diff, err := blob.Parse(c.RootFS.DiffIDs[i].String())
+		if err != nil {
+			return fmt.Errorf("its config: diff id %d: %w", i, err)
+		}
+		if err := l.check(); err != nil {
+			return fmt.Errorf("its layer %d: %w", i, err)
+		}
+		d := l.Descriptor
+		d.Annotations = nil // of no use here, and kept for each layer
+		img.layers = append(img.layers, imageLayer{diff, d})
+	}
+	return nil
+}
+
+var errNoConfig = errors.New("it is no container image")
