@@ -34,8 +34,7 @@ const (
 	identHeader = 2
 
 	// maxNode bounds a node's bytes: cut ends a leaf at cutWeight, its last
-	// entry may have maxXattrs, and the rest of an item is 48 bytes with its
-	// place in the table.
+	// entry may have maxXattrs, and an item's share of table and rest is 48 bytes.
 	maxNode = 2 << 20
 )
 

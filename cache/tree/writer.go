@@ -10,14 +10,15 @@ import (
 // Where a directory is cut into nodes depends on its names, so that one set of
 // entries has one form, whichever way it came about, and a name that is added
 // moves no cut but those beside it. A node ends after a name whose hash is a
-// multiple of the level's cutEvery, once it has cutMin items; after cutMax items
-// at the latest; and after cutWeight bytes of identity, which keeps nodes of
-// long links and large xattrs small. Leaves have about 128 entries: at 70 bytes
-// each, an edit in a directory of any size writes about 9 KB of leaf and 6 KB of
-// nodes above it, and a directory of usual size is one node.
+// multiple of the level's every, once it has min items; after max items at the
+// latest; and after cutWeight bytes of identity, which keeps nodes of long links
+// and large xattrs small. Leaves so have about 80 entries, and other nodes 32
+// items: an edit in a directory of 100,000 names writes 12 KB. Leaves of 256
+// would make it 40 KB; smaller ones would make most directories several nodes,
+// each of which costs a read.
 const (
-	leafMin, leafEvery, leafMax    = 32, 96, 512
-	innerMin, innerEvery, innerMax = 16, 48, 256
+	leafMin, leafEvery, leafMax    = 48, 32, 320
+	innerMin, innerEvery, innerMax = 16, 16, 128
 	cutWeight                      = 128 << 10
 )
 
@@ -116,7 +117,7 @@ func (w *writer) free() {
 	writers.Put(w)
 }
 
-// levels gives the number of levels that are in use.
+// page gives the page of a level.
 func (w *writer) page(level int) *page {
 	for len(w.pages) <= level {
 		w.pages = append(w.pages, &page{level: len(w.pages)})
