@@ -25,6 +25,8 @@ type Layer struct {
 	open func(ctx context.Context) (io.ReadCloser, error)
 	// stream, where it is set, writes the bytes without anything in between.
 	stream func(ctx context.Context, w io.Writer) error
+	// made says that open has all that it needs on this machine.
+	made bool
 }
 
 // Open reads the blob. Errors that mean that it is not here any more, now or

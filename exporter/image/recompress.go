@@ -25,7 +25,7 @@ func (ls *layers) recompress(ctx context.Context, l cache.Layer, d blob.Descript
 			return Layer{}, err
 		}
 		desc := blob.Descriptor{MediaType: how.Compression.MediaType(), Digest: l.DiffID, Size: size}
-		return Layer{ID: l.ID, DiffID: l.DiffID, Desc: desc, open: open}, nil
+		return Layer{ID: l.ID, DiffID: l.DiffID, Desc: desc, open: open, made: true}, nil
 	}
 	bucket, key := ls.env.Cache.Bucket(madeBucket), recompressedKey(l.DiffID, how)
 	m, ok := ls.recall(bucket, key)
@@ -46,7 +46,7 @@ func (ls *layers) recompress(ctx context.Context, l cache.Layer, d blob.Descript
 		}
 	}
 	desc := blob.Descriptor{MediaType: how.Compression.MediaType(), Digest: m.Digest, Size: m.Size}
-	return Layer{ID: l.ID, DiffID: l.DiffID, Desc: desc, open: ls.opener(l, desc)}, nil
+	return Layer{ID: l.ID, DiffID: l.DiffID, Desc: desc, open: ls.opener(l, desc), made: true}, nil
 }
 
 // recompressedKey is madeKey for layers that are known by their DiffID.
