@@ -1,0 +1,277 @@
+package layer
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+
+	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/cache/pool"
+	"github.com/kiln-build/kiln/cache/tree"
+	"github.com/kiln-build/kiln/worker/internal/dirfd"
+	"golang.org/x/sync/singleflight"
+	"golang.org/x/sys/unix"
+)
+
+// Folders makes and finds the folders of layers. It is safe for concurrent use.
+type Folders struct {
+	cache *cache.Cache
+	pool  *pool.Pool
+	// opaque is the xattr that makes a directory opaque to overlayfs as this
+	// process may mount it.
+	opaque  string
+	flights singleflight.Group
+	// slots bounds the goroutines that fill folders, beside those that asked.
+	slots chan struct{}
+}
+
+// NewFolders gives the folders of a state folder.
+func NewFolders(c *cache.Cache) *Folders {
+	return &Folders{
+		cache: c, pool: c.Pool(), opaque: opaqueXattr(),
+		slots: make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
+	}
+}
+
+// opaqueXattr finds out which xattr overlayfs will heed: without privilege over
+// the initial user namespace, trusted.* cannot be set and userxattr is mounted with.
+func opaqueXattr() string {
+	if InUserNamespace() {
+		return overlayUser + "opaque"
+	}
+	return overlayTrusted + "opaque"
+}
+
+// InUserNamespace reports whether this process is in a user namespace that is
+// not the machine's first, where overlayfs must be mounted with userxattr.
+var InUserNamespace = sync.OnceValue(func() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return false
+	}
+	var inside, outside, count uint32
+	if _, err := fmt.Sscan(string(b), &inside, &outside, &count); err != nil {
+		return true // an empty map: a namespace that is not set up yet
+	}
+	return inside != 0 || outside != 0 || count != 1<<32-1
+})
+
+// Folder gives the path of a layer's folder, which is made if it is not there.
+// The layer must have been unpacked. Whoever mounts it mounts it read-only or as
+// a lower layer: its files are the pool's.
+func (f *Folders) Folder(ctx context.Context, l cache.Layer) (string, error) {
+	if l.Root.Kind != tree.Dir {
+		return "", &cache.NotUnpackedError{Layer: l.ID}
+	}
+	path := f.path(l.Root)
+	if _, err := os.Lstat(path); err == nil {
+		return path, nil
+	}
+	done := f.flights.DoChan(path, func() (any, error) {
+		// Whoever else waits for it must not lose it with the first one's build.
+		return nil, f.make(context.WithoutCancel(ctx), path, l)
+	})
+	select {
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	case r := <-done:
+		if r.Err != nil {
+			return "", fmt.Errorf("making the folder of layer %.12s: %w", l.ID, r.Err)
+		}
+		return path, nil
+	}
+}
+
+// path gives where the folder of a layer's tree is, if it is.
+func (f *Folders) path(root tree.Entry) string {
+	key := root.Key()
+	return f.cache.Path("layers", hex.EncodeToString(key[:]))
+}
+
+func (f *Folders) make(ctx context.Context, path string, l cache.Layer) error {
+	if _, err := os.Lstat(path); err == nil {
+		return nil
+	}
+	tmp, err := os.MkdirTemp(f.cache.Path("tmp"), "folder-")
+	if err != nil {
+		return err
+	}
+	// A filler, not os.RemoveAll on the happy path: after the rename there is nothing.
+	defer os.RemoveAll(tmp)
+	root := filepath.Join(tmp, "fs")
+	if err := os.Mkdir(root, 0o700); err != nil {
+		return err
+	}
+	fd, err := dirfd.Dir(unix.AT_FDCWD, root)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	b := &filler{ctx: ctx, folders: f, layer: l.ID}
+	if err := b.dir(fd, "", l.Root); err != nil {
+		return err
+	}
+	if err := os.Rename(root, path); err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
+	return nil
+}
+
+// filler fills one folder.
+type filler struct {
+	ctx     context.Context
+	folders *Folders
+	layer   cache.LayerID
+}
+
+// dir makes what is in the directory e, whose path is rel, in the open and empty
+// directory fd, gives it e's metadata, and goes on to the directories in it.
+// What happens inside those no longer touches fd's own times.
+func (b *filler) dir(fd int, rel string, e tree.Entry) error {
+	if b.ctx.Err() != nil {
+		return context.Cause(b.ctx)
+	}
+	var subs []tree.Entry
+	for c, err := range tree.ReadDir(b.folders.cache, e.Children) {
+		if err != nil {
+			return b.gone(fmt.Errorf("reading directory %q: %w", rel, err))
+		}
+		if c.Kind == tree.Dir {
+			subs = append(subs, c)
+			err = unix.Mkdirat(fd, c.Name, 0o700)
+		} else {
+			err = b.make(fd, c)
+		}
+		if err != nil {
+			return fmt.Errorf("making %q: %w", filepath.Join(rel, c.Name), err)
+		}
+	}
+	if err := b.dirMeta(fd, e); err != nil {
+		return fmt.Errorf("making %q: %w", rel, err)
+	}
+	errs := make([]error, len(subs))
+	var wg sync.WaitGroup
+	for i, sub := range subs {
+		select {
+		case b.folders.slots <- struct{}{}:
+			wg.Go(func() {
+				defer func() { <-b.folders.slots }()
+				errs[i] = b.sub(fd, rel, sub)
+			})
+			continue
+		default:
+		}
+		if err := b.sub(fd, rel, sub); err != nil {
+			errs[i] = err
+			break
+		}
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func (b *filler) sub(fd int, rel string, e tree.Entry) error {
+	sub, err := dirfd.Dir(fd, e.Name)
+	if err != nil {
+		return fmt.Errorf("opening %q: %w", filepath.Join(rel, e.Name), err)
+	}
+	defer unix.Close(sub)
+	return b.dir(sub, filepath.Join(rel, e.Name), e)
+}
+
+// make makes anything that is not a directory.
+func (b *filler) make(fd int, e tree.Entry) error {
+	var err error
+	switch e.Kind {
+	case tree.File:
+		id := pool.IDOf(e)
+		return b.gone(b.folders.pool.LinkID(&id, e, fd, e.Name))
+	case tree.Whiteout:
+		return unix.Mknodat(fd, e.Name, unix.S_IFCHR|0o600, 0)
+	case tree.Symlink:
+		err = unix.Symlinkat(e.Target, fd, e.Name)
+	case tree.Fifo:
+		err = unix.Mknodat(fd, e.Name, unix.S_IFIFO|0o600, 0)
+	case tree.Socket:
+		err = unix.Mknodat(fd, e.Name, unix.S_IFSOCK|0o600, 0)
+	case tree.CharDev:
+		err = unix.Mknodat(fd, e.Name, unix.S_IFCHR|0o600, int(e.Dev))
+	case tree.BlockDev:
+		err = unix.Mknodat(fd, e.Name, unix.S_IFBLK|0o600, int(e.Dev))
+	default:
+		err = fmt.Errorf("an entry of unknown kind %d", e.Kind)
+	}
+	if err != nil {
+		return err
+	}
+	return b.nodeMeta(fd, e)
+}
+
+// nodeMeta gives a link or special file its metadata. The file is new and in a
+// folder that nobody else knows yet, so names serve.
+func (b *filler) nodeMeta(fd int, e tree.Entry) error {
+	if e.UID != 0 || e.GID != 0 {
+		if err := unix.Fchownat(fd, e.Name, int(e.UID), int(e.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+	}
+	if e.Kind != tree.Symlink {
+		// After chown, which clears the set-id bits.
+		if err := unix.Fchmodat(fd, e.Name, e.Mode, 0); err != nil {
+			return err
+		}
+	}
+	for _, x := range e.Xattrs {
+		if err := unix.Lsetxattr(dirfd.ProcPath(fd, e.Name), x.Name, []byte(x.Value), 0); err != nil {
+			return fmt.Errorf("setting %s: %w", x.Name, err)
+		}
+	}
+	return unix.UtimesNanoAt(unix.AT_FDCWD, dirfd.ProcPath(fd, e.Name), times(e.MTime), unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// dirMeta gives the open directory fd the metadata of e.
+func (b *filler) dirMeta(fd int, e tree.Entry) error {
+	if e.UID != 0 || e.GID != 0 {
+		if err := unix.Fchown(fd, int(e.UID), int(e.GID)); err != nil {
+			return err
+		}
+	}
+	if err := unix.Fchmod(fd, e.Mode); err != nil {
+		return err
+	}
+	for _, x := range e.Xattrs {
+		if err := unix.Fsetxattr(fd, x.Name, []byte(x.Value), 0); err != nil {
+			return fmt.Errorf("setting %s: %w", x.Name, err)
+		}
+	}
+	if e.Opaque {
+		if err := unix.Fsetxattr(fd, b.folders.opaque, []byte("y"), 0); err != nil {
+			return fmt.Errorf("making it opaque: %w", err)
+		}
+	}
+	return futimes(fd, e.MTime)
+}
+
+// gone tells a file or node that the cache promised and has not from other errors.
+func (b *filler) gone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return &cache.GoneError{Layer: b.layer, Err: err}
+	}
+	return err
+}
+
+func times(ns int64) []unix.Timespec {
+	t := unix.NsecToTimespec(ns)
+	return []unix.Timespec{t, t}
+}
+
+// futimes sets an open directory's times: utimensat with an empty path.
+func futimes(fd int, ns int64) error {
+	return unix.UtimesNanoAt(fd, "", times(ns), unix.AT_EMPTY_PATH)
+}
