@@ -1,0 +1,154 @@
+package solver
+
+import "github.com/kiln-build/kiln/llb"
+
+// join makes tasks of the nodes that have no answer, or finds those that others
+// have made, and makes a new attempt want them, in place of the old one, if any.
+// It reports false where a task that the lookup counted on has failed meanwhile:
+// then there is nothing for it but to look again. It ends the planning.
+func (s *Solver) join(b *build, p *plan, old *attempt) (*attempt, bool) {
+	s.measure(p)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	need, ok := s.needed(p)
+	if !ok {
+		s.planned()
+		return nil, false
+	}
+	a := newAttempt(b)
+	tasks := make([]*task, len(p.nodes))
+	for i := range p.nodes {
+		if !need[i] {
+			continue
+		}
+		n := &p.nodes[i]
+		t := s.tasks[n.share]
+		switch {
+		case t == nil:
+			t = s.newTask(p, n, tasks)
+			s.want(a, t, n.vertex)
+			s.tasks[n.share] = t
+			if t.pending == 0 {
+				s.ready(t)
+			}
+		case t.wantedBy(a) == nil:
+			s.wantAll(a, p, t, n.vertex)
+		}
+		if n.ahead > t.ahead && t.state != solved {
+			t.ahead = n.ahead
+			s.raise(t)
+		}
+		tasks[i] = t
+	}
+	s.announce(b, p, a)
+	if old != nil {
+		s.leave(old, old.err)
+	}
+	s.planned()
+	b.found(p, tasks)
+	if a.left == 0 {
+		a.end()
+	}
+	return a, true
+}
+
+// needed goes down from the targets once more, now that nothing changes, and ends
+// at answers and at tasks.
+func (s *Solver) needed(p *plan) (need []bool, ok bool) {
+	need = make([]bool, len(p.nodes))
+	for _, t := range p.targets {
+		if t.node >= 0 {
+			need[t.node] = true
+		}
+	}
+	for i := len(p.nodes) - 1; i >= 0; i-- {
+		n := &p.nodes[i]
+		if !need[i] {
+			continue
+		}
+		if n.found == hit {
+			need[i] = false
+			continue
+		}
+		if s.tasks[n.share] != nil {
+			continue
+		}
+		if n.found != miss {
+			return nil, false
+		}
+		for _, in := range n.inputs {
+			need[in] = true
+		}
+	}
+	return need, true
+}
+
+// newTask makes the task of a node, whose needed inputs have theirs.
+func (s *Solver) newTask(p *plan, n *node, tasks []*task) *task {
+	s.seq++
+	t := &task{
+		vertex: n.vertex, op: n.op, pin: n.pin, dk: n.dk, share: n.share,
+		fresh: n.fresh, why: n.why, ahead: n.ahead, seq: s.seq,
+		inputs: make([]input, len(n.inputs)),
+	}
+	edges := n.vertex.Inputs()
+	for k, in := range n.inputs {
+		from, output := tasks[in], edges[k].Output
+		switch {
+		case from == nil:
+			t.inputs[k].chain = p.nodes[in].outputs[output]
+		case from.state == solved:
+			t.inputs[k].chain = from.outputs[output]
+		default:
+			t.inputs[k] = input{task: from, output: output}
+			t.pending++
+			from.readers = append(from.readers, t)
+		}
+	}
+	return t
+}
+
+// wantAll makes an attempt want a task of others, and what it waits for.
+func (s *Solver) wantAll(a *attempt, p *plan, t *task, v *llb.Vertex) {
+	s.want(a, t, v)
+	stack := []*task{t}
+	for len(stack) > 0 {
+		t := stack[len(stack)-1]
+		stack = stack[:len(stack)-1]
+		if t.state != waiting {
+			continue
+		}
+		for _, in := range t.inputs {
+			if in.task == nil || in.task.state == solved || in.task.wantedBy(a) != nil {
+				continue
+			}
+			s.want(a, in.task, a.build.vertexOf(p, in.task))
+			stack = append(stack, in.task)
+		}
+	}
+}
+
+// announce tells who watches of all that is answered for: the nodes with records,
+// and everything that only they would have needed.
+func (s *Solver) announce(b *build, p *plan, a *attempt) {
+	if !b.watch.on() {
+		return
+	}
+	wanted := make(map[llb.Digest]bool, len(a.tasks))
+	for _, t := range a.tasks {
+		wanted[t.wantedBy(a).vertex.Digest()] = true
+	}
+	now := s.o.Clock()
+	for i := range p.nodes {
+		n := &p.nodes[i]
+		if wanted[n.vertex.Digest()] {
+			continue
+		}
+		switch n.found {
+		case hit:
+			b.watch.cached(n.vertex, now, n.why)
+		default:
+			b.watch.cached(n.vertex, now, "nothing that runs needs it")
+		}
+	}
+}
