@@ -1,100 +1,45 @@
 // Package cache is the state folder: records of what was built, and the trees,
 // chains, layers, blobs and files that they lead to.
+//
+// A Record is found under Keys and names Chains. A chain is a list of layers,
+// each link of it stored under its ChainID. A Layer leads to a tree (package
+// tree), whose nodes the cache stores, whose files lie in the pool (package
+// pool), and whose compressed forms lie among the blobs (package blob). Records,
+// chains, layers and nodes are in a database; docs/formats.md draws it all.
+//
+// A cache can only miss. What is not here, damaged, or not known to have reached
+// the disk before the machine crashed (see epoch.go) makes a lookup miss, never
+// a build fail.
+//
+// One process at a time owns a state folder. Within it everything is safe for
+// concurrent use, Prune while builds run too: what is found or put under an open
+// Lease is kept. The locks are taken in this order: Cache.stamp, Cache.layerMu,
+// a shard of the guard, database.flushMu, database.mu.
 package cache
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
+	"crypto/rand"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/kiln-build/kiln/cache/blob"
+	"github.com/kiln-build/kiln/cache/internal/guard"
 	"github.com/kiln-build/kiln/cache/pool"
 	"github.com/kiln-build/kiln/cache/tree"
+	"golang.org/x/sync/singleflight"
 )
 
-// Key is a definition key or a content key: what a record is found under.
-type Key [sha256.Size]byte
-
-// LayerID is the identity of a layer. For a layer of an image it is made of the
-// layer's diff id, for one that kiln made, of the identity of its tree.
-type LayerID [sha256.Size]byte
-
-// ChainID is the identity of a chain of layers, made of that of the chain below
-// and of the top layer. The zero ChainID is the empty chain: scratch.
-type ChainID [sha256.Size]byte
-
-// ContentID identifies what one operation sees of one of its inputs.
-type ContentID [sha256.Size]byte
-
-func (k Key) String() string     { return hex.EncodeToString(k[:]) }
-func (l LayerID) String() string { return hex.EncodeToString(l[:]) }
-func (c ChainID) String() string { return hex.EncodeToString(c[:]) }
-
-// Layer is what is known of a layer. A layer of an image that nothing has read
-// yet has no Root: its DiffID, its Blobs and where they come from are known only.
-type Layer struct {
-	ID LayerID
-	// Root is the layer's tree, in layer form (see package tree). Its Kind is
-	// None while the layer has not been unpacked.
-	Root tree.Entry
-	// DiffID is the digest of the layer's uncompressed tar stream, where known.
-	DiffID blob.Digest
-	// Blobs are the compressed forms that are known of the layer.
-	Blobs []blob.Descriptor
-	// Origins are repositories that hold Blobs, "host/name" each.
-	Origins []string
-	// Size is the sum of the sizes of the layer's files in bytes, once unpacked.
-	Size int64
-}
-
-// Chain is a link of a chain of layers.
-type Chain struct {
-	Parent ChainID
-	Layer  LayerID
-	Depth  int // the number of layers, this one counted
-}
-
-// Record is what the cache holds under a key: the result of a vertex, and why.
-type Record struct {
-	// Outputs are the vertex's outputs in their order.
-	Outputs []ChainID
-	// Name is the vertex's name when it ran, for du, prune and explain.
-	Name string
-	// Vertex is the digest of the vertex's op, and Inputs what it saw of each input.
-	Vertex [sha256.Size]byte
-	Inputs []ContentID
-	// Created is when the op had run, Duration how long it took.
-	Created  time.Time
-	Duration time.Duration
-}
-
-// MissError says why a lookup found nothing that can be used.
-type MissError struct {
-	Key    Key
-	Reason string
-}
-
-func (e *MissError) Error() string { return fmt.Sprintf("no record under %.12s: %s", e.Key, e.Reason) }
-
-// GoneError says that a layer's data, which a record promised, is not here any
-// more. The caller forgets the layer (ForgetLayer), which makes every record
-// that leads to it a miss, and solves again.
-type GoneError struct {
-	Layer LayerID
-	Err   error
-}
-
-func (e *GoneError) Error() string { return fmt.Sprintf("layer %.12s is gone: %v", e.Layer, e.Err) }
-func (e *GoneError) Unwrap() error { return e.Err }
-
-// NotUnpackedError says that a tree was asked for of a layer that has not been unpacked.
-type NotUnpackedError struct{ Layer LayerID }
-
-func (e *NotUnpackedError) Error() string {
-	return fmt.Sprintf("layer %.12s has not been unpacked", e.Layer)
-}
+// Version is the format of state folders that this package reads and writes. It
+// goes up with every change that older code would misread.
+const Version = 1
 
 // Options are the settings of a cache; the zero value works.
 type Options struct {
@@ -103,119 +48,248 @@ type Options struct {
 	// Waiting is called when another process holds the state folder and Open
 	// waits for it; nil says nothing.
 	Waiting func(pid int, command string)
+	// Warn takes what went wrong and costs cached results only; nil says nothing.
+	Warn func(error)
+	// SingleID is pool.Options.SingleID.
+	SingleID bool
+	// LazyClose makes Close return before what was written is durable. Nothing is
+	// lost by that unless the machine stops within the half minute in which the
+	// kernel writes it to the disk by itself, or is started anew before the next
+	// process on this folder has closed the epoch: then the results written since
+	// are misses.
+	LazyClose bool
+
+	bootID string // for tests; empty is the machine's
 }
 
 // Cache is an open state folder. It is safe for concurrent use.
-type Cache struct{}
+type Cache struct {
+	dir   string
+	opt   Options
+	lock  *os.File
+	root  *os.File
+	guard *guard.Guard
+	db    *database
+	pool  *pool.Pool
+	blobs *blob.Store
+	nodes nodeCache
+	used  usedLog
+	epoch epochs
+	group sync.WaitGroup
+	done  chan struct{}
 
-// Open opens or makes the state folder dir. It waits while another process owns it.
-func Open(ctx context.Context, dir string, o Options) (*Cache, error) { panic("unwritten") }
+	layerMu sync.Mutex // serialises changes of layers
 
-// Close makes what was written durable and lets the folder go.
-func (c *Cache) Close() error { panic("unwritten") }
+	chains verified
+	merged singleflight.Group
 
-// Path gives the path of a file or folder of the state folder, Path("layers") for one.
-func (c *Cache) Path(elem ...string) string { panic("unwritten") }
+	leaseMu  sync.Mutex // guards what follows
+	leases   map[*Lease]struct{}
+	replaced []tree.Entry   // roots that layers had since the oldest lease began
+	mounts   map[string]int // cache mounts in use
 
-// Node and PutNode make a Cache a tree.Nodes.
-func (c *Cache) Node(a tree.Addr) ([]byte, error)       { panic("unwritten") }
-func (c *Cache) PutNode(a tree.Addr, node []byte) error { panic("unwritten") }
-
-// Pool, Blobs are the parts of the folder.
-func (c *Cache) Pool() *pool.Pool   { panic("unwritten") }
-func (c *Cache) Blobs() *blob.Store { panic("unwritten") }
-
-// ImageLayerID and TreeLayerID make the identity of a layer.
-func ImageLayerID(diff blob.Digest) LayerID { panic("unwritten") }
-func TreeLayerID(root tree.Entry) LayerID   { panic("unwritten") }
-
-// PutLayer adds to what is known of a layer. Where l.Root differs in its Addr
-// from the Root that is known (the same files with other times) l.Root replaces
-// it, and the DiffID and Blobs of a layer that kiln made are dropped with it.
-func (c *Cache) PutLayer(l Layer) error { panic("unwritten") }
-
-// Layer gives what is known of a layer; nothing is a *GoneError.
-func (c *Cache) Layer(id LayerID) (Layer, error) { panic("unwritten") }
-
-// ForgetLayer drops what is known of a layer.
-func (c *Cache) ForgetLayer(id LayerID) error { panic("unwritten") }
-
-// Extend puts a layer on top of a chain.
-func (c *Cache) Extend(parent ChainID, top LayerID) (ChainID, error) { panic("unwritten") }
-
-// Chain gives the top link of a chain; the empty chain's is the zero Chain.
-func (c *Cache) Chain(id ChainID) (Chain, error) { panic("unwritten") }
-
-// Layers gives a chain's layers, bottom first.
-func (c *Cache) Layers(id ChainID) ([]Layer, error) { panic("unwritten") }
-
-// Merged gives the state that a chain's layers make together: an Entry of kind
-// Dir. It is worked out when first asked for, from the nearest chain below whose
-// state is known, and kept. A layer that is not unpacked is a *NotUnpackedError.
-func (c *Cache) Merged(id ChainID) (tree.Entry, error) { panic("unwritten") }
-
-// SetMerged notes the state of a chain where the caller has it at hand.
-func (c *Cache) SetMerged(id ChainID, root tree.Entry) error { panic("unwritten") }
-
-// Lookup finds the record under a key. The error is a *MissError where there is
-// none, or none whose chains can still be had.
-func (c *Cache) Lookup(k Key) (Record, error) { panic("unwritten") }
-
-// Store puts a record under keys.
-func (c *Cache) Store(r Record, keys ...Key) error { panic("unwritten") }
-
-// Lease keeps what it holds from being collected, until Release.
-type Lease struct{}
-
-// Lease makes a lease that holds nothing yet. Whatever is put into the cache or
-// the pool between its making and its Release is held too.
-func (c *Cache) Lease() *Lease { panic("unwritten") }
-
-// Hold adds a chain and all that it leads to.
-func (l *Lease) Hold(id ChainID) { panic("unwritten") }
-
-// Release ends the lease.
-func (l *Lease) Release() { panic("unwritten") }
-
-// Bucket is a small named key-value store beside the records, for what parts of
-// the worker remember: digests by stat, ETags, durations. Losing it costs time only.
-type Bucket struct{}
-
-// Bucket gives the bucket of that name.
-func (c *Cache) Bucket(name string) *Bucket { panic("unwritten") }
-
-// Get gives a copy of the value under key; ok is false where there is none.
-func (b *Bucket) Get(key []byte) (value []byte, ok bool) { panic("unwritten") }
-
-// Put stores a value; it becomes durable in the background.
-func (b *Bucket) Put(key, value []byte) error { panic("unwritten") }
-
-// Usage is one line of what the state folder holds.
-type Usage struct {
-	ID          string    // of the record, mount or blob
-	Kind        string    // "regular", "source.local", "exec.cachemount", "internal", as BuildKit names them
-	Description string    // the vertex's name, the mount's id
-	Size        int64     // bytes on disk that go if this is pruned alone
-	Shared      bool      // parts of it are used by others too
-	InUse       bool      // a build holds it
-	Created     time.Time
-	LastUsed    time.Time
-	Uses        int
-	Parents     []string
+	pruneMu sync.Mutex // one Prune or Usage at a time
 }
-
-// Usage lists what the folder holds, largest first.
-func (c *Cache) Usage(ctx context.Context) ([]Usage, error) { panic("unwritten") }
-
-// PruneOptions say what to collect. The zero value collects what no record leads to.
-type PruneOptions struct {
-	All          bool             // whatever no build holds
-	KeepDuration time.Duration    // keep what was used since; 0 is no such bound
-	MaxUsed      int64            // collect, longest unused first, until the folder is at most so large; 0 is no bound
-	Filter       func(Usage) bool // consider only these; nil is all
-}
-
-// Prune collects and gives what went.
-func (c *Cache) Prune(ctx context.Context, o PruneOptions) ([]Usage, error) { panic("unwritten") }
 
 var _ tree.Nodes = (*Cache)(nil)
+
+// Open opens or makes the state folder dir. It waits while another process owns it.
+func Open(ctx context.Context, dir string, o Options) (*Cache, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("opening the state folder: %w", err)
+	}
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
+	if o.Warn == nil {
+		o.Warn = func(error) {}
+	}
+	c := &Cache{
+		dir: dir, opt: o, guard: new(guard.Guard), done: make(chan struct{}),
+		leases: map[*Lease]struct{}{}, mounts: map[string]int{},
+	}
+	if err := c.open(ctx); err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			err = fmt.Errorf("%w (choose another folder with --root or KILN_ROOT)", err)
+		}
+		return nil, fmt.Errorf("opening the state folder %s: %w", dir, err)
+	}
+	return c, nil
+}
+
+func (c *Cache) open(ctx context.Context) (err error) {
+	if err := os.MkdirAll(c.dir, 0o700); err != nil {
+		return err
+	}
+	boot, err := c.bootID()
+	if err != nil {
+		return err
+	}
+	lock, unclean, err := takeLock(ctx, c.dir, boot, c.opt.Waiting)
+	if err != nil {
+		return err
+	}
+	c.lock = lock
+	defer func() {
+		if err != nil {
+			c.abandon()
+		}
+	}()
+	if err := checkVersion(c.dir); err != nil {
+		return err
+	}
+	if c.root, err = os.Open(c.dir); err != nil {
+		return err
+	}
+	for _, d := range []string{"layers", "mounts"} {
+		if err := os.Mkdir(c.Path(d), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	if err := c.emptyTemp(); err != nil {
+		return err
+	}
+	if c.pool, err = pool.Open(c.Path("files"), pool.Options{SingleID: c.opt.SingleID, Guard: c.guard}); err != nil {
+		return err
+	}
+	if c.blobs, err = blob.OpenStore(c.dir, blob.Options{Guard: c.guard}); err != nil {
+		return err
+	}
+	if c.db, err = openDatabase(c.Path("db"), c.guard, c.opt.Clock(), c.opt.Warn); err != nil {
+		return err
+	}
+	c.used.path = c.Path("used")
+	if err := c.beginEpochs(boot, unclean); err != nil {
+		return err
+	}
+	c.group.Go(c.closeEpochs)
+	return nil
+}
+
+// abandon lets go what a failed open had taken.
+func (c *Cache) abandon() {
+	if c.db != nil {
+		_ = c.db.close()
+	}
+	if c.blobs != nil {
+		_ = c.blobs.Close()
+	}
+	if c.pool != nil {
+		_ = c.pool.Close()
+	}
+	if c.root != nil {
+		_ = c.root.Close()
+	}
+	c.group.Wait()
+	_ = c.lock.Close()
+}
+
+// Close makes what was written durable and lets the folder go. Nothing of the
+// Cache may be in use any more.
+func (c *Cache) Close() error {
+	close(c.done)
+	c.group.Wait()
+	errs := []error{c.used.flush()}
+	durable := true
+	if c.opt.LazyClose {
+		durable = !c.guard.Dirty()
+	} else if c.guard.Dirty() {
+		err := c.closeEpoch()
+		durable = err == nil
+		errs = append(errs, err)
+	}
+	errs = append(errs, c.db.close(), c.blobs.Close(), c.pool.Close(), c.root.Close())
+	if durable {
+		// An empty lock file says that no epoch is open.
+		errs = append(errs, c.lock.Truncate(0))
+	}
+	errs = append(errs, c.lock.Close())
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("closing the state folder %s: %w", c.dir, err)
+	}
+	return nil
+}
+
+// Path gives the path of a file or folder of the state folder, Path("layers") for one.
+func (c *Cache) Path(elem ...string) string {
+	return filepath.Join(append([]string{c.dir}, elem...)...)
+}
+
+// Pool is the folder of files that layers link to.
+func (c *Cache) Pool() *pool.Pool { return c.pool }
+
+// Blobs are the manifests, configs and compressed layers.
+func (c *Cache) Blobs() *blob.Store { return c.blobs }
+
+// checkVersion refuses folders of other formats, and marks a new one as ours.
+func checkVersion(dir string) error {
+	path := filepath.Join(dir, "version")
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := checkForeign(dir); err != nil {
+			return err
+		}
+		return os.WriteFile(path, []byte("kiln state "+strconv.Itoa(Version)+"\n"), 0o600)
+	}
+	if err != nil {
+		return err
+	}
+	n, err := strconv.Atoi(strings.TrimPrefix(strings.TrimSpace(string(b)), "kiln state "))
+	switch {
+	case err != nil || n < 1:
+		return fmt.Errorf("its file version says %.40q, which is no format of kiln's; remove the folder or choose another", b)
+	case n > Version:
+		return fmt.Errorf("it has format %d and this kiln knows formats up to %d: use a newer kiln, or another folder", n, Version)
+	}
+	return nil
+}
+
+// checkForeign keeps a folder that holds other things from being taken for an empty one.
+func checkForeign(dir string) error {
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if n.Name() != "lock" && n.Name() != "version" {
+			return fmt.Errorf("it is not empty (%q is in it) and is no state folder of kiln's: choose another", n.Name())
+		}
+	}
+	return nil
+}
+
+// emptyTemp empties the folder tmp. What is in it may be large: it is moved away
+// and removed in the background.
+func (c *Cache) emptyTemp() error {
+	tmp := c.Path("tmp")
+	trash, err := filepath.Glob(c.Path("trash-*"))
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := c.discard(tmp); err != nil {
+			return err
+		}
+	}
+	for _, t := range trash {
+		c.group.Go(func() { c.remove(t) })
+	}
+	return os.Mkdir(tmp, 0o700)
+}
+
+// discard moves a file or folder away, to be removed in the background.
+func (c *Cache) discard(path string) error {
+	trash := c.Path("trash-" + rand.Text())
+	if err := os.Rename(path, trash); err != nil {
+		return err
+	}
+	c.group.Go(func() { c.remove(trash) })
+	return nil
+}
+
+func (c *Cache) remove(path string) {
+	if err := os.RemoveAll(path); err != nil {
+		c.opt.Warn(fmt.Errorf("removing what is not needed any more: %w", err))
+	}
+}

@@ -115,14 +115,15 @@ const hexDigits = "0123456789abcdef"
 
 // place gives the folder of a file and its name in it.
 func (p *Pool) place(id *FileID) (dirfd int, name string, err error) {
-	dirfd, err = p.dir(id[0])
+	dirfd, err = p.dir(id[0], true)
 	var b [2 * (sha256.Size - 1)]byte
 	hex.Encode(b[:], id[1:])
 	return dirfd, string(b[:]), err
 }
 
-// dir gives the descriptor of the folder whose name is n in hex.
-func (p *Pool) dir(n byte) (int, error) {
+// dir gives the descriptor of the folder whose name is n in hex. One that is not
+// there is made, or, without create, is -1.
+func (p *Pool) dir(n byte, create bool) (int, error) {
 	d := &p.dirs[n]
 	if fd := d.fd.Load(); fd != 0 {
 		return int(fd) - 1, nil
@@ -134,10 +135,17 @@ func (p *Pool) dir(n byte) (int, error) {
 	}
 	name := string([]byte{hexDigits[n>>4], hexDigits[n&15]})
 	root := int(p.root.Fd())
-	if err := unix.Mkdirat(root, name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
-		return -1, tmpfile.Explain(fmt.Errorf("making folder %s of the pool: %w", name, err))
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Openat(root, name, flags, 0)
+	if errors.Is(err, unix.ENOENT) {
+		if !create {
+			return -1, nil
+		}
+		if err := unix.Mkdirat(root, name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+			return -1, tmpfile.Explain(fmt.Errorf("making folder %s of the pool: %w", name, err))
+		}
+		fd, err = unix.Openat(root, name, flags, 0)
 	}
-	fd, err := unix.Openat(root, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("opening folder %s of the pool: %w", name, err)
 	}

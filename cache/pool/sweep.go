@@ -40,9 +40,12 @@ func (p *Pool) Sweep(keep func(FileID) bool) (removed int, err error) {
 // disk. Only folders that changed since then are looked into.
 func (p *Pool) DropSince(since int64) error {
 	for n := range 256 {
-		dirfd, err := p.dir(byte(n))
+		dirfd, err := p.dir(byte(n), false)
 		if err != nil {
 			return err
+		}
+		if dirfd < 0 {
+			continue
 		}
 		var st unix.Stat_t
 		if err := unix.Fstat(dirfd, &st); err != nil {
@@ -84,9 +87,12 @@ func (p *Pool) Size(id FileID) (bytes int64, ok bool) {
 
 func (p *Pool) each(fn func(dirfd int, id FileID, name string) error) error {
 	for n := range 256 {
-		dirfd, err := p.dir(byte(n))
+		dirfd, err := p.dir(byte(n), false)
 		if err != nil {
 			return err
+		}
+		if dirfd < 0 {
+			continue
 		}
 		err = p.eachIn(byte(n), dirfd, func(id FileID, name string) error { return fn(dirfd, id, name) })
 		if err != nil {

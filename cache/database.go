@@ -1,0 +1,404 @@
+package cache
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+	"github.com/kiln-build/kiln/cache/internal/guard"
+	"github.com/kiln-build/kiln/cache/internal/tmpfile"
+	"golang.org/x/sys/unix"
+)
+
+// Keys of the database begin with one of these, in the order in which a flush
+// writes them: what is referred to before what refers to it, so that a process
+// that is killed in the middle leaves nothing that leads nowhere.
+const (
+	prefixNode   = 'a'
+	prefixBucket = 'b'
+	prefixLayer  = 'c'
+	prefixChain  = 'd'
+	prefixState  = 'e'
+	prefixRecord = 'f'
+	prefixKey    = 'g'
+	prefixMount  = 'm'
+	prefixEpoch  = 'z'
+)
+
+const (
+	memTableSize = 8 << 20
+	// flushDelay is how long a write waits for others to go with.
+	flushDelay = 50 * time.Millisecond
+	// flushBytes is how much makes a flush begin at once, and twice that makes
+	// writers wait for it.
+	flushBytes = 4 << 20
+	// headroom is the free disk space below which nothing is flushed: Badger maps
+	// its files into memory, and a process that writes to a mapped file on a full
+	// disk is killed. It covers a batch, the table made of it, and a compaction.
+	headroom = 32 << 20
+)
+
+// database is Badger with a buffer before it. Writes go to the buffer, which
+// reads look into first, and from there in batches to Badger, in the background.
+// A buffered value is nil where the key is deleted.
+type database struct {
+	badger *badger.DB
+	dir    string
+	guard  *guard.Guard
+	warn   func(error)
+
+	damaged atomic.Bool
+
+	mu       sync.RWMutex
+	room     *sync.Cond // of mu: flushing has become nil
+	active   map[string][]byte
+	flushing map[string][]byte
+	size     int
+	failed   error // of the last flush, until one succeeds
+
+	flushMu sync.Mutex // held by who flushes; before mu
+	urgent  chan struct{}
+	wake    chan struct{}
+	done    chan struct{}
+	group   sync.WaitGroup
+}
+
+// badgerOptions are small: opening must take milliseconds, and at rest the
+// database must not be felt. Values are mostly hashes, so that compression would
+// cost more than it saves; tables are read through the page cache, so that a
+// cache of blocks would hold everything twice. All but the largest values are in
+// the tables, and the value log stays empty.
+func badgerOptions(dir string, log badger.Logger) badger.Options {
+	return badger.DefaultOptions(dir).
+		WithLogger(log).
+		WithMemTableSize(memTableSize).
+		WithNumMemtables(2).
+		WithValueThreshold(1 << 20).
+		WithValueLogFileSize(16 << 20).
+		WithBlockCacheSize(0).
+		WithIndexCacheSize(0).
+		WithCompression(options.None).
+		WithChecksumVerificationMode(options.OnBlockRead).
+		WithNumCompactors(2).
+		WithCompactL0OnClose(false).
+		WithDetectConflicts(false).
+		WithMetricsEnabled(false).
+		WithBypassLockGuard(true).
+		WithNumGoroutines(2)
+}
+
+// openDatabase opens dir. One that Badger cannot open is set aside; what was
+// found wrong while it was last open counts as that too.
+func openDatabase(dir string, g *guard.Guard, now time.Time, warn func(error)) (*database, error) {
+	marker := filepath.Join(dir, "damaged")
+	var err error
+	if _, serr := os.Lstat(marker); serr == nil {
+		err = errors.New("it was found damaged when it was last read")
+	}
+	var b *badger.DB
+	if err == nil {
+		b, err = openBadger(dir, warn)
+	}
+	if err != nil && !setAside(err) {
+		return nil, tmpfile.Explain(fmt.Errorf("opening the database %s: %w", dir, err))
+	}
+	if err != nil {
+		aside := dir + ".corrupt-" + now.UTC().Format("20060102T150405.000000000")
+		if rerr := os.Rename(dir, aside); rerr != nil {
+			return nil, fmt.Errorf("setting the damaged database aside: %w", rerr)
+		}
+		warn(fmt.Errorf("the cache starts empty, because its database is damaged (%w); it was set aside as %s, which kiln prune removes", err, aside))
+		if b, err = openBadger(dir, warn); err != nil {
+			return nil, tmpfile.Explain(fmt.Errorf("opening the database %s: %w", dir, err))
+		}
+	}
+	d := &database{
+		badger: b, dir: dir, guard: g, warn: warn,
+		active: map[string][]byte{},
+		urgent: make(chan struct{}, 1), wake: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+	d.room = sync.NewCond(&d.mu)
+	d.group.Go(d.run)
+	return d, nil
+}
+
+// setAside tells damage from what a fresh database would meet just so.
+func setAside(err error) bool {
+	for _, e := range []error{unix.EACCES, unix.EPERM, unix.EROFS, unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
+		if errors.Is(err, e) {
+			return false
+		}
+	}
+	return true
+}
+
+func openBadger(dir string, warn func(error)) (b *badger.DB, err error) {
+	defer func() {
+		// Badger asserts what a damaged file does not hold.
+		if r := recover(); r != nil {
+			b, err = nil, fmt.Errorf("badger: %v", r)
+		}
+	}()
+	return badger.Open(badgerOptions(dir, badgerLog{warn}))
+}
+
+// badgerLog passes Badger's errors on and leaves the rest.
+type badgerLog struct{ warn func(error) }
+
+func (l badgerLog) Errorf(format string, args ...any) {
+	l.warn(fmt.Errorf("badger: %s", strings.TrimSpace(fmt.Sprintf(format, args...))))
+}
+func (l badgerLog) Warningf(string, ...any) {}
+func (l badgerLog) Infof(string, ...any)    {}
+func (l badgerLog) Debugf(string, ...any)   {}
+
+// dbKey makes a key; it is on the stack where the caller's use allows that.
+func dbKey(prefix byte, id *[32]byte) []byte {
+	b := make([]byte, 33)
+	b[0] = prefix
+	copy(b[1:], id[:])
+	return b
+}
+
+// get gives a value, which the caller must not change; nil is none.
+func (d *database) get(key []byte) []byte {
+	d.mu.RLock()
+	v, ok := d.active[string(key)]
+	if !ok {
+		v, ok = d.flushing[string(key)]
+	}
+	d.mu.RUnlock()
+	if ok {
+		return v
+	}
+	txn := d.badger.NewTransaction(false)
+	defer txn.Discard()
+	item, err := txn.Get(key)
+	if err == nil {
+		v, err = item.ValueCopy(nil)
+	}
+	if err != nil {
+		d.broken(key, err)
+		return nil
+	}
+	if v == nil {
+		v = []byte{}
+	}
+	return v
+}
+
+// has reports whether there is a value.
+func (d *database) has(key []byte) bool {
+	d.mu.RLock()
+	v, ok := d.active[string(key)]
+	if !ok {
+		v, ok = d.flushing[string(key)]
+	}
+	d.mu.RUnlock()
+	if ok {
+		return v != nil
+	}
+	txn := d.badger.NewTransaction(false)
+	defer txn.Discard()
+	_, err := txn.Get(key)
+	if err != nil {
+		d.broken(key, err)
+	}
+	return err == nil
+}
+
+// broken notes that the database could not be read, so that the next process
+// sets it aside. For this one what cannot be read is not there.
+func (d *database) broken(key []byte, err error) {
+	if errors.Is(err, badger.ErrKeyNotFound) || errors.Is(err, badger.ErrDBClosed) || d.damaged.Swap(true) {
+		return
+	}
+	_ = os.WriteFile(filepath.Join(d.dir, "damaged"), []byte(err.Error()+"\n"), 0o600)
+	d.warn(fmt.Errorf("the cache's database is damaged, and will be set aside when it is next opened: reading key %.8x: %w", key, err))
+}
+
+// put stores a value, which the caller leaves alone afterwards.
+func (d *database) put(key, value []byte) error {
+	if value == nil {
+		value = []byte{}
+	}
+	d.guard.SetDirty()
+	return d.write(string(key), value)
+}
+
+// putClean is put for a value that needs no epoch to be closed for it.
+func (d *database) putClean(key, value []byte) error { return d.write(string(key), value) }
+
+// delete removes a value.
+func (d *database) delete(key []byte) error {
+	d.guard.SetDirty()
+	return d.write(string(key), nil)
+}
+
+func (d *database) write(key string, value []byte) error {
+	d.mu.Lock()
+	for d.size >= 2*flushBytes && d.failed == nil {
+		d.signal(d.urgent)
+		d.room.Wait()
+	}
+	first := len(d.active) == 0
+	d.active[key] = value
+	d.size += len(key) + len(value) + 64
+	full, err := d.size >= flushBytes, d.failed
+	d.mu.Unlock()
+	switch {
+	case full:
+		d.signal(d.urgent)
+	case first:
+		d.signal(d.wake)
+	}
+	return err
+}
+
+func (d *database) signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// run flushes in the background.
+func (d *database) run() {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		select {
+		case <-d.done:
+			return
+		case <-d.urgent:
+		case <-d.wake:
+			timer.Reset(flushDelay)
+			select {
+			case <-d.done:
+				return
+			case <-d.urgent:
+			case <-timer.C:
+			}
+		}
+		if err := d.flush(); err != nil {
+			// The buffer keeps what was not written; writers see the error.
+			timer.Reset(time.Second)
+			select {
+			case <-d.done:
+				return
+			case <-timer.C:
+				d.signal(d.wake)
+			}
+		}
+	}
+}
+
+// flush hands what is buffered to Badger.
+func (d *database) flush() error {
+	d.flushMu.Lock()
+	defer d.flushMu.Unlock()
+	d.mu.Lock()
+	if len(d.active) == 0 {
+		d.mu.Unlock()
+		return nil
+	}
+	d.flushing, d.active = d.active, make(map[string][]byte, len(d.active)/2)
+	batch, size := d.flushing, d.size
+	d.size = 0
+	d.mu.Unlock()
+
+	err := d.writeBatch(batch, size)
+
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil {
+		err = fmt.Errorf("writing to the cache's database: %w", tmpfile.Explain(err))
+		for k, v := range batch {
+			if _, newer := d.active[k]; !newer {
+				d.active[k] = v
+			}
+		}
+		d.size += size
+	}
+	d.flushing, d.failed = nil, err
+	d.room.Broadcast()
+	return err
+}
+
+func (d *database) writeBatch(batch map[string][]byte, size int) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(d.dir, &fs); err == nil && int64(fs.Bavail)*fs.Bsize < int64(headroom+4*size) {
+		return unix.ENOSPC
+	}
+	keys := make([]string, 0, len(batch))
+	for k := range batch {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	wb := d.badger.NewWriteBatch()
+	defer wb.Cancel()
+	for _, k := range keys {
+		var err error
+		if v := batch[k]; v != nil {
+			err = wb.Set([]byte(k), v)
+		} else {
+			err = wb.Delete([]byte(k))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return wb.Flush()
+}
+
+// each calls fn for the keys that begin with prefix and were there when it was
+// called. What it is given is valid during the call only.
+func (d *database) each(prefix []byte, values bool, fn func(key, value []byte) error) error {
+	if err := d.flush(); err != nil {
+		return err
+	}
+	txn := d.badger.NewTransaction(false)
+	defer txn.Discard()
+	o := badger.DefaultIteratorOptions
+	o.Prefix, o.PrefetchValues = bytes.Clone(prefix), false
+	it := txn.NewIterator(o)
+	defer it.Close()
+	for it.Rewind(); it.Valid(); it.Next() {
+		item := it.Item()
+		var err error
+		if values {
+			err = item.Value(func(v []byte) error { return fn(item.Key(), v) })
+		} else {
+			err = fn(item.Key(), nil)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sync makes what was flushed durable.
+func (d *database) sync() error { return d.badger.Sync() }
+
+// close flushes and closes Badger. What could not be flushed is lost: a miss.
+func (d *database) close() error {
+	close(d.done)
+	d.group.Wait()
+	err := d.flush()
+	if errors.Is(err, tmpfile.ErrFull) {
+		// Closing Badger would write a table, and kill the process on a full disk.
+		// Its log holds everything; the next process replays it.
+		return err
+	}
+	return errors.Join(err, d.badger.Close())
+}

@@ -1,0 +1,228 @@
+package cache
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Nothing is synced while a build runs, and still nothing wrong is left when the
+// machine stops at any moment. Records, layers and states carry the number of
+// the epoch in which they were written. An epoch is closed in the background:
+//
+//  1. the epoch's number goes up: what is written from now on is of the next one;
+//  2. the buffer is flushed, and syncfs(2) makes the whole file system durable:
+//     the database, the pool, the blobs;
+//  3. a note is written to the database, and synced: the number of the closed
+//     epoch, the time of step 1, and the boot id.
+//
+// When a process finds a note of another boot id the machine was restarted since.
+// Values of epochs later than the noted one are dropped, and so are pool files,
+// blobs and layer folders that changed after the noted time: they may not have
+// reached the disk as they were. With the same boot id the kernel has everything
+// still, however the last process ended.
+type epochs struct {
+	stamp sync.RWMutex // held for reading from reading current to the write
+	// current is the epoch of what is written now; guarded by stamp.
+	current uint64
+
+	closing sync.Mutex // one closing at a time; before stamp
+	boot    string
+}
+
+const (
+	// epochAge is how long an epoch stays open in a process that lives so long.
+	// syncfs writes out what other programs wrote too: it should not be frequent.
+	epochAge  = 30 * time.Second
+	epochTick = 5 * time.Second
+	// clockSlack is taken off noted times: the kernel stamps files with a clock
+	// that ticks more coarsely, and clocks are adjusted.
+	clockSlack = 2 * time.Second
+)
+
+var epochKey = []byte{prefixEpoch}
+
+// epochNote is what is known to be durable.
+type epochNote struct {
+	closed uint64
+	since  int64 // nanoseconds since 1970: what is older is durable
+	boot   string
+}
+
+func (n epochNote) encode() []byte {
+	b := binary.AppendUvarint(nil, n.closed)
+	b = binary.AppendVarint(b, n.since)
+	return appendText(b, n.boot)
+}
+
+func decodeEpochNote(b []byte) (epochNote, error) {
+	d := decoder{b: b}
+	n := epochNote{closed: d.uint(), since: d.int(), boot: d.text()}
+	return n, d.end()
+}
+
+// beginEpochs reads the note and drops what a crash of the machine may have cut.
+func (c *Cache) beginEpochs(boot string, unclean bool) error {
+	c.epoch.boot = boot
+	var note epochNote
+	if b := c.db.get(epochKey); b != nil {
+		var err error
+		if note, err = decodeEpochNote(b); err != nil {
+			note = epochNote{}
+		}
+	}
+	c.epoch.current = note.closed + 1
+	if note.boot == boot {
+		if unclean {
+			// What the last process left open is this one's to close.
+			c.guard.SetDirty()
+		}
+		return nil
+	}
+	if err := c.dropOpenEpochs(note); err != nil {
+		return fmt.Errorf("dropping what had not become durable: %w", err)
+	}
+	note.boot = boot
+	if err := c.db.putClean(epochKey, note.encode()); err != nil {
+		return err
+	}
+	return c.db.flush()
+}
+
+// dropOpenEpochs drops what was written after the note.
+func (c *Cache) dropOpenEpochs(note epochNote) error {
+	for _, prefix := range []byte{prefixKey, prefixRecord, prefixState, prefixLayer} {
+		err := c.db.each([]byte{prefix}, true, func(k, v []byte) error {
+			if e, n := binary.Uvarint(v); n > 0 && e <= note.closed {
+				return nil
+			}
+			return c.db.delete(append([]byte(nil), k...))
+		})
+		if err != nil {
+			return err
+		}
+	}
+	since := note.since - int64(clockSlack)
+	if time.Now().UnixNano() < since {
+		// The clock has gone back: times say nothing.
+		since = 0
+	}
+	if err := c.pool.DropSince(since); err != nil {
+		return err
+	}
+	if err := c.blobs.DropSince(since); err != nil {
+		return err
+	}
+	if err := c.dropFolders("layers", since); err != nil {
+		return err
+	}
+	return c.db.flush()
+}
+
+// dropFolders moves folders that changed since then away, to be removed.
+func (c *Cache) dropFolders(name string, since int64) error {
+	entries, err := os.ReadDir(c.Path(name))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(c.Path(name, e.Name()), &st); err != nil {
+			return err
+		}
+		if max(st.Ctim.Nano(), info.ModTime().UnixNano()) < since {
+			continue
+		}
+		if err := c.discard(c.Path(name, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stamped writes a value that begins with the number of the current epoch.
+func (c *Cache) stamped(key []byte, body []byte) error {
+	c.epoch.stamp.RLock()
+	defer c.epoch.stamp.RUnlock()
+	v := make([]byte, 0, len(body)+binary.MaxVarintLen64)
+	v = binary.AppendUvarint(v, c.epoch.current)
+	return c.db.put(key, append(v, body...))
+}
+
+// unstamp gives the body of a stamped value; nil is none.
+func unstamp(v []byte) []byte {
+	_, n := binary.Uvarint(v)
+	if n <= 0 {
+		return nil
+	}
+	return v[n:]
+}
+
+// closeEpochs closes epochs in the background.
+func (c *Cache) closeEpochs() {
+	tick := time.NewTicker(epochTick)
+	defer tick.Stop()
+	var age time.Duration
+	for {
+		select {
+		case <-c.done:
+			return
+		case <-tick.C:
+		}
+		if !c.guard.Dirty() {
+			age = 0
+			continue
+		}
+		if age += epochTick; age < epochAge {
+			continue
+		}
+		age = 0
+		if err := c.used.flush(); err != nil {
+			c.opt.Warn(err)
+		}
+		if err := c.closeEpoch(); err != nil {
+			c.opt.Warn(err)
+		}
+	}
+}
+
+// closeEpoch makes durable what was written until now.
+func (c *Cache) closeEpoch() error {
+	c.epoch.closing.Lock()
+	defer c.epoch.closing.Unlock()
+	c.guard.TakeDirty()
+	c.epoch.stamp.Lock()
+	note := epochNote{closed: c.epoch.current, since: time.Now().UnixNano(), boot: c.epoch.boot}
+	c.epoch.current++
+	c.epoch.stamp.Unlock()
+	err := c.makeDurable(note)
+	if err != nil {
+		c.guard.SetDirty()
+		return fmt.Errorf("making the cache durable: %w", err)
+	}
+	return nil
+}
+
+func (c *Cache) makeDurable(note epochNote) error {
+	if err := c.db.flush(); err != nil {
+		return err
+	}
+	if err := unix.Syncfs(int(c.root.Fd())); err != nil {
+		return fmt.Errorf("syncfs: %w", err)
+	}
+	if err := c.db.putClean(epochKey, note.encode()); err != nil {
+		return err
+	}
+	if err := c.db.flush(); err != nil {
+		return err
+	}
+	return c.db.sync()
+}
