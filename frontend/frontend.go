@@ -5,6 +5,7 @@ package frontend
 import (
 	"context"
 	"io/fs"
+	"time"
 
 	"github.com/kiln-build/kiln/llb"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -21,6 +22,9 @@ type Frontend interface {
 type Request struct {
 	Opts   map[string]string
 	Inputs map[string]llb.Edge
+	// Machine lists the platforms that the worker runs, its own first; nil is this
+	// machine's alone.
+	Machine []ocispecs.Platform
 }
 
 // Bridge is what a frontend may ask of the engine.
@@ -31,6 +35,23 @@ type Bridge interface {
 	Solve(ctx context.Context, e llb.Edge) (Ref, error)
 	// Warn tells the user something; lines of the description may be shown with it.
 	Warn(w Warning)
+}
+
+// Forwarder is what a Bridge is besides, where other frontends can be run: images
+// that speak the gateway API, named by "# syntax=" or BUILDKIT_SYNTAX.
+type Forwarder interface {
+	// Forward hands the request to the frontend in the image source; cmdline is the
+	// source with the words that follow it. It reports false where it leaves the
+	// request to the frontend that asked.
+	Forward(ctx context.Context, source, cmdline string, req Request) (*Result, bool, error)
+}
+
+// SourceDescriber is what a Bridge is besides, where the engine can tell when the
+// content of a git or http source was made.
+type SourceDescriber interface {
+	// SourceTime gives the committer's time of the commit that a git source stands
+	// for, or the Last-Modified header of an http source; zero where there is none.
+	SourceTime(ctx context.Context, v *llb.Vertex) (time.Time, error)
 }
 
 // ResolveOptions say which image of an index is meant, and how fresh it must be.
@@ -56,6 +77,12 @@ type Ref interface {
 	Stat(ctx context.Context, path string) (fs.FileInfo, error)
 }
 
+// RangeReader is what a Ref is besides, where a part of a file can be read alone.
+type RangeReader interface {
+	// ReadRange reads at most n bytes from an offset.
+	ReadRange(ctx context.Context, path string, offset, n int64) ([]byte, error)
+}
+
 // Warning is a message about the build description.
 type Warning struct {
 	Short    string
@@ -65,9 +92,13 @@ type Warning struct {
 	Location *llb.Location
 }
 
-// Result is what a frontend made: one image for each platform.
+// Result is what a frontend made: one image for each platform, or no image where
+// the request was a question ("requestid"); the answer is then in the metadata, as
+// "result.json" and "result.txt".
 type Result struct {
 	Images []ResultImage
+	// Index says that an image index is wanted, though there may be one image.
+	Index bool
 	// Metadata holds the keys that exporters read ("frontend.*", "containerimage.*").
 	Metadata map[string][]byte
 }

@@ -1,0 +1,82 @@
+package dockerfile
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"path/filepath"
+
+	"github.com/kiln-build/kiln/frontend"
+	"github.com/moby/patternmatcher"
+	"github.com/moby/patternmatcher/ignorefile"
+)
+
+// ignoreFile is a .dockerignore.
+type ignoreFile struct {
+	name string
+	data []byte // nil: there is none
+}
+
+func (f ignoreFile) patterns() ([]string, error) {
+	if len(f.data) == 0 {
+		return nil, nil
+	}
+	list, err := ignorefile.ReadAll(bytes.NewReader(f.data))
+	if err != nil {
+		return nil, fmt.Errorf("failed parsing %s: %w", f.name, err)
+	}
+	if _, err := patternmatcher.New(list); err != nil {
+		return nil, fmt.Errorf("failed parsing %s: %w", f.name, err)
+	}
+	return list, nil
+}
+
+// readIgnoreOf reads the .dockerignore of a local folder; having none is no error.
+func readIgnoreOf(ctx context.Context, b frontend.Bridge, from localSource) (ignoreFile, error) {
+	e, err := from.vertex()
+	if err != nil {
+		return ignoreFile{}, err
+	}
+	ref, err := b.Solve(ctx, e)
+	if err != nil {
+		return ignoreFile{}, err
+	}
+	data, err := readFile(ctx, ref, ignoreName)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return ignoreFile{}, fmt.Errorf("failed to read %s: %w", ignoreName, err)
+	}
+	return ignoreFile{name: ignoreName, data: data}, nil
+}
+
+// IgnoredBy reports whether the patterns of an ignore file leave the path name out,
+// and the pattern that does. A file that was not found in a context, though it is in
+// the folder, is explained by it.
+func IgnoredBy(patterns []string, name string) (pattern string, ok bool) {
+	name = path.Clean(path.Join("/", filepath.ToSlash(name)))[1:]
+	if name == "" {
+		return "", false
+	}
+	// The last pattern that matches decides; so each is tried on its own, with those
+	// after it able to take the name back.
+	for i, p := range patterns {
+		m, err := patternmatcher.New(patterns[i:])
+		if err != nil {
+			return "", false
+		}
+		last, err := patternmatcher.New(patterns[i : i+1])
+		if err != nil || last.Exclusions() {
+			continue
+		}
+		alone, err := last.MatchesOrParentMatches(name)
+		if err != nil || !alone {
+			continue
+		}
+		if out, err := m.MatchesOrParentMatches(name); err == nil && out {
+			pattern, ok = p, true
+		}
+	}
+	return pattern, ok
+}

@@ -1,0 +1,220 @@
+package dockerfile
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/llb"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// namedContext is something that the request puts in the place of an image or a
+// stage: an image, a folder, a repository, a download, another build's result.
+type namedContext struct {
+	c        *compiler
+	name     string // familiar form of what is replaced
+	key      string // name, with the platform where the request says it
+	spec     string
+	platform ocispecs.Platform
+	reads    paths // of the stage that it stands for
+}
+
+// namedContextFor gives what the request puts in name's place, or nil.
+func (c *compiler) namedContextFor(name string, p *ocispecs.Platform, reads paths) (*namedContext, error) {
+	if strings.EqualFold(name, scratch) || strings.EqualFold(name, contextName) {
+		return nil, nil
+	}
+	ref, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return nil, fmt.Errorf("invalid context name %s: %w", name, err)
+	}
+	short := strings.TrimSuffix(reference.FamiliarString(ref), ":latest")
+	platform := c.platforms.target
+	if p != nil {
+		platform = *p
+	}
+	nc := &namedContext{c: c, name: short, platform: platform, reads: reads}
+	for _, key := range []string{short + "::" + platforms.FormatAll(platforms.Normalize(platform)), short} {
+		if spec, ok := c.opts.raw["context:"+key]; ok {
+			nc.key, nc.spec = key, spec
+			return nc, nil
+		}
+	}
+	return nil, nil
+}
+
+// load gives the file system, and the image config where there is one.
+func (n *namedContext) load(ctx context.Context) (*fsys, *Image, error) {
+	kind, rest, ok := strings.Cut(n.spec, ":")
+	if !ok {
+		return nil, nil, fmt.Errorf("invalid context specifier %s for %s", n.spec, n.key)
+	}
+	if strings.HasPrefix(kind, "git@") {
+		// An ssh URL in scp's form has no scheme.
+		kind = "git"
+	}
+	switch kind {
+	case "docker-image":
+		return n.image(ctx, strings.TrimPrefix(rest, "//"))
+	case "oci-layout":
+		return n.layout(ctx, strings.TrimPrefix(rest, "//"))
+	case "local":
+		f, err := n.local(ctx, rest)
+		return f, nil, err
+	case "input":
+		return n.input(rest)
+	case "git":
+		f, ok, err := n.git()
+		if !ok {
+			return nil, nil, fmt.Errorf("invalid git context %s", n.spec)
+		}
+		return f, nil, err
+	case "http", "https":
+		if f, ok, err := n.git(); ok {
+			return f, nil, err
+		}
+		return httpSource(n.spec, httpContextFile, "", llb.Meta{Name: n.title(n.spec)}), nil, nil
+	}
+	return nil, nil, fmt.Errorf("unsupported context source %s for %s", kind, n.key)
+}
+
+func (n *namedContext) title(what string) string { return "[context " + n.key + "] " + what }
+
+func (n *namedContext) image(ctx context.Context, name string) (*fsys, *Image, error) {
+	if name == scratch {
+		return nil, nil, nil
+	}
+	ref, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	ref = reference.TagNameOnly(ref)
+	found, err := n.c.images.resolve(ctx, ref.String(), frontend.ResolveOptions{
+		Platform: n.platform,
+		LogName:  n.title("load metadata for " + name),
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	img, err := parseImage(found.Config)
+	if err != nil {
+		return nil, nil, err
+	}
+	img.Created = nil
+	pinned, err := pin(ref, found)
+	if err != nil {
+		return nil, nil, err
+	}
+	return imageSource(pinned, "default", n.platform, llb.Meta{Name: n.title(name)}), img, nil
+}
+
+func (n *namedContext) layout(ctx context.Context, spec string) (*fsys, *Image, error) {
+	parsed, err := reference.Parse(spec)
+	if err != nil {
+		return nil, nil, fmt.Errorf("could not parse oci-layout reference %q: %w", spec, err)
+	}
+	store, ok := parsed.(reference.Named)
+	if !ok {
+		return nil, nil, fmt.Errorf("oci-layout reference %q has no name", spec)
+	}
+	digested, ok := parsed.(reference.Digested)
+	if !ok {
+		return nil, nil, fmt.Errorf("oci-layout reference %q has no digest", spec)
+	}
+	// What people see names the image as the Dockerfile does; the store has its own name.
+	shown, err := reference.ParseNormalizedNamed(n.name)
+	if err != nil {
+		return nil, nil, fmt.Errorf("could not parse oci-layout reference %q: %w", n.name, err)
+	}
+	ref, err := reference.WithDigest(shown, digested.Digest())
+	if err != nil {
+		return nil, nil, fmt.Errorf("could not wrap %q with digest: %w", n.name, err)
+	}
+	found, err := n.c.images.resolve(ctx, ref.String(), frontend.ResolveOptions{
+		Platform: n.platform,
+		LogName:  n.title("load metadata for " + ref.String()),
+		Layout:   store.Name(),
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	img, err := parseImage(found.Config)
+	if err != nil {
+		return nil, nil, err
+	}
+	meta := llb.Meta{Name: n.title("OCI load from client")}
+	return layoutSource(ref.String(), store.Name(), &n.platform, meta), img, nil
+}
+
+// local is a folder; only what is read of it is sent, and its ignore file holds.
+func (n *namedContext) local(ctx context.Context, name string) (*fsys, error) {
+	ignore, err := readIgnoreOf(ctx, n.c.in.bridge, localSource{
+		name:    name,
+		title:   n.title("load " + ignoreName),
+		hint:    "context:" + n.key + "-" + ignoreName,
+		follow:  []string{ignoreName},
+		compare: differNone,
+	})
+	if err != nil {
+		return nil, err
+	}
+	excluded, err := ignore.patterns()
+	if err != nil {
+		return nil, err
+	}
+	return &fsys{make: func() (llb.Edge, error) {
+		return localSource{
+			name:    name,
+			title:   n.title("load from client"),
+			hint:    "context:" + n.key + "-" + n.c.opts.raw["sharedkey:localdir:"+n.key],
+			follow:  n.reads.follow(),
+			exclude: excluded,
+		}.vertex()
+	}}, nil
+}
+
+func (n *namedContext) git() (*fsys, bool, error) {
+	ref, ok, err := parseGit(n.spec)
+	if !ok || err != nil {
+		return nil, ok, err
+	}
+	return gitSource{
+		ref:      ref,
+		keepDir:  ref.KeepGitDir != nil && *ref.KeepGitDir,
+		checksum: ref.Checksum,
+		mtime:    ref.MTime,
+		advice:   n.c.opts.gitAdvice,
+		meta:     llb.Meta{Name: "[internal] load git source " + n.spec},
+	}.fsys(), true, nil
+}
+
+// input is the result of another build of the same client.
+func (n *namedContext) input(name string) (*fsys, *Image, error) {
+	e, ok := n.c.in.inputs[name]
+	if !ok {
+		return nil, nil, fmt.Errorf("invalid input %s for %s", name, n.key)
+	}
+	root := fixed(e)
+	dt, ok := n.c.opts.raw["input-metadata:"+name]
+	if !ok {
+		return root, nil, nil
+	}
+	var meta map[string][]byte
+	if err := json.Unmarshal([]byte(dt), &meta); err != nil {
+		return nil, nil, fmt.Errorf("failed to parse input metadata %s: %w", dt, err)
+	}
+	config, ok := meta["containerimage.config"]
+	if !ok {
+		return root, nil, nil
+	}
+	img, err := parseImage(config)
+	if err != nil {
+		return nil, nil, fmt.Errorf("input %s for %s: %w", name, n.key, err)
+	}
+	return root, img, nil
+}
