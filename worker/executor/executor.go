@@ -6,6 +6,7 @@ package executor
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -117,7 +118,15 @@ type ExitError struct {
 	Signal os.Signal
 }
 
-func (e *ExitError) Error() string { panic("unwritten") }
+func (e *ExitError) Error() string {
+	switch {
+	case e.OOM:
+		return fmt.Sprintf("process ran out of memory: exit code %d", e.Code)
+	case e.Signal != nil:
+		return fmt.Sprintf("process was ended by signal %q: exit code %d", e.Signal, e.Code)
+	}
+	return fmt.Sprintf("process ended with exit code %d", e.Code)
+}
 
 // Executor runs processes. It is safe for concurrent use.
 type Executor interface {
