@@ -137,6 +137,7 @@ func TestCrunRunsTheRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	s["process"].(map[string]any)["terminal"] = false
+	delete(s["linux"].(map[string]any), "resources")
 	s["process"].(map[string]any)["args"] = []string{"/bin/sh", "-c", "cat /etc/old/new; /bin/busybox ls /etc /etc/old"}
 	if spec, err = json.Marshal(s); err != nil {
 		t.Fatal(err)
@@ -144,7 +145,9 @@ func TestCrunRunsTheRoot(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), spec, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	got := run(t, dir, "crun", "--cgroup-manager=disabled", "run", "kiln-export-"+filepath.Base(filepath.Dir(dir)))
+	// crun refuses to look at a machine with both kinds of cgroups; it sees one
+	// with neither here.
+	got := run(t, dir, "unshare", "-m", "sh", "-c", `umount -l /sys/fs/cgroup/unified 2>&-; exec crun --cgroup-manager=disabled run "$0"`, "kiln-export-"+filepath.Base(filepath.Dir(dir)))
 	if want := "hello from the top\n/etc:\nold\n\n/etc/old:\nnew\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
