@@ -1,5 +1,7 @@
 package tree
 
+import "fmt"
+
 // By says which differences count.
 type By int
 
@@ -201,6 +203,9 @@ func step(a, b *cursor, by By, onlyA bool, fn func(a, b *record) error) error {
 		a.skip()
 		return fn(&x, nil)
 	case !okA || string(y.name) < string(x.name):
+		if onlyA { // seek has passed such names, if they are sorted at all
+			return fmt.Errorf("tree: name %q out of order: %w", y.name, ErrCorrupt)
+		}
 		b.skip()
 		return fn(nil, &y)
 	}

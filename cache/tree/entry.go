@@ -10,7 +10,24 @@
 //
 // A tree is either a state (what a process would see at /) or a layer (a
 // difference, which also has entries of kind Whiteout, and directories that are
-// Opaque). The form is the same; Apply and Diff go from one to the other.
+// Opaque). The form is the same; Apply and Diff go from one to the other. The
+// lowest bit of an ID says whether there are such marks below, so that a layer
+// that hides nothing is taken for a state without a look at it.
+//
+// A directory is stored as nodes of some 80 entries, cut where the names say so,
+// under nodes of nodes: one set of entries has one form however it came about,
+// and a change in a directory of any size rewrites the nodes on the way to it.
+// The format is drawn at node and in docs/format-tree.md.
+//
+// Builder makes a tree from entries in any order, PutDir one directory, Editor
+// changes a tree; Lookup, Resolve, ReadDir and Walk read one; Apply, Diff and
+// Squash do the arithmetic of layers; Filter and Map reshape; Changed compares.
+// All of them share what they do not change, and all but Builder and Editor may
+// be called concurrently.
+//
+// Nodes may come from elsewhere. Reading a malformed one is an error that wraps
+// ErrCorrupt, never a panic; CheckNode and Verify say whether a node or a tree is
+// what its names claim. Paths are relative and clean, see CheckPath.
 package tree
 
 import (
@@ -20,7 +37,8 @@ import (
 )
 
 // ID is the identity of a directory's children, times left out. The zero ID is
-// that of no children.
+// that of no children. Its lowest bit, that of the last byte, is set where a
+// Whiteout or an Opaque directory is below.
 type ID [sha256.Size]byte
 
 // Addr is where a directory's node is stored. The zero Addr is the empty directory.

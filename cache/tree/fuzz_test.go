@@ -3,8 +3,8 @@ package tree
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"testing"
 )
@@ -191,7 +191,7 @@ func TestCheckNodeOrder(t *testing.T) {
 	}
 	p = page{}
 	for i := range leafMax + 1 {
-		r := newRecord(&Entry{Name: string(binary.BigEndian.AppendUint16([]byte("n"), uint16(i)+0x3030)), Kind: File})
+		r := newRecord(&Entry{Name: fmt.Sprintf("n%04d", i), Kind: File})
 		p.add(&r, false)
 	}
 	id, b = p.encode()

@@ -4,6 +4,8 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 )
 
@@ -228,4 +230,34 @@ func (w *writer) only(p *page) (Ref, error) {
 			return Ref{}, err
 		}
 	}
+}
+
+// PutDir stores a directory of these entries, which it sorts by name. It is for
+// whoever has a whole directory at hand, with the Children of those in it, as a
+// scan from the leaves up does; a Builder holds what comes in another order.
+func PutDir(n Nodes, entries []Entry) (Ref, error) {
+	byName := func(a, b Entry) int { return strings.Compare(a.Name, b.Name) }
+	if !slices.IsSortedFunc(entries, byName) {
+		slices.SortFunc(entries, byName)
+	}
+	w := newWriter(n)
+	defer w.free()
+	for i := range entries {
+		e := &entries[i]
+		err := e.Check()
+		if err == nil {
+			err = CheckName(e.Name)
+		}
+		if err == nil && i > 0 && entries[i-1].Name == e.Name {
+			err = fmt.Errorf("tree: entry %q is there twice: %w", e.Name, ErrBadEntry)
+		}
+		if err != nil {
+			return Ref{}, err
+		}
+		r := newRecord(e)
+		if err := w.entry(&r); err != nil {
+			return Ref{}, err
+		}
+	}
+	return w.finish()
 }
