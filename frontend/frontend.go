@@ -22,9 +22,8 @@ type Frontend interface {
 type Request struct {
 	Opts   map[string]string
 	Inputs map[string]llb.Edge
-	// Machine lists the platforms that the worker runs, its own first; nil is this
-	// machine's alone.
-	Machine []ocispecs.Platform
+	// Machine is the platform of the worker; the zero Platform is this machine's.
+	Machine ocispecs.Platform
 }
 
 // Bridge is what a frontend may ask of the engine.

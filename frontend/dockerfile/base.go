@@ -187,9 +187,6 @@ func (c *compiler) resolveFrom(ctx context.Context, s *stage, ref reference.Name
 	s.state.base = cloneImage(img)
 	img.Created = nil
 	s.state.image = img
-	if s.platform == nil && c.platforms.implicit {
-		platform = c.platforms.detect(img, platform)
-	}
 	s.platform = &platform
 	pinned, err := pin(ref, found)
 	if err != nil {

@@ -126,7 +126,7 @@ func result(opts *options, targets []*ocispecs.Platform, images []*compiled) (*f
 	res := &frontend.Result{Metadata: map[string][]byte{}, Index: opts.multiPlatform}
 	var list platformList
 	for i, c := range images {
-		p := opts.machine[0]
+		p := opts.machine
 		if targets[i] != nil {
 			p = *targets[i]
 		}

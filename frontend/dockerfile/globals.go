@@ -22,7 +22,7 @@ type globalArgs struct {
 
 // predefined are the arguments that exist without being declared.
 func (c *compiler) predefined() *environment {
-	build, target := c.platforms.machine[0], c.platforms.target
+	build, target := c.platforms.machine, c.platforms.target
 	stage := c.opts.target
 	if stage == "" {
 		stage = c.lastStage

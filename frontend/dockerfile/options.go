@@ -30,7 +30,7 @@ type options struct {
 	request   string // a question about the Dockerfile, instead of a build
 
 	platforms     []ocispecs.Platform // none is the machine's
-	machine       []ocispecs.Platform // what the worker runs, its own first; never empty
+	machine       ocispecs.Platform   // the worker's
 	multiPlatform bool                // the result is an index, names tell platforms apart
 
 	noCache     []string // names of stages
@@ -65,8 +65,8 @@ func parseOptions(req frontend.Request) (*options, error) {
 		request:   raw["requestid"],
 		machine:   req.Machine,
 	}
-	if len(o.machine) == 0 {
-		o.machine = []ocispecs.Platform{platforms.Normalize(platforms.DefaultSpec())}
+	if o.machine.OS == "" {
+		o.machine = platforms.Normalize(platforms.DefaultSpec())
 	}
 	for _, parse := range []func() error{o.parsePlatforms, o.parseCaching, o.parseRun, o.parseLint} {
 		if err := parse(); err != nil {

@@ -11,32 +11,18 @@ import (
 
 // platformSet says what is built for what.
 type platformSet struct {
-	// target is the platform of the image.
-	target ocispecs.Platform
-	// machine holds what the worker runs, its own platform first.
-	machine []ocispecs.Platform
-	// implicit says that nobody asked for target: a base image of another platform
-	// that the machine runs may then decide.
+	target  ocispecs.Platform // of the image
+	machine ocispecs.Platform // of the worker
+	// implicit says that nobody asked for target; the image is then called what its
+	// base is.
 	implicit bool
 }
 
-func newPlatformSet(target *ocispecs.Platform, machine []ocispecs.Platform) platformSet {
+func newPlatformSet(target *ocispecs.Platform, machine ocispecs.Platform) platformSet {
 	if target == nil {
-		return platformSet{target: machine[0], machine: machine, implicit: true}
+		return platformSet{target: machine, machine: machine, implicit: true}
 	}
 	return platformSet{target: *target, machine: machine}
-}
-
-// detect gives the platform of a base image where nobody asked for one.
-func (s platformSet) detect(img *Image, wanted ocispecs.Platform) ocispecs.Platform {
-	same := func(p ocispecs.Platform) bool { return p.OS == img.OS && p.Architecture == img.Architecture }
-	if same(wanted) {
-		return wanted
-	}
-	if i := slices.IndexFunc(s.machine, same); i >= 0 {
-		return s.machine[i]
-	}
-	return wanted
 }
 
 func parsePlatforms(list string) ([]ocispecs.Platform, error) {
