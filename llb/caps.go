@@ -1,6 +1,7 @@
 package llb
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -124,6 +125,8 @@ func (s capSet) exec(o *pb.ExecOp) {
 	s.when(o.Meta.CgroupParent != "", pb.CapExecMetaCgroupParent)
 	s.when(o.Meta.RemoveMountStubsRecursive, pb.CapExecMetaRemoveMountStubsRecursive)
 	s.when(len(o.Meta.ValidExitCodes) > 0, pb.CapExecValidExitCode)
+	hasPath := slices.ContainsFunc(o.Meta.Env, func(e string) bool { return strings.HasPrefix(e, "PATH=") })
+	s.when(!hasPath, pb.CapExecMetaSetsDefaultPath)
 	s.when(len(o.CdiDevices) > 0, pb.CapExecMetaCDI)
 	s.when(len(o.Secretenv) > 0, pb.CapExecSecretEnv)
 	for _, m := range o.Mounts {
