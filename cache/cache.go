@@ -75,8 +75,10 @@ type Cache struct {
 	nodes nodeCache
 	used  usedLog
 	epoch epochs
-	group sync.WaitGroup
 	done  chan struct{}
+	group sync.WaitGroup // of what runs until done
+
+	removals sync.WaitGroup // of what discard moved away
 
 	layerMu sync.Mutex // serialises changes of layers
 
@@ -181,7 +183,7 @@ func (c *Cache) abandon() {
 	if c.root != nil {
 		_ = c.root.Close()
 	}
-	c.group.Wait()
+	c.removals.Wait()
 	_ = c.lock.Close()
 }
 
@@ -190,6 +192,7 @@ func (c *Cache) abandon() {
 func (c *Cache) Close() error {
 	close(c.done)
 	c.group.Wait()
+	c.removals.Wait()
 	errs := []error{c.used.flush()}
 	durable := true
 	if c.opt.LazyClose {
@@ -273,7 +276,7 @@ func (c *Cache) emptyTemp() error {
 		}
 	}
 	for _, t := range trash {
-		c.group.Go(func() { c.remove(t) })
+		c.removals.Go(func() { c.remove(t) })
 	}
 	return os.Mkdir(tmp, 0o700)
 }
@@ -284,7 +287,7 @@ func (c *Cache) discard(path string) error {
 	if err := os.Rename(path, trash); err != nil {
 		return err
 	}
-	c.group.Go(func() { c.remove(trash) })
+	c.removals.Go(func() { c.remove(trash) })
 	return nil
 }
 

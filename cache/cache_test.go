@@ -300,3 +300,5 @@ func TestNodesAreVerified(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func sum(s string) [32]byte { return sha256.Sum256([]byte(s)) }

@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -51,10 +50,12 @@ const (
 // reads look into first, and from there in batches to Badger, in the background.
 // A buffered value is nil where the key is deleted.
 type database struct {
+	life   sync.RWMutex // held for writing while badger is exchanged
 	badger *badger.DB
-	dir    string
-	guard  *guard.Guard
-	warn   func(error)
+
+	dir   string
+	guard *guard.Guard
+	warn  func(error)
 
 	damaged atomic.Bool
 
@@ -65,7 +66,8 @@ type database struct {
 	size     int
 	failed   error // of the last flush, until one succeeds
 
-	flushMu sync.Mutex // held by who flushes; before mu
+	flushMu sync.Mutex // held by who flushes; before life and mu
+	deleted int        // keys since the last compaction; guarded by flushMu
 	urgent  chan struct{}
 	wake    chan struct{}
 	done    chan struct{}
@@ -180,12 +182,13 @@ func (d *database) get(key []byte) []byte {
 	if ok {
 		return v
 	}
-	txn := d.badger.NewTransaction(false)
-	defer txn.Discard()
-	item, err := txn.Get(key)
-	if err == nil {
-		v, err = item.ValueCopy(nil)
-	}
+	err := d.view(func(txn *badger.Txn) error {
+		item, err := txn.Get(key)
+		if err == nil {
+			v, err = item.ValueCopy(nil)
+		}
+		return err
+	})
 	if err != nil {
 		d.broken(key, err)
 		return nil
@@ -207,13 +210,23 @@ func (d *database) has(key []byte) bool {
 	if ok {
 		return v != nil
 	}
-	txn := d.badger.NewTransaction(false)
-	defer txn.Discard()
-	_, err := txn.Get(key)
+	err := d.view(func(txn *badger.Txn) error {
+		_, err := txn.Get(key)
+		return err
+	})
 	if err != nil {
 		d.broken(key, err)
 	}
 	return err == nil
+}
+
+// view reads from Badger; fn must not come back to d.
+func (d *database) view(fn func(*badger.Txn) error) error {
+	d.life.RLock()
+	defer d.life.RUnlock()
+	txn := d.badger.NewTransaction(false)
+	defer txn.Discard()
+	return fn(txn)
 }
 
 // broken notes that the database could not be read, so that the next process
@@ -344,6 +357,8 @@ func (d *database) writeBatch(batch map[string][]byte, size int) error {
 		keys = append(keys, k)
 	}
 	slices.Sort(keys)
+	d.life.RLock()
+	defer d.life.RUnlock()
 	wb := d.badger.NewWriteBatch()
 	defer wb.Cancel()
 	for _, k := range keys {
@@ -352,6 +367,7 @@ func (d *database) writeBatch(batch map[string][]byte, size int) error {
 			err = wb.Set([]byte(k), v)
 		} else {
 			err = wb.Delete([]byte(k))
+			d.deleted++
 		}
 		if err != nil {
 			return err
@@ -360,35 +376,106 @@ func (d *database) writeBatch(batch map[string][]byte, size int) error {
 	return wb.Flush()
 }
 
-// each calls fn for the keys that begin with prefix and were there when it was
-// called. What it is given is valid during the call only.
+// page is how many keys each reads at once.
+const page = 512
+
+// each calls fn for the keys that begin with prefix, in their order, with values
+// for their values too. fn may keep what it is given, and write to d. Keys that
+// are put meanwhile may be met or not.
 func (d *database) each(prefix []byte, values bool, fn func(key, value []byte) error) error {
 	if err := d.flush(); err != nil {
 		return err
 	}
-	txn := d.badger.NewTransaction(false)
-	defer txn.Discard()
-	o := badger.DefaultIteratorOptions
-	o.Prefix, o.PrefetchValues = bytes.Clone(prefix), false
-	it := txn.NewIterator(o)
-	defer it.Close()
-	for it.Rewind(); it.Valid(); it.Next() {
-		item := it.Item()
-		var err error
-		if values {
-			err = item.Value(func(v []byte) error { return fn(item.Key(), v) })
-		} else {
-			err = fn(item.Key(), nil)
-		}
+	type pair struct{ k, v []byte }
+	for at := prefix; at != nil; {
+		var pairs []pair
+		err := d.view(func(txn *badger.Txn) error {
+			o := badger.DefaultIteratorOptions
+			o.Prefix, o.PrefetchValues = prefix, false
+			it := txn.NewIterator(o)
+			defer it.Close()
+			for it.Seek(at); it.Valid() && len(pairs) < page; it.Next() {
+				p := pair{k: it.Item().KeyCopy(nil)}
+				if values {
+					var err error
+					if p.v, err = it.Item().ValueCopy(nil); err != nil {
+						return err
+					}
+				}
+				pairs = append(pairs, p)
+			}
+			return nil
+		})
 		if err != nil {
-			return err
+			d.broken(prefix, err)
+			return fmt.Errorf("reading the cache's database: %w", err)
+		}
+		for _, p := range pairs {
+			if err := fn(p.k, p.v); err != nil {
+				return err
+			}
+		}
+		at = nil
+		if len(pairs) == page {
+			at = append(pairs[page-1].k, 0)
 		}
 	}
 	return nil
 }
 
 // sync makes what was flushed durable.
-func (d *database) sync() error { return d.badger.Sync() }
+func (d *database) sync() error {
+	d.life.RLock()
+	defer d.life.RUnlock()
+	return d.badger.Sync()
+}
+
+// compact rewrites the tables without what was deleted. Badger keeps what is
+// deleted until the deletion itself is in a table: it is closed, which puts it
+// there, and opened again.
+func (d *database) compact() error {
+	if err := d.flush(); err != nil {
+		return err
+	}
+	d.flushMu.Lock()
+	defer d.flushMu.Unlock()
+	if d.deleted < compactAfter {
+		return nil
+	}
+	if err := d.reopen(); err != nil {
+		return fmt.Errorf("compacting the cache's database: %w", err)
+	}
+	d.deleted = 0
+	if err := d.badger.Flatten(1); err != nil {
+		return fmt.Errorf("compacting the cache's database: %w", err)
+	}
+	for {
+		err := d.badger.RunValueLogGC(0.5)
+		if errors.Is(err, badger.ErrNoRewrite) || errors.Is(err, badger.ErrRejected) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("compacting the cache's database: %w", err)
+		}
+	}
+}
+
+// compactAfter is how many deletions make a compaction worth its time.
+const compactAfter = 256
+
+func (d *database) reopen() error {
+	d.life.Lock()
+	defer d.life.Unlock()
+	if err := d.badger.Close(); err != nil {
+		return err
+	}
+	b, err := openBadger(d.dir, d.warn)
+	if err != nil {
+		return err
+	}
+	d.badger = b
+	return nil
+}
 
 // close flushes and closes Badger. What could not be flushed is lost: a miss.
 func (d *database) close() error {

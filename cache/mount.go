@@ -45,10 +45,20 @@ func mountObject(id string) *[32]byte {
 	return &sum
 }
 
+func (c *Cache) mountPath(object *[32]byte) string {
+	return c.Path("mounts", hex.EncodeToString(object[:16]))
+}
+
 func (c *Cache) makeMount(id string, object *[32]byte, fill func(string) error) (string, error) {
-	path := c.Path("mounts", hex.EncodeToString(object[:16]))
+	path := c.mountPath(object)
+	key := dbKey(prefixMount, object)
+	v := binary.AppendVarint(appendText(nil, id), c.opt.Clock().UnixNano())
 	if _, err := os.Lstat(path); err == nil {
-		return path, nil
+		if c.db.has(key) {
+			return path, nil
+		}
+		// The database was lost; the folder was not.
+		return path, c.db.put(key, v)
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
@@ -65,8 +75,7 @@ func (c *Cache) makeMount(id string, object *[32]byte, fill func(string) error) 
 			return "", errors.Join(err, os.RemoveAll(temp))
 		}
 	}
-	v := binary.AppendVarint(appendText(nil, id), c.opt.Clock().UnixNano())
-	if err := c.db.put(dbKey(prefixMount, object), v); err != nil {
+	if err := c.db.put(key, v); err != nil {
 		return "", err
 	}
 	err = os.Rename(temp, path)

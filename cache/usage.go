@@ -1,14 +1,24 @@
 package cache
 
 import (
+	"cmp"
 	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// Usage is one line of what the state folder holds.
+// Usage is one line of what the state folder holds: a record, a layer that no
+// record leads to, or a cache mount.
 type Usage struct {
-	ID          string // of the record, mount or blob
-	Kind        string // "regular", "source.local", "exec.cachemount", "internal", as BuildKit names them
+	ID          string // of the record, layer or mount, in hex
+	Kind        string // "regular", "internal" (a layer that no record leads to), "exec.cachemount", as BuildKit names them
 	Description string // the vertex's name, the mount's id
 	Size        int64  // bytes on disk that go if this is pruned alone
 	Shared      bool   // parts of it are used by others too
@@ -16,19 +26,241 @@ type Usage struct {
 	Created     time.Time
 	LastUsed    time.Time
 	Uses        int
-	Parents     []string
+	Parents     []string // records whose output is this one's, less its top layer
+}
+
+// item is a line of Usage with what stands behind it.
+type item struct {
+	Usage
+	id     [32]byte
+	chains []ChainID // of a record
+	below  []ChainID // what is below their top layers
+	layer  *Layer    // that no record leads to
+	mount  string    // the mount's folder
 }
 
 // Usage lists what the folder holds, largest first.
-func (c *Cache) Usage(ctx context.Context) ([]Usage, error) { panic("unwritten") }
-
-// PruneOptions say what to collect. The zero value collects what no record leads to.
-type PruneOptions struct {
-	All          bool             // whatever no build holds
-	KeepDuration time.Duration    // keep what was used since; 0 is no such bound
-	MaxUsed      int64            // collect, longest unused first, until the folder is at most so large; 0 is no bound
-	Filter       func(Usage) bool // consider only these; nil is all
+func (c *Cache) Usage(ctx context.Context) ([]Usage, error) {
+	c.pruneMu.Lock()
+	defer c.pruneMu.Unlock()
+	items, err := c.items(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("listing what the cache holds: %w", err)
+	}
+	lines := make([]Usage, len(items))
+	for i := range items {
+		lines[i] = items[i].Usage
+	}
+	slices.SortStableFunc(lines, func(a, b Usage) int { return cmp.Compare(b.Size, a.Size) })
+	return lines, nil
 }
 
-// Prune collects and gives what went.
-func (c *Cache) Prune(ctx context.Context, o PruneOptions) ([]Usage, error) { panic("unwritten") }
+// items lists what can be pruned, with sizes.
+func (c *Cache) items(ctx context.Context) ([]item, error) {
+	uses, err := c.used.read()
+	if err != nil {
+		return nil, err
+	}
+	items, err := c.records(uses)
+	if err != nil {
+		return nil, err
+	}
+	s := c.newCensus(true)
+	for i := range items {
+		for _, id := range items[i].chains {
+			s.chain(id, owner(i))
+		}
+	}
+	if items, err = c.looseLayers(items, s); err != nil {
+		return nil, err
+	}
+	if err := s.contents(ctx); err != nil {
+		return nil, err
+	}
+	sizes, err := s.sizes()
+	if err != nil {
+		return nil, err
+	}
+	for i := range items {
+		items[i].Size = sizes[owner(i)]
+	}
+	s.markShared(items)
+	parents(items)
+	return c.addMounts(items, uses)
+}
+
+// records lists the records.
+func (c *Cache) records(uses map[[16]byte]use) ([]item, error) {
+	held := c.heldChains()
+	var items []item
+	err := c.db.each([]byte{prefixRecord}, true, func(k, v []byte) error {
+		id := [32]byte(k[1:])
+		r, err := decodeRecord(unstamp(v))
+		if err != nil {
+			r = Record{Name: "a damaged record"}
+		}
+		u := uses[short(id[:16])]
+		it := item{id: id, chains: r.Outputs, Usage: Usage{
+			ID: hex.EncodeToString(id[:]), Kind: "regular", Description: r.Name,
+			Created: r.Created, LastUsed: u.last, Uses: int(u.count), InUse: c.guard.Used(&id),
+		}}
+		if it.LastUsed.Before(it.Created) {
+			it.LastUsed = it.Created
+		}
+		for _, o := range r.Outputs {
+			if _, ok := held[o]; ok {
+				it.InUse = true
+			}
+			if ch, err := c.chain(o); err == nil && ch.Parent != (ChainID{}) {
+				it.below = append(it.below, ch.Parent)
+			}
+		}
+		items = append(items, it)
+		return nil
+	})
+	return items, err
+}
+
+// looseLayers adds the layers that no record claims, and claims them.
+func (c *Cache) looseLayers(items []item, s *census) ([]item, error) {
+	held := c.newCensus(false)
+	for id := range c.heldChains() {
+		held.chain(id, pinned)
+	}
+	err := c.db.each([]byte{prefixLayer}, true, func(k, v []byte) error {
+		id := [32]byte(k[1:])
+		if _, ok := s.layers[id]; ok {
+			return nil
+		}
+		l, err := decodeLayer(id, unstamp(v))
+		if err != nil {
+			l = Layer{ID: id}
+		}
+		_, inUse := held.layers[id]
+		what := "a layer"
+		if len(l.Origins) > 0 {
+			what = "a layer of " + l.Origins[0]
+		}
+		s.layers[id] = owner(len(items))
+		items = append(items, item{id: id, layer: &l, Usage: Usage{
+			ID: hex.EncodeToString(id[:]), Kind: "internal", Description: what,
+			InUse: inUse || c.guard.Used(&id),
+		}})
+		return nil
+	})
+	return items, err
+}
+
+// markShared tells which records have chains or layers that others have too.
+// Whose chain is shared has all below it shared; a layer may be shared alone.
+func (s *census) markShared(items []item) {
+	for i := range items {
+		for _, at := range items[i].chains {
+			for at != (ChainID{}) && !items[i].Shared {
+				ch, err := s.c.chain(at)
+				if err != nil {
+					break
+				}
+				items[i].Shared = s.chains[at] == several || s.layers[ch.Layer] == several
+				at = ch.Parent
+			}
+		}
+	}
+}
+
+// parents links records by their chains.
+func parents(items []item) {
+	by := map[ChainID][]string{}
+	for i := range items {
+		for _, id := range items[i].chains {
+			by[id] = append(by[id], items[i].ID)
+		}
+	}
+	for i := range items {
+		for _, id := range items[i].below {
+			items[i].Parents = append(items[i].Parents, by[id]...)
+		}
+		slices.Sort(items[i].Parents)
+		items[i].Parents = slices.Compact(items[i].Parents)
+	}
+}
+
+// addMounts adds the cache mounts.
+func (c *Cache) addMounts(items []item, uses map[[16]byte]use) ([]item, error) {
+	err := c.db.each([]byte{prefixMount}, true, func(k, v []byte) error {
+		object := [32]byte(k[1:])
+		id, created, err := decodeMount(v)
+		if err != nil {
+			id = "a damaged entry"
+		}
+		c.leaseMu.Lock()
+		inUse := c.mounts[id] > 0
+		c.leaseMu.Unlock()
+		it := item{id: object, mount: c.mountPath(&object), Usage: Usage{
+			ID: hex.EncodeToString(object[:]), Kind: "exec.cachemount", Description: id,
+			Created: created, InUse: inUse,
+		}}
+		u := uses[short(object[:16])]
+		it.LastUsed, it.Uses = u.last, int(u.count)
+		if it.LastUsed.Before(created) {
+			it.LastUsed = created
+		}
+		if it.Size, err = diskUsage(it.mount); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		items = append(items, it)
+		return nil
+	})
+	return items, err
+}
+
+// DiskUsage gives what the state folder takes on the disk, each inode counted once.
+func (c *Cache) DiskUsage() (int64, error) {
+	n, err := diskUsage(c.dir)
+	if err != nil {
+		return 0, fmt.Errorf("measuring the state folder: %w", err)
+	}
+	return n, nil
+}
+
+// diskUsage adds up the blocks below path. What vanishes meanwhile is left out.
+func diskUsage(path string) (int64, error) {
+	type inode struct{ dev, ino uint64 }
+	seen := map[inode]struct{}{}
+	var total int64
+	var walk func(dirfd int, name string) error
+	walk = func(dirfd int, name string) error {
+		fd, err := unix.Openat(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		d := os.NewFile(uintptr(fd), name)
+		defer d.Close()
+		names, err := d.Readdirnames(-1)
+		if err != nil {
+			return err
+		}
+		for _, n := range names {
+			var st unix.Stat_t
+			if err := unix.Fstatat(fd, n, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+				continue
+			}
+			if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+				k := inode{st.Dev, st.Ino}
+				if _, ok := seen[k]; ok {
+					continue
+				}
+				seen[k] = struct{}{}
+			}
+			total += st.Blocks * 512
+			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+				if err := walk(fd, n); err != nil && !errors.Is(err, unix.ENOENT) {
+					return fmt.Errorf("%s: %w", n, err)
+				}
+			}
+		}
+		return nil
+	}
+	err := walk(unix.AT_FDCWD, path)
+	return total, err
+}

@@ -71,18 +71,16 @@ func (p *Pool) dropSince(n byte, dirfd int, since int64) error {
 	})
 }
 
-// Size gives what a file takes on the disk, without its alternates; ok is false
-// where it is not here. It does not count as a use.
-func (p *Pool) Size(id FileID) (bytes int64, ok bool) {
-	dirfd, name, err := p.place(&id)
-	if err != nil {
-		return 0, false
-	}
-	var st unix.Stat_t
-	if err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return 0, false
-	}
-	return st.Blocks * 512, true
+// Each calls fn for every file, alternates too, with what it takes on the disk.
+// It does not count as a use.
+func (p *Pool) Each(fn func(id FileID, bytes int64) error) error {
+	return p.each(func(dirfd int, id FileID, name string) error {
+		var st unix.Stat_t
+		if err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+		return fn(id, st.Blocks*512)
+	})
 }
 
 func (p *Pool) each(fn func(dirfd int, id FileID, name string) error) error {

@@ -1,0 +1,398 @@
+package cache
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/kiln-build/kiln/cache/blob"
+	"github.com/kiln-build/kiln/cache/pool"
+)
+
+// PruneOptions say what to collect. The zero value collects what no record leads to.
+type PruneOptions struct {
+	All          bool             // whatever no build holds
+	KeepDuration time.Duration    // keep what was used since; 0 is no such bound
+	MaxUsed      int64            // collect, longest unused first, until the folder is at most so large; 0 is no bound
+	Filter       func(Usage) bool // consider only these; nil is all
+}
+
+// Prune collects and gives what went. Builds may run meanwhile: what an open
+// lease holds or has used stays. With MaxUsed it collects until the folder's
+// disk usage, each inode counted once, is within it or nothing is left that may
+// go; what was used longest ago goes first.
+func (c *Cache) Prune(ctx context.Context, o PruneOptions) ([]Usage, error) {
+	c.pruneMu.Lock()
+	defer c.pruneMu.Unlock()
+	gone, err := c.prune(ctx, o)
+	if err != nil {
+		return gone, fmt.Errorf("pruning the cache: %w", err)
+	}
+	return gone, nil
+}
+
+// pruner is a Prune that is going on.
+type pruner struct {
+	*Cache
+	keepLoose map[LayerID]bool // layers that no record leads to, and that stay
+	gone      []Usage
+}
+
+func (c *Cache) prune(ctx context.Context, o PruneOptions) ([]Usage, error) {
+	c.guard.Renew()
+	all, err := c.items(ctx)
+	if err != nil {
+		return nil, err
+	}
+	items := candidates(all, o, c.opt.Clock())
+	p := &pruner{Cache: c, keepLoose: map[LayerID]bool{}}
+	for _, it := range all {
+		if it.layer != nil {
+			p.keepLoose[it.id] = true
+		}
+	}
+	for _, it := range items {
+		delete(p.keepLoose, it.id)
+	}
+	everything := o.MaxUsed == 0 && (o.All || o.KeepDuration > 0)
+	first := slices.DeleteFunc(slices.Clone(items), func(it item) bool { return !everything && it.layer == nil })
+	if o.MaxUsed == 0 && o.All && o.Filter == nil && o.KeepDuration == 0 {
+		err = c.dropBuckets()
+	}
+	if err == nil {
+		err = p.collect(ctx, first)
+	}
+	if err == nil && o.MaxUsed > 0 {
+		items = slices.DeleteFunc(items, func(it item) bool { return it.layer != nil })
+		err = p.shrink(ctx, items, o.MaxUsed)
+	}
+	return p.gone, err
+}
+
+// shrink collects items, from the first, until the folder is within limit.
+func (p *pruner) shrink(ctx context.Context, items []item, limit int64) error {
+	for {
+		used, err := p.DiskUsage()
+		if err != nil || used <= limit {
+			return err
+		}
+		if len(items) == 0 {
+			// What is left that may go is what parts of the worker remember.
+			if err := p.dropBuckets(); err != nil {
+				return err
+			}
+			return p.db.compact()
+		}
+		n, err := p.enough(ctx, items, used-limit)
+		if err != nil {
+			return err
+		}
+		if err := p.collect(ctx, items[:n]); err != nil {
+			return err
+		}
+		items = items[n:]
+	}
+}
+
+// candidates are the items that o lets go, longest unused first.
+func candidates(items []item, o PruneOptions, now time.Time) []item {
+	keep := func(it item) bool {
+		return it.InUse ||
+			o.KeepDuration > 0 && !it.LastUsed.Before(now.Add(-o.KeepDuration)) ||
+			o.Filter != nil && !o.Filter(it.Usage)
+	}
+	items = slices.DeleteFunc(slices.Clone(items), keep)
+	slices.SortStableFunc(items, func(a, b item) int {
+		// Of what was used together the larger goes first: it may be enough.
+		return cmp.Or(a.LastUsed.Compare(b.LastUsed), cmp.Compare(b.Size, a.Size))
+	})
+	return items
+}
+
+// enough gives how many of the items, from the first, must go to free need
+// bytes. An object that several have goes with the last of them.
+func (p *pruner) enough(ctx context.Context, items []item, need int64) (int, error) {
+	going := make(map[[32]byte]bool, len(items))
+	for _, it := range items {
+		going[it.id] = true
+	}
+	s := p.newCensus(false)
+	if err := p.claimRoots(s, func(id [32]byte) bool { return going[id] }); err != nil {
+		return 0, err
+	}
+	for i, it := range slices.Backward(items) {
+		for _, id := range it.chains {
+			s.chain(id, owner(i))
+		}
+	}
+	if err := s.contents(ctx); err != nil {
+		return 0, err
+	}
+	sizes, err := s.sizes()
+	if err != nil {
+		return 0, err
+	}
+	var freed int64
+	for i, it := range items {
+		freed += sizes[owner(i)]
+		if it.mount != "" {
+			freed += it.Size
+		}
+		if freed >= need {
+			return i + 1, nil
+		}
+	}
+	return len(items), nil
+}
+
+// claimRoots claims for pinned the chains of the records but for those to skip,
+// those that leases hold, and the loose layers that stay.
+func (p *pruner) claimRoots(s *census, skip func([32]byte) bool) error {
+	for id := range p.heldChains() {
+		s.chain(id, pinned)
+	}
+	for id := range p.keepLoose {
+		s.layers[id] = pinned
+	}
+	return p.db.each([]byte{prefixRecord}, true, func(k, v []byte) error {
+		if skip([32]byte(k[1:])) {
+			return nil
+		}
+		r, err := decodeRecord(unstamp(v))
+		if err != nil {
+			return nil
+		}
+		for _, o := range r.Outputs {
+			s.chain(o, pinned)
+		}
+		return nil
+	})
+}
+
+// collect removes the items, and then all that nothing leads to. The order is
+// that of the guard's rules: what leads to something goes before it.
+func (p *pruner) collect(ctx context.Context, items []item) error {
+	for i := range items {
+		swept, err := p.collectItem(&items[i])
+		if err != nil {
+			return err
+		}
+		if swept {
+			p.gone = append(p.gone, items[i].Usage)
+		}
+	}
+	if err := p.sweepLinks(); err != nil {
+		return err
+	}
+	keep := p.newCensus(false)
+	if err := p.mark(ctx, keep); err != nil {
+		return err
+	}
+	err := p.sweepKeys(prefixNode, func(id [32]byte) bool {
+		_, ok := keep.nodes[short(id[:16])]
+		return ok
+	})
+	if err != nil {
+		return err
+	}
+	// What led to a file must be gone for good before the file is.
+	if err := errors.Join(p.db.flush(), p.db.sync()); err != nil {
+		return err
+	}
+	if err := p.sweepFiles(keep); err != nil {
+		return err
+	}
+	return p.tidy()
+}
+
+// collectItem removes a record or a cache mount. A layer goes with sweepLinks.
+func (c *Cache) collectItem(it *item) (bool, error) {
+	switch {
+	case it.mount != "":
+		return c.collectMount(it)
+	case it.layer != nil:
+		return !c.guard.Used(&it.id), nil
+	}
+	return c.guard.Sweep(&it.id, func() error { return c.db.delete(dbKey(prefixRecord, &it.id)) })
+}
+
+func (c *Cache) collectMount(it *item) (bool, error) {
+	c.leaseMu.Lock()
+	defer c.leaseMu.Unlock()
+	if c.mounts[it.Description] > 0 {
+		return false, nil
+	}
+	if err := c.discard(it.mount); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return false, err
+	}
+	return true, c.db.delete(dbKey(prefixMount, &it.id))
+}
+
+// sweepLinks removes the keys of records that are gone, and the chains, states
+// and layers that nothing leads to.
+func (p *pruner) sweepLinks() error {
+	err := p.db.each([]byte{prefixKey}, true, func(k, v []byte) error {
+		d := decoder{b: unstamp(v)}
+		id := d.id()
+		// Store holds the record's shard while it writes the record and its keys.
+		_, err := p.guard.Sweep(&id, func() error {
+			if p.db.has(dbKey(prefixRecord, &id)) {
+				return nil
+			}
+			return p.db.delete(k)
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	keep := p.newCensus(false)
+	if err := p.claimRoots(keep, func([32]byte) bool { return false }); err != nil {
+		return err
+	}
+	keepChain := func(id [32]byte) bool { _, ok := keep.chains[id]; return ok }
+	keepLayer := func(id [32]byte) bool { _, ok := keep.layers[id]; return ok }
+	err = errors.Join(
+		p.sweepKeys(prefixState, keepChain), p.sweepKeys(prefixChain, keepChain), p.sweepKeys(prefixLayer, keepLayer))
+	p.chains.forget()
+	return err
+}
+
+// sweepKeys removes the keys that keep does not want and no open lease used.
+func (p *pruner) sweepKeys(prefix byte, keep func(id [32]byte) bool) error {
+	return p.db.each([]byte{prefix}, false, func(k, _ []byte) error {
+		id := [32]byte(k[1:])
+		if keep(id) {
+			return nil
+		}
+		_, err := p.guard.Sweep(&id, func() error {
+			if prefix == prefixNode {
+				p.nodes.drop(id)
+			}
+			return p.db.delete(k)
+		})
+		return err
+	})
+}
+
+// mark claims what all chains and layers that are left lead to, and the trees
+// that builds began with.
+func (c *Cache) mark(ctx context.Context, s *census) error {
+	for _, prefix := range []byte{prefixChain, prefixLayer} {
+		err := c.db.each([]byte{prefix}, false, func(k, _ []byte) error {
+			if prefix == prefixChain {
+				s.chains[[32]byte(k[1:])] = pinned
+			} else {
+				s.layers[[32]byte(k[1:])] = pinned
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := s.contents(ctx); err != nil {
+		return err
+	}
+	c.leaseMu.Lock()
+	replaced := slices.Clone(c.replaced)
+	c.leaseMu.Unlock()
+	for _, root := range replaced {
+		s.folders[LayerFolder(root)] = pinned
+		if err := s.tree(ctx, root, pinned, true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweepFiles removes layers' folders, files and blobs.
+func (c *Cache) sweepFiles(keep *census) error {
+	folders, err := os.ReadDir(c.Path("layers"))
+	if err != nil {
+		return err
+	}
+	for _, f := range folders {
+		if _, ok := keep.folders[f.Name()]; ok {
+			continue
+		}
+		_, err := c.guard.Sweep(folderObject(f.Name()), func() error { return c.discard(c.Path("layers", f.Name())) })
+		if err != nil {
+			return err
+		}
+	}
+	_, err = c.pool.Sweep(func(id pool.FileID) bool {
+		_, ok := keep.files[short(id[:16])]
+		return ok
+	})
+	if err != nil {
+		return err
+	}
+	return c.blobs.Sweep(
+		func(d blob.Digest) bool { _, ok := keep.blobs[d]; return ok },
+		func(id blob.ChunkID) bool { _, ok := keep.chunks[id]; return ok })
+}
+
+// dropBuckets removes the values of all buckets.
+func (c *Cache) dropBuckets() error {
+	return c.db.each([]byte{prefixBucket}, false, func(k, _ []byte) error { return c.db.delete(k) })
+}
+
+// sweepMounts removes folders of cache mounts that the database does not know.
+func (c *Cache) sweepMounts() error {
+	folders, err := os.ReadDir(c.Path("mounts"))
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	c.leaseMu.Lock()
+	defer c.leaseMu.Unlock()
+	for id := range c.mounts {
+		known[filepath.Base(c.mountPath(mountObject(id)))] = true
+	}
+	err = c.db.each([]byte{prefixMount}, false, func(k, _ []byte) error {
+		known[filepath.Base(c.mountPath((*[32]byte)(k[1:])))] = true
+		return nil
+	})
+	for _, f := range folders {
+		if err == nil && !known[f.Name()] {
+			err = c.discard(c.Path("mounts", f.Name()))
+		}
+	}
+	return err
+}
+
+// tidy removes what else is of no use, gives the space of removed values back,
+// and waits until all is off the disk.
+func (c *Cache) tidy() error {
+	aside, err := filepath.Glob(c.Path("db.corrupt-*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range aside {
+		if err := c.discard(path); err != nil {
+			return err
+		}
+	}
+	known := map[[16]byte]bool{}
+	for _, prefix := range []byte{prefixRecord, prefixMount} {
+		err := c.db.each([]byte{prefix}, false, func(k, _ []byte) error {
+			known[[16]byte(k[1:17])] = true
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := c.used.rewrite(func(id [16]byte) bool { return known[id] }); err != nil {
+		return err
+	}
+	err = c.db.compact()
+	c.removals.Wait()
+	return err
+}
