@@ -61,16 +61,16 @@ func (e *edit) mkdirAll(p string, like tree.Entry) error {
 }
 
 // newDir is the entry of a directory that an action makes.
-func (e *edit) newDir(mode uint32, owner *user, timestamp int64) tree.Entry {
+func (e *edit) newDir(mode uint32, owner *Owner, timestamp int64) tree.Entry {
 	d := tree.Entry{Kind: tree.Dir, Mode: mode, MTime: e.time(timestamp)}
 	owner.own(&d)
 	return d
 }
 
-// own gives e the owner u, if there is one to give.
-func (u *user) own(e *tree.Entry) {
+// own gives e the owner u, unless u is nil.
+func (u *Owner) own(e *tree.Entry) {
 	if u != nil {
-		e.UID, e.GID = u.uid, u.gid
+		e.UID, e.GID = u.UID, u.GID
 	}
 }
 
@@ -82,7 +82,7 @@ func (e *edit) time(timestamp int64) int64 {
 	return timestamp
 }
 
-func (e *edit) mkdir(a *pb.FileActionMkDir, owner *user) error {
+func (e *edit) mkdir(a *pb.FileActionMkDir, owner *Owner) error {
 	p, entry, found, err := e.dest(a.Path)
 	if err != nil {
 		return err
@@ -117,7 +117,7 @@ func (e *edit) parent(op, p string) error {
 	return nil
 }
 
-func (e *edit) mkfile(ctx context.Context, a *pb.FileActionMkFile, owner *user) error {
+func (e *edit) mkfile(ctx context.Context, a *pb.FileActionMkFile, owner *Owner) error {
 	p, entry, found, err := e.dest(a.Path)
 	if err != nil {
 		return err
@@ -142,7 +142,7 @@ func (e *edit) mkfile(ctx context.Context, a *pb.FileActionMkFile, owner *user) 
 	return e.Set(p, f)
 }
 
-func (e *edit) symlink(a *pb.FileActionSymlink, owner *user) error {
+func (e *edit) symlink(a *pb.FileActionSymlink, owner *Owner) error {
 	p, _, found, err := e.dest(path.Join("/", a.Newpath))
 	if err != nil {
 		return err

@@ -2,7 +2,6 @@ package fileop
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path"
 	"strings"
@@ -17,7 +16,7 @@ import (
 type copier struct {
 	*edit
 	a     *pb.FileActionCopy
-	owner *user
+	owner *Owner
 	mode  *modeChange // nil keeps modes
 	input int         // of the vertex; -1 is an earlier action
 	src   tree.Entry  // the state that is copied from
@@ -29,11 +28,10 @@ type copier struct {
 	// bring says that the files are not in the pool.
 	bring bool
 	// links are the new tags of files that may have several names.
-	links     map[uint64]uint64
-	transfers []Transfer
+	links map[uint64]uint64
 }
 
-func (e *edit) copy(ctx context.Context, input int, src tree.Entry, a *pb.FileActionCopy, owner *user) error {
+func (e *edit) copy(ctx context.Context, input int, src tree.Entry, a *pb.FileActionCopy, owner *Owner) error {
 	c := &copier{edit: e, a: a, owner: owner, input: input, src: src}
 	if input >= 0 {
 		c.bring = e.op.Files.Foreign(input)
@@ -107,15 +105,9 @@ func (c *copier) match(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.links, c.transfers = make(map[uint64]uint64), nil
+	c.links = make(map[uint64]uint64)
 	c.fresh = c.bring || c.input < 0 || c.op.again(c.input, c.m.Path)
-	if err := c.put(target, "", c.m.Entry, false); err != nil {
-		return err
-	}
-	if len(c.transfers) == 0 {
-		return nil
-	}
-	return c.op.Files.Bring(ctx, c.transfers)
+	return c.put(ctx, target, "", c.m.Entry, false)
 }
 
 // again notes that a copy takes files from path of an input, and reports whether
@@ -169,7 +161,7 @@ func (c *copier) target() (string, error) {
 // put copies src, which is at path rel of the match, to target, a clean path.
 // Where both are directories they are merged, and src's metadata wins if
 // overwrite says so: it does everywhere but at the top.
-func (c *copier) put(target, rel string, src tree.Entry, overwrite bool) error {
+func (c *copier) put(ctx context.Context, target, rel string, src tree.Entry, overwrite bool) error {
 	old, found, err := c.look(target)
 	if err != nil {
 		return err
@@ -189,9 +181,9 @@ func (c *copier) put(target, rel string, src tree.Entry, overwrite bool) error {
 	case found && src.Kind == tree.Dir && old.Kind != tree.Dir:
 		return fmt.Errorf("cannot copy to non-directory: %s", path.Join("/", target))
 	case found && src.Kind == tree.Dir:
-		return c.merge(target, rel, old, src, overwrite)
+		return c.merge(ctx, target, rel, old, src, overwrite)
 	}
-	made, err := c.made(target, rel, src)
+	made, err := c.made(ctx, target, rel, src)
 	if err != nil {
 		return err
 	}
@@ -199,7 +191,7 @@ func (c *copier) put(target, rel string, src tree.Entry, overwrite bool) error {
 }
 
 // merge copies what is in src into the directory old at target.
-func (c *copier) merge(target, rel string, old, src tree.Entry, overwrite bool) error {
+func (c *copier) merge(ctx context.Context, target, rel string, old, src tree.Entry, overwrite bool) error {
 	meta := old
 	switch {
 	case !overwrite:
@@ -220,7 +212,7 @@ func (c *copier) merge(target, rel string, old, src tree.Entry, overwrite bool) 
 		if err != nil {
 			return err
 		}
-		if err := c.put(join(target, e.Name), join(rel, e.Name), e, true); err != nil {
+		if err := c.put(ctx, join(target, e.Name), join(rel, e.Name), e, true); err != nil {
 			return err
 		}
 	}
@@ -228,7 +220,7 @@ func (c *copier) merge(target, rel string, old, src tree.Entry, overwrite bool) 
 }
 
 // made gives what src becomes at target, with all that is in it.
-func (c *copier) made(target, rel string, src tree.Entry) (tree.Entry, error) {
+func (c *copier) made(ctx context.Context, target, rel string, src tree.Entry) (tree.Entry, error) {
 	if !c.fresh && c.owner == nil && c.mode == nil && c.a.Timestamp == -1 {
 		return src, nil
 	}
@@ -246,7 +238,7 @@ func (c *copier) made(target, rel string, src tree.Entry) (tree.Entry, error) {
 			if c.bring {
 				t.Input, t.Path = c.input, join(c.m.Path, at)
 			}
-			c.transfers = append(c.transfers, t)
+			return to, c.op.Files.Bring(ctx, t)
 		}
 		return to, nil
 	})
@@ -277,88 +269,6 @@ func (c *copier) tag(e tree.Entry, from, to string) uint64 {
 		c.links[e.Tag] = tag
 	}
 	return tag
-}
-
-// unpack puts what is in an archive at the destination; what is no archive it
-// leaves alone. A link to an archive is followed whatever the action says.
-func (c *copier) unpack(ctx context.Context) (bool, error) {
-	r, err := tree.Resolve(c.op.Nodes, c.src, c.m.Name, true)
-	if notThere(err) || err == nil && (r.Entry.Kind != tree.File || r.Entry.Size == 0) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	p, _, _, err := c.dest(cleanPath(c.a.Dest))
-	if err != nil {
-		return false, err
-	}
-	f, err := c.op.Files.Open(ctx, c.input, r.Path, r.Entry)
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
-	root, ok, err := c.op.Files.Unpack(ctx, f, p)
-	if err != nil {
-		return false, fmt.Errorf("unpacking %s: %w", c.m.Name, err)
-	}
-	if !ok {
-		return false, nil
-	}
-	dir := c.newDir(0o755, c.owner, c.a.Timestamp)
-	if err := c.mkdirAll(p, dir); err != nil {
-		return false, err
-	}
-	x := &copier{edit: c.edit, a: &pb.FileActionCopy{Mode: -1, Timestamp: -1}, owner: c.owner, input: -1}
-	return true, x.extract(ctx, p, root)
-}
-
-// extract puts the tree of an archive over the directory at p: what is in the
-// archive replaces what is there, except that directories are merged.
-func (c *copier) extract(ctx context.Context, p string, root tree.Entry) error {
-	for e, err := range tree.ReadDir(c.op.Nodes, root.Children) {
-		if err != nil {
-			return err
-		}
-		if err := c.extractEntry(join(p, e.Name), e); err != nil {
-			return err
-		}
-	}
-	if len(c.transfers) == 0 {
-		return nil
-	}
-	return c.op.Files.Bring(ctx, c.transfers)
-}
-
-func (c *copier) extractEntry(target string, e tree.Entry) error {
-	old, found, err := c.look(target)
-	if err != nil {
-		return err
-	}
-	if found && old.Kind == tree.Dir && e.Kind != tree.Dir {
-		return pathError("open", target, errors.New("cannot overwrite directory with non-directory"))
-	}
-	if found && old.Kind == tree.Dir {
-		meta := c.meta(e)
-		meta.Name, meta.Children = old.Name, old.Children
-		if err := c.SetMeta(target, meta); err != nil {
-			return err
-		}
-		for sub, err := range tree.ReadDir(c.op.Nodes, e.Children) {
-			if err != nil {
-				return err
-			}
-			if err := c.extractEntry(join(target, sub.Name), sub); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	made, err := c.made(target, "", e)
-	if err != nil {
-		return err
-	}
-	return c.Set(target, made)
 }
 
 // union gives the xattrs of both; where both have one, b's.

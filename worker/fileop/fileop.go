@@ -22,20 +22,22 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 )
 
-// Files moves the contents of files, of which Run knows the entries only.
+// Files moves the contents of files, of which Run knows the entries only. Its
+// methods are called one after the other.
 type Files interface {
 	// Foreign reports whether the files of a vertex's input are not in the pool.
 	Foreign(input int) bool
-	// Bring makes the To of every transfer a file of the pool.
-	Bring(ctx context.Context, transfers []Transfer) error
+	// Bring begins to make t.To a file of the pool, and Settle waits until all that
+	// was begun is done.
+	Bring(ctx context.Context, t Transfer) error
+	Settle() error
 	// Open reads the file e, which is at path of an input of the vertex, or, where
 	// input is -1, in the pool.
 	Open(ctx context.Context, input int, path string, e tree.Entry) (io.ReadCloser, error)
 	// Put makes e the pool's, with data for its content.
 	Put(ctx context.Context, e tree.Entry, data []byte) error
-	// Unpack gives the tree of the archive that r reads, with its files in the
-	// pool, tagged as coming in below the path at. ok is false for what is none.
-	Unpack(ctx context.Context, r io.Reader, at string) (root tree.Entry, ok bool, err error)
+	// Unpack gives the tree of an archive; ok is false for a file that is none.
+	Unpack(ctx context.Context, a Archive) (u Unpacked, ok bool, err error)
 }
 
 // Transfer is a file that is to be in the pool, and where its content is.
@@ -44,6 +46,27 @@ type Transfer struct {
 	Path  string // in the input
 	From  tree.Entry
 	To    tree.Entry
+}
+
+// Archive is a file that may be one, to be unpacked.
+type Archive struct {
+	Input int // as Open has it
+	Path  string
+	Entry tree.Entry
+	// At is where its tree is to stand, for the tags of the files.
+	At string
+	// Owner is who shall own all of it; nil are the owners that it says.
+	Owner *Owner
+}
+
+// Owner is a user and a group id.
+type Owner struct{ UID, GID uint32 }
+
+// Unpacked is what is in an archive.
+type Unpacked struct {
+	Root tree.Entry
+	// Implicit are the directories that the archive has no entry for, "" its root.
+	Implicit map[string]bool
 }
 
 // Output is what one output of an operation is.
@@ -143,6 +166,13 @@ func (o *Op) action(ctx context.Context, i int, pending []int) (*Output, error) 
 	}
 	e := &edit{op: o, Editor: tree.Edit(o.Nodes, base.State)}
 	if err := o.apply(ctx, e, a, owner, pending); err != nil {
+		// What a transfer has to say comes first: it began earlier.
+		if began := o.Files.Settle(); began != nil {
+			err = began
+		}
+		return nil, &ActionError{Action: i, Err: err}
+	}
+	if err := o.Files.Settle(); err != nil {
 		return nil, &ActionError{Action: i, Err: err}
 	}
 	out := *base
@@ -191,7 +221,7 @@ func (o *Op) input(ctx context.Context, in int64, pending []int) (*Output, error
 	return o.action(ctx, int(in)-len(o.Inputs), pending)
 }
 
-func (o *Op) apply(ctx context.Context, e *edit, a *pb.FileAction, owner *user, pending []int) error {
+func (o *Op) apply(ctx context.Context, e *edit, a *pb.FileAction, owner *Owner, pending []int) error {
 	switch act := a.Action.(type) {
 	case *pb.FileAction_Copy:
 		src, err := o.input(ctx, a.SecondaryInput, pending)

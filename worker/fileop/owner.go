@@ -12,9 +12,6 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 )
 
-// user is who shall own what an action makes. A nil user changes no owner.
-type user struct{ uid, gid uint32 }
-
 // The files in which names of owners are looked up.
 const (
 	PasswdPath = "/etc/passwd"
@@ -60,33 +57,33 @@ func UserFiles(a *pb.FileAction) []UserFile {
 
 // owner finds the ids of an owner. A name that is not in the file, or whose file
 // is not there, is root, as with BuildKit.
-func (o *Op) owner(ctx context.Context, c *pb.ChownOpt, pending []int) (*user, error) {
+func (o *Op) owner(ctx context.Context, c *pb.ChownOpt, pending []int) (*Owner, error) {
 	if c == nil {
 		return nil, nil
 	}
-	out := new(user)
+	out := new(Owner)
 	switch u := c.GetUser().GetUser().(type) {
 	case *pb.UserOpt_ByID:
-		out.uid, out.gid = u.ByID, u.ByID
+		out.UID, out.GID = u.ByID, u.ByID
 	case *pb.UserOpt_ByName:
 		ids, err := o.lookup(ctx, u.ByName, PasswdPath, 2, pending)
 		if err != nil {
 			return nil, err
 		}
 		if ids != nil {
-			out.uid, out.gid = ids[0], ids[1]
+			out.UID, out.GID = ids[0], ids[1]
 		}
 	}
 	switch g := c.GetGroup().GetUser().(type) {
 	case *pb.UserOpt_ByID:
-		out.gid = g.ByID
+		out.GID = g.ByID
 	case *pb.UserOpt_ByName:
 		ids, err := o.lookup(ctx, g.ByName, GroupPath, 1, pending)
 		if err != nil {
 			return nil, err
 		}
 		if ids != nil {
-			out.gid = ids[0]
+			out.GID = ids[0]
 		}
 	}
 	return out, nil

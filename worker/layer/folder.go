@@ -2,7 +2,6 @@ package layer
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -62,6 +61,16 @@ var InUserNamespace = sync.OnceValue(func() bool {
 	return inside != 0 || outside != 0 || count != 1<<32-1
 })
 
+// Have gives the path of a layer's folder if it is there.
+func (f *Folders) Have(l cache.Layer) (string, bool) {
+	if l.Root.Kind != tree.Dir {
+		return "", false
+	}
+	path := f.path(l.Root)
+	_, err := os.Lstat(path)
+	return path, err == nil
+}
+
 // Folder gives the path of a layer's folder, which is made if it is not there.
 // The layer must have been unpacked. Whoever mounts it mounts it read-only or as
 // a lower layer: its files are the pool's.
@@ -69,8 +78,8 @@ func (f *Folders) Folder(ctx context.Context, l cache.Layer) (string, error) {
 	if l.Root.Kind != tree.Dir {
 		return "", &cache.NotUnpackedError{Layer: l.ID}
 	}
-	path := f.path(l.Root)
-	if _, err := os.Lstat(path); err == nil {
+	path, ok := f.Have(l)
+	if ok {
 		return path, nil
 	}
 	done := f.flights.DoChan(path, func() (any, error) {
@@ -90,8 +99,7 @@ func (f *Folders) Folder(ctx context.Context, l cache.Layer) (string, error) {
 
 // path gives where the folder of a layer's tree is, if it is.
 func (f *Folders) path(root tree.Entry) string {
-	key := root.Key()
-	return f.cache.Path("layers", hex.EncodeToString(key[:]))
+	return f.cache.Path("layers", cache.LayerFolder(root))
 }
 
 func (f *Folders) make(ctx context.Context, path string, l cache.Layer) error {
@@ -102,7 +110,6 @@ func (f *Folders) make(ctx context.Context, path string, l cache.Layer) error {
 	if err != nil {
 		return err
 	}
-	// A filler, not os.RemoveAll on the happy path: after the rename there is nothing.
 	defer os.RemoveAll(tmp)
 	root := filepath.Join(tmp, "fs")
 	if err := os.Mkdir(root, 0o700); err != nil {
@@ -113,9 +120,12 @@ func (f *Folders) make(ctx context.Context, path string, l cache.Layer) error {
 		return err
 	}
 	defer unix.Close(fd)
-	b := &filler{ctx: ctx, folders: f, layer: l.ID}
+	b := &filler{ctx: ctx, folders: f, file: func(fd int, e tree.Entry) error {
+		id := pool.IDOf(e)
+		return f.pool.LinkID(&id, e, fd, e.Name)
+	}}
 	if err := b.dir(fd, "", l.Root); err != nil {
-		return err
+		return gone(l.ID, err)
 	}
 	if err := os.Rename(root, path); err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, unix.ENOTEMPTY) {
 		return err
@@ -123,11 +133,43 @@ func (f *Folders) make(ctx context.Context, path string, l cache.Layer) error {
 	return nil
 }
 
+// Copy makes what is in the state root in the empty folder dir, with copies of
+// the pool's files, for somebody who may write to them.
+func (f *Folders) Copy(ctx context.Context, root tree.Entry, dir string) error {
+	fd, err := dirfd.Dir(unix.AT_FDCWD, dir)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(fd)
+	b := &filler{ctx: ctx, folders: f, file: func(fd int, e tree.Entry) error { return f.copyFile(fd, e) }}
+	return b.dir(fd, "", root)
+}
+
+// copyFile makes a copy of a file of the pool in the directory fd.
+func (f *Folders) copyFile(fd int, e tree.Entry) error {
+	src, err := f.pool.Open(e)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	out, err := unix.Openat(fd, e.Name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	dst := os.NewFile(uintptr(out), e.Name)
+	defer dst.Close()
+	if _, err := dst.ReadFrom(src); err != nil {
+		return err
+	}
+	return fdMeta(out, e)
+}
+
 // filler fills one folder.
 type filler struct {
 	ctx     context.Context
 	folders *Folders
-	layer   cache.LayerID
+	// file makes a regular file in the directory fd.
+	file func(fd int, e tree.Entry) error
 }
 
 // dir makes what is in the directory e, whose path is rel, in the open and empty
@@ -140,7 +182,7 @@ func (b *filler) dir(fd int, rel string, e tree.Entry) error {
 	var subs []tree.Entry
 	for c, err := range tree.ReadDir(b.folders.cache, e.Children) {
 		if err != nil {
-			return b.gone(fmt.Errorf("reading directory %q: %w", rel, err))
+			return fmt.Errorf("reading directory %q: %w", rel, err)
 		}
 		if c.Kind == tree.Dir {
 			subs = append(subs, c)
@@ -190,8 +232,7 @@ func (b *filler) make(fd int, e tree.Entry) error {
 	var err error
 	switch e.Kind {
 	case tree.File:
-		id := pool.IDOf(e)
-		return b.gone(b.folders.pool.LinkID(&id, e, fd, e.Name))
+		return b.file(fd, e)
 	case tree.Whiteout:
 		return unix.Mknodat(fd, e.Name, unix.S_IFCHR|0o600, 0)
 	case tree.Symlink:
@@ -237,11 +278,22 @@ func (b *filler) nodeMeta(fd int, e tree.Entry) error {
 
 // dirMeta gives the open directory fd the metadata of e.
 func (b *filler) dirMeta(fd int, e tree.Entry) error {
+	if e.Opaque {
+		if err := unix.Fsetxattr(fd, b.folders.opaque, []byte("y"), 0); err != nil {
+			return fmt.Errorf("making it opaque: %w", err)
+		}
+	}
+	return fdMeta(fd, e)
+}
+
+// fdMeta gives the open file or directory fd, which is 0:0's, the metadata of e.
+func fdMeta(fd int, e tree.Entry) error {
 	if e.UID != 0 || e.GID != 0 {
 		if err := unix.Fchown(fd, int(e.UID), int(e.GID)); err != nil {
 			return err
 		}
 	}
+	// After chown, which clears the set-id bits.
 	if err := unix.Fchmod(fd, e.Mode); err != nil {
 		return err
 	}
@@ -250,20 +302,29 @@ func (b *filler) dirMeta(fd int, e tree.Entry) error {
 			return fmt.Errorf("setting %s: %w", x.Name, err)
 		}
 	}
-	if e.Opaque {
-		if err := unix.Fsetxattr(fd, b.folders.opaque, []byte("y"), 0); err != nil {
-			return fmt.Errorf("making it opaque: %w", err)
-		}
-	}
 	return futimes(fd, e.MTime)
 }
 
 // gone tells a file or node that the cache promised and has not from other errors.
-func (b *filler) gone(err error) error {
+func gone(id cache.LayerID, err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
-		return &cache.GoneError{Layer: b.layer, Err: err}
+		return &cache.GoneError{Layer: id, Err: err}
 	}
 	return err
+}
+
+// SetMeta gives the directory at path the metadata of e. The path is the
+// caller's own: links on it are followed.
+func SetMeta(path string, e tree.Entry) error {
+	fd, err := dirfd.Open(unix.AT_FDCWD, path, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	if err := fdMeta(fd, e); err != nil {
+		return fmt.Errorf("setting the metadata of %s: %w", path, err)
+	}
+	return nil
 }
 
 func times(ns int64) []unix.Timespec {

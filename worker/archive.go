@@ -1,0 +1,63 @@
+package worker
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"compress/bzip2"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
+)
+
+// What compressed streams begin with.
+var (
+	magicGzip  = []byte{0x1f, 0x8b, 0x08}
+	magicBzip2 = []byte("BZh")
+	magicXz    = []byte{0xfd, '7', 'z', 'X', 'Z', 0}
+	magicZstd  = []byte{0x28, 0xb5, 0x2f, 0xfd}
+)
+
+// What a compressed stream may make its reader allocate: 128 MiB, the most that
+// the zstd command accepts without being told to, and twice what xz -9 needs.
+const maxWindow = 128 << 20
+
+// decompress gives what is packed in r: by gzip, bzip2, xz or zstd, or nothing.
+func decompress(r io.Reader) (io.Reader, error) {
+	br := bufio.NewReaderSize(r, 64<<10)
+	magic, err := br.Peek(6)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	switch {
+	case bytes.HasPrefix(magic, magicGzip):
+		return gzip.NewReader(br)
+	case bytes.HasPrefix(magic, magicBzip2):
+		return bzip2.NewReader(br), nil
+	case bytes.HasPrefix(magic, magicXz):
+		return xz.ReaderConfig{DictCap: 8 << 20}.NewReader(br)
+	case bytes.HasPrefix(magic, magicZstd):
+		// No concurrency: the decoder then has no goroutines that a Close must end.
+		return zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
+	}
+	return br, nil
+}
+
+// isArchive reports whether r is a tar stream, packed or not, with an entry in it.
+// What cannot be unpacked is no archive, and is copied as the file that it is.
+func isArchive(r io.Reader) (bool, error) {
+	limited := &io.LimitedReader{R: r, N: 8 << 20}
+	stream, err := decompress(limited)
+	if err != nil {
+		return false, nil
+	}
+	// A header has pax records of up to a megabyte before it.
+	_, err = tar.NewReader(io.LimitReader(stream, 4<<20)).Next()
+	if err != nil && limited.N == 0 {
+		return false, fmt.Errorf("looking for the first entry of an archive: %w", err)
+	}
+	return err == nil, nil
+}

@@ -1,0 +1,142 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+
+	"github.com/kiln-build/kiln/worker/executor"
+	"github.com/moby/buildkit/solver/pb"
+)
+
+// cacheMounts says who uses which cache mount. A mount has as many folders as
+// there were ever users at once that would not share; each user gets the first
+// that is free to it. The zero value is ready.
+type cacheMounts struct {
+	mu   sync.Mutex
+	used map[string]*cacheUse // by the folder's id
+	// freed is closed and made anew when a folder is let go.
+	freed chan struct{}
+}
+
+// cacheUse is a folder that is in use.
+type cacheUse struct {
+	users  int
+	shared bool // by those that all said so
+}
+
+// slot is the id of the nth folder of a cache mount.
+func slot(key string, n int) string {
+	if n == 0 {
+		return key
+	}
+	return key + "#" + strconv.Itoa(n)
+}
+
+// acquire finds a folder of a cache mount, waiting for one if it must not be
+// another than the first.
+func (c *cacheMounts) acquire(ctx context.Context, key string, sharing pb.CacheSharingOpt) (id string, release func(), err error) {
+	for {
+		id, wait, ok := c.try(key, sharing)
+		if ok {
+			return id, sync.OnceFunc(func() { c.release(id) }), nil
+		}
+		select {
+		case <-ctx.Done():
+			return "", nil, context.Cause(ctx)
+		case <-wait:
+		}
+	}
+}
+
+func (c *cacheMounts) try(key string, sharing pb.CacheSharingOpt) (id string, wait <-chan struct{}, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.used == nil {
+		c.used, c.freed = make(map[string]*cacheUse), make(chan struct{})
+	}
+	shared := sharing == pb.CacheSharingOpt_SHARED
+	for n := 0; ; n++ {
+		id = slot(key, n)
+		u := c.used[id]
+		switch {
+		case u == nil:
+			c.used[id] = &cacheUse{users: 1, shared: shared}
+			return id, nil, true
+		case shared && u.shared:
+			u.users++
+			return id, nil, true
+		case sharing == pb.CacheSharingOpt_LOCKED:
+			return "", c.freed, false
+		}
+	}
+}
+
+func (c *cacheMounts) release(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if u := c.used[id]; u.users > 1 {
+		u.users--
+		return
+	}
+	delete(c.used, id)
+	close(c.freed)
+	c.freed = make(chan struct{})
+}
+
+// cacheMount mounts a folder that outlives the step. An input of the mount is
+// what the folder begins with.
+func (m *mounted) cacheMount(ctx context.Context, mnt *pb.Mount, dest string) error {
+	if mnt.CacheOpt == nil {
+		return errors.New("missing cache mount options")
+	}
+	id, err := inputOf(m.job.Vertex, m.job.Inputs, mnt.Input)
+	if err != nil {
+		return err
+	}
+	key := mnt.CacheOpt.ID
+	var fill func(string) error
+	if mnt.Input != int64(pb.Empty) {
+		if id, err = m.w.solid(ctx, m.job, id); err != nil {
+			return err
+		}
+		key += ":" + id.String()
+		fill = func(dir string) error {
+			root, err := m.w.state(ctx, m.job, id)
+			if err != nil {
+				return err
+			}
+			return m.w.folders.Copy(ctx, root, dir)
+		}
+		if mnt.Output != int64(pb.SkipOutput) {
+			m.outs[mnt.Output] = output{chain: id}
+		}
+	}
+	dir, err := m.cacheFolder(ctx, key, mnt.CacheOpt.Sharing, fill)
+	if err != nil {
+		return err
+	}
+	m.mounts = append(m.mounts, executor.Mount{Dest: dest, Source: dir, Selector: mnt.Selector, ReadOnly: mnt.Readonly})
+	return nil
+}
+
+// cacheFolder gives the folder of a cache mount. A step that mounts one twice
+// shares it with itself, however it may be locked.
+func (m *mounted) cacheFolder(ctx context.Context, key string, sharing pb.CacheSharingOpt, fill func(string) error) (string, error) {
+	if dir, ok := m.caches[key]; ok {
+		return dir, nil
+	}
+	id, release, err := m.w.mounts.acquire(ctx, key, sharing)
+	if err != nil {
+		return "", err
+	}
+	m.cleanup = append(m.cleanup, release)
+	dir, leave, err := m.w.cache.CacheMount(id, fill)
+	if err != nil {
+		return "", err
+	}
+	m.cleanup = append(m.cleanup, leave)
+	m.caches[key] = dir
+	return dir, nil
+}

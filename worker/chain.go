@@ -1,0 +1,139 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/cache/blob"
+	"github.com/kiln-build/kiln/cache/tree"
+	"github.com/kiln-build/kiln/exporter"
+	"github.com/kiln-build/kiln/solver"
+	"github.com/kiln-build/kiln/worker/source"
+	"golang.org/x/sync/errgroup"
+)
+
+// Overlayfs takes 500 lower folders at most, and mounting gets slower with each.
+// A chain of more than maxLower has its lower part made into one folder; the cut
+// is at a multiple of cutEvery, so that a chain that grows keeps its cut for long.
+const (
+	maxLower = 400
+	cutEvery = 100
+)
+
+var _ exporter.Source = (*Worker)(nil)
+
+// Unpack makes every layer of a chain present: its tree known, its files in the pool.
+func (w *Worker) Unpack(ctx context.Context, id cache.ChainID) error {
+	t, err := w.localOf(nil, id)
+	if err != nil {
+		return err
+	}
+	if t != nil {
+		return w.capture(ctx, t, "", t.root)
+	}
+	return w.unpack(ctx, nil, id)
+}
+
+// Blob reads a compressed form of an image's layer, here or at one of its origins.
+func (w *Worker) Blob(ctx context.Context, l cache.Layer, d blob.Descriptor) (io.ReadCloser, error) {
+	return w.images.Blob(ctx, w.credentials(nil), l, d)
+}
+
+func (w *Worker) unpack(ctx context.Context, job *solver.Job, id cache.ChainID) error {
+	var report source.Progress
+	if job != nil {
+		report = job.Progress
+	}
+	return w.images.Unpack(ctx, w.credentials(job), id, report)
+}
+
+// state gives the state of a chain, whose layers are pulled if need be. The files
+// of a local folder's state are in the folder.
+func (w *Worker) state(ctx context.Context, job *solver.Job, id cache.ChainID) (tree.Entry, error) {
+	if t, err := w.localOf(job, id); t != nil || err != nil {
+		if err != nil {
+			return tree.Entry{}, err
+		}
+		return t.root, nil
+	}
+	root, err := w.cache.Merged(id)
+	var packed *cache.NotUnpackedError
+	if !errors.As(err, &packed) {
+		return root, err
+	}
+	if err := w.unpack(ctx, job, id); err != nil {
+		return tree.Entry{}, err
+	}
+	return w.cache.Merged(id)
+}
+
+// lower gives the folders of a chain's layers, bottom first, for an overlay.
+func (w *Worker) lower(ctx context.Context, job *solver.Job, id cache.ChainID) ([]string, error) {
+	layers, err := w.cache.Layers(id)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range layers {
+		if l.Root.Kind != tree.None {
+			continue
+		}
+		if err := w.unpack(ctx, job, id); err != nil {
+			return nil, err
+		}
+		if layers, err = w.cache.Layers(id); err != nil {
+			return nil, err
+		}
+		break
+	}
+	if len(layers) > maxLower {
+		if layers, err = w.cut(id, layers); err != nil {
+			return nil, err
+		}
+	}
+	paths := make([]string, len(layers))
+	group, ctx := errgroup.WithContext(ctx)
+	for i, l := range layers {
+		if p, ok := w.folders.Have(l); ok {
+			paths[i] = p
+			continue
+		}
+		group.Go(func() (err error) {
+			paths[i], err = w.folders.Folder(ctx, l)
+			return err
+		})
+	}
+	return paths, group.Wait()
+}
+
+// cut replaces the lower layers of a chain by one that is their state.
+func (w *Worker) cut(id cache.ChainID, layers []cache.Layer) ([]cache.Layer, error) {
+	keep := len(layers) - (len(layers)-(maxLower-cutEvery))/cutEvery*cutEvery
+	at := id
+	for range keep {
+		c, err := w.cache.Chain(at)
+		if err != nil {
+			return nil, err
+		}
+		at = c.Parent
+	}
+	root, err := w.cache.Merged(at)
+	if err != nil {
+		return nil, err
+	}
+	base := cache.Layer{ID: cache.TreeLayerID(root), Root: root}
+	if err := w.cache.PutLayer(base); err != nil {
+		return nil, err
+	}
+	return append([]cache.Layer{base}, layers[len(layers)-keep:]...), nil
+}
+
+// extend puts a layer on a chain; where the state below is at hand, so is the new one.
+func (w *Worker) extend(id cache.ChainID, l cache.Layer) (cache.ChainID, error) {
+	if err := w.cache.PutLayer(l); err != nil {
+		return id, fmt.Errorf("storing layer %.12s: %w", l.ID, err)
+	}
+	return w.cache.Extend(id, l.ID)
+}

@@ -1,0 +1,78 @@
+package worker
+
+import (
+	"context"
+	"slices"
+
+	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/cache/tree"
+	"github.com/kiln-build/kiln/solver"
+	"github.com/moby/buildkit/solver/pb"
+)
+
+// runDiff gives what leads from the lower input to the upper one: the layers that
+// the upper has on top of the lower, where it is made so, and needs nothing
+// unpacked then; otherwise one layer, the difference of the two states.
+func (w *Worker) runDiff(ctx context.Context, job *solver.Job, op *pb.DiffOp) ([]cache.ChainID, error) {
+	lower, err := inputOf(job.Vertex, job.Inputs, op.GetLower().GetInput())
+	if err != nil {
+		return nil, err
+	}
+	upper, err := inputOf(job.Vertex, job.Inputs, op.GetUpper().GetInput())
+	if err != nil {
+		return nil, err
+	}
+	if lower == upper {
+		return []cache.ChainID{{}}, nil
+	}
+	if lower, err = w.solid(ctx, job, lower); err != nil {
+		return nil, err
+	}
+	if upper, err = w.solid(ctx, job, upper); err != nil {
+		return nil, err
+	}
+	out, ok, err := w.suffix(lower, upper)
+	if err == nil && !ok {
+		out, err = w.difference(ctx, job, lower, upper)
+	}
+	return []cache.ChainID{out}, err
+}
+
+// suffix makes a chain of the layers that upper has on top of lower; ok is false
+// where it does not stand on lower.
+func (w *Worker) suffix(lower, upper cache.ChainID) (out cache.ChainID, ok bool, err error) {
+	var layers []cache.LayerID
+	for at := upper; at != lower; {
+		if at == (cache.ChainID{}) {
+			return out, false, nil
+		}
+		c, err := w.cache.Chain(at)
+		if err != nil {
+			return out, false, err
+		}
+		layers = append(layers, c.Layer)
+		at = c.Parent
+	}
+	for _, l := range slices.Backward(layers) {
+		if out, err = w.cache.Extend(out, l); err != nil {
+			return out, false, err
+		}
+	}
+	return out, true, nil
+}
+
+func (w *Worker) difference(ctx context.Context, job *solver.Job, lower, upper cache.ChainID) (cache.ChainID, error) {
+	from, err := w.state(ctx, job, lower)
+	if err != nil {
+		return cache.ChainID{}, err
+	}
+	to, err := w.state(ctx, job, upper)
+	if err != nil {
+		return cache.ChainID{}, err
+	}
+	root, err := tree.Diff(w.cache, from, to, tree.ByAddr)
+	if err != nil {
+		return cache.ChainID{}, err
+	}
+	return w.extend(cache.ChainID{}, cache.Layer{ID: cache.TreeLayerID(root), Root: root})
+}

@@ -1,0 +1,172 @@
+package worker
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/solver"
+	"github.com/kiln-build/kiln/worker/executor"
+	"github.com/moby/buildkit/solver/pb"
+)
+
+// defaultPath is PATH where a step's environment has none: docker's default.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// ProcessError says that a step's process failed.
+type ProcessError struct {
+	Args []string
+	Err  *executor.ExitError
+}
+
+// Error is BuildKit's wording, which tools and people look for.
+func (e *ProcessError) Error() string {
+	s := fmt.Sprintf("process %q did not complete successfully: exit code: %d", strings.Join(e.Args, " "), e.Err.Code)
+	if e.Err.OOM {
+		s += ": cannot allocate memory (the kernel killed a process because the step ran out of memory)"
+	}
+	return s
+}
+
+// Unwrap gives the *executor.ExitError.
+func (e *ProcessError) Unwrap() error { return e.Err }
+
+// runExec runs a process, and makes layers of what it wrote.
+func (w *Worker) runExec(ctx context.Context, job *solver.Job, op *pb.ExecOp) ([]cache.ChainID, error) {
+	if err := w.entitled(job, op); err != nil {
+		return nil, err
+	}
+	spec, err := w.spec(job, op)
+	if err != nil {
+		return nil, err
+	}
+	env, err := w.secretEnv(ctx, job, op.Secretenv)
+	if err != nil {
+		return nil, err
+	}
+	spec.Env = append(spec.Env, env...)
+	m, err := w.mount(ctx, job, op)
+	if err != nil {
+		return nil, err
+	}
+	defer m.release()
+	spec.Root, spec.Mounts = m.root, m.mounts
+	if err := w.process(ctx, spec, op.Meta); err != nil {
+		return nil, err
+	}
+	return m.outputs(ctx)
+}
+
+// process runs a process and judges its exit code.
+func (w *Worker) process(ctx context.Context, spec executor.Spec, meta *pb.Meta) error {
+	err := w.exec.Run(ctx, spec)
+	var exit *executor.ExitError
+	switch {
+	case err == nil:
+		exit = &executor.ExitError{}
+	case !errors.As(err, &exit):
+		return err
+	}
+	if len(meta.ValidExitCodes) == 0 && exit.Code == 0 && err == nil || slices.Contains(meta.ValidExitCodes, int32(exit.Code)) {
+		return nil
+	}
+	return &ProcessError{Args: meta.Args, Err: exit}
+}
+
+// entitled checks that the build was granted what a step asks for.
+func (w *Worker) entitled(job *solver.Job, op *pb.ExecOp) error {
+	var need []string
+	if op.Security == pb.SecurityMode_INSECURE {
+		need = append(need, "security.insecure")
+	}
+	if op.Network == pb.NetMode_HOST {
+		need = append(need, "network.host")
+	}
+	if len(op.CdiDevices) > 0 {
+		return errors.New("CDI devices are not supported by this worker")
+	}
+	for _, n := range need {
+		// A step may be shared by builds: one that was granted it runs it for all.
+		if !slices.ContainsFunc(w.of(job), func(s *session) bool { return s.Entitlements[n] }) {
+			return fmt.Errorf("%s is not allowed", n)
+		}
+	}
+	return nil
+}
+
+// spec makes the process of an op, all but its mounts.
+func (w *Worker) spec(job *solver.Job, op *pb.ExecOp) (executor.Spec, error) {
+	meta := op.Meta
+	if meta == nil || len(meta.Args) == 0 {
+		return executor.Spec{}, errors.New("an exec op without arguments")
+	}
+	s := executor.Spec{
+		ID: "kiln-" + strings.ToLower(rand.Text()), Args: meta.Args, Cwd: meta.Cwd, User: meta.User,
+		Hostname: meta.Hostname, Insecure: op.Security == pb.SecurityMode_INSECURE,
+		StubsRecursive: meta.RemoveMountStubsRecursive,
+		Env:            append(slices.Clone(meta.Env), proxyEnv(meta.ProxyEnv)...),
+		Stdout:         job.Log(1), Stderr: job.Log(2),
+	}
+	if s.Cwd == "" {
+		s.Cwd = "/"
+	}
+	if !slices.ContainsFunc(s.Env, func(v string) bool { return strings.HasPrefix(v, "PATH=") }) {
+		s.Env = append(s.Env, "PATH="+defaultPath)
+	}
+	switch op.Network {
+	case pb.NetMode_UNSET:
+		s.Network = executor.NetworkDefault
+	case pb.NetMode_HOST:
+		s.Network = executor.NetworkHost
+	case pb.NetMode_NONE:
+		s.Network = executor.NetworkNone
+	default:
+		return s, fmt.Errorf("unknown network mode %s", op.Network)
+	}
+	for _, h := range meta.ExtraHosts {
+		ip := net.ParseIP(h.IP)
+		if ip == nil {
+			return s, fmt.Errorf("failed to parse IP %s", h.IP)
+		}
+		s.ExtraHosts = append(s.ExtraHosts, executor.HostIP{Host: h.Host, IP: ip})
+	}
+	for _, u := range meta.Ulimit {
+		s.Ulimits = append(s.Ulimits, executor.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
+	}
+	if r := job.Vertex.Meta().Resources; r != nil {
+		s.Resources = executor.Resources{
+			Memory: r.Memory, MemorySwap: r.MemorySwap, CPUShares: r.CpuShares, CPUPeriod: r.CpuPeriod,
+			CPUQuota: r.CpuQuota, CPUSetCPUs: r.CpusetCpus, CPUSetMems: r.CpusetMems,
+		}
+	}
+	return s, nil
+}
+
+// proxyEnv gives the variables that programs read proxies from. They are no part
+// of a step's key.
+func proxyEnv(p *pb.ProxyEnv) []string {
+	var out []string
+	for _, v := range []struct{ name, value string }{
+		{"http_proxy", p.GetHttpProxy()}, {"https_proxy", p.GetHttpsProxy()}, {"ftp_proxy", p.GetFtpProxy()},
+		{"no_proxy", p.GetNoProxy()}, {"all_proxy", p.GetAllProxy()},
+	} {
+		if v.value != "" {
+			out = append(out, strings.ToUpper(v.name)+"="+v.value, v.name+"="+v.value)
+		}
+	}
+	return out
+}
+
+// destOf gives where a mount is seen.
+func destOf(m *pb.Mount, cwd string) string {
+	if path.IsAbs(m.Dest) {
+		return path.Clean(m.Dest)
+	}
+	return path.Join("/", cwd, m.Dest)
+}

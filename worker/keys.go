@@ -1,0 +1,225 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/solver"
+	"github.com/kiln-build/kiln/worker/executor"
+	"github.com/moby/buildkit/solver/pb"
+	"golang.org/x/sys/unix"
+)
+
+// keyring gives the folder below which secrets are laid out: one in memory, so
+// that none is ever written to a disk.
+func keyring(c *cache.Cache, dir string) string {
+	if dir != "" {
+		return dir
+	}
+	for _, d := range []string{"/dev/shm", os.Getenv("XDG_RUNTIME_DIR"), "/run"} {
+		var st unix.Statfs_t
+		if d != "" && unix.Statfs(d, &st) == nil && st.Type == unix.TMPFS_MAGIC && unix.Access(d, unix.W_OK) == nil {
+			return d
+		}
+	}
+	return c.Path("tmp")
+}
+
+// keys is the folder with the secrets and agent sockets of one step.
+type keys struct {
+	dir   string
+	count int
+}
+
+// keyPath gives a path for the next secret or socket of the step.
+func (m *mounted) keyPath() (string, error) {
+	if m.keys == nil {
+		dir, err := os.MkdirTemp(m.w.keyring, "kiln-")
+		if err != nil {
+			return "", err
+		}
+		m.keys = &keys{dir: dir}
+		m.cleanup = append(m.cleanup, func() { os.RemoveAll(dir) })
+	}
+	m.keys.count++
+	return filepath.Join(m.keys.dir, strconv.Itoa(m.keys.count)), nil
+}
+
+// secretOf finds a secret in the sessions of a job.
+func (w *Worker) secretOf(ctx context.Context, job *solver.Job, id string) ([]byte, error) {
+	if id == "" {
+		return nil, errors.New("secret ID missing")
+	}
+	for _, s := range w.of(job) {
+		if s.Secrets == nil {
+			continue
+		}
+		data, err := s.Secrets.Secret(ctx, id)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return data, err
+		}
+	}
+	return nil, &missingError{what: "secret " + id}
+}
+
+// missingError is a secret or key that no session lends.
+type missingError struct{ what string }
+
+func (e *missingError) Error() string { return e.what + ": not found" }
+func (e *missingError) Unwrap() error { return fs.ErrNotExist }
+
+// secretEnv gives the variables whose values are secrets.
+func (w *Worker) secretEnv(ctx context.Context, job *solver.Job, vars []*pb.SecretEnv) ([]string, error) {
+	var out []string
+	for _, v := range vars {
+		data, err := w.secretOf(ctx, job, v.ID)
+		if errors.Is(err, fs.ErrNotExist) && v.Optional {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("environment variable %s: %w", v.Name, err)
+		}
+		out = append(out, v.Name+"="+string(data))
+	}
+	return out, nil
+}
+
+// secret mounts a file with a secret in it.
+func (m *mounted) secret(ctx context.Context, mnt *pb.Mount, dest string) error {
+	o := mnt.SecretOpt
+	if o == nil {
+		return errors.New("invalid secret mount options")
+	}
+	data, err := m.w.secretOf(ctx, m.job, o.ID)
+	if errors.Is(err, fs.ErrNotExist) && o.Optional {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	p, err := m.keyPath()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(p, data, 0o600); err != nil {
+		return err
+	}
+	if err := handOver(p, o.Uid, o.Gid, o.Mode); err != nil {
+		return err
+	}
+	m.mounts = append(m.mounts, executor.Mount{Dest: dest, Source: p, ReadOnly: true})
+	return nil
+}
+
+// handOver gives a secret's file to those in the step who may read it.
+func handOver(p string, uid, gid, mode uint32) error {
+	if err := os.Chown(p, int(uid), int(gid)); err != nil {
+		return err
+	}
+	return os.Chmod(p, os.FileMode(mode&0o777))
+}
+
+// ssh mounts a socket that leads to an ssh agent of the session's.
+func (m *mounted) ssh(ctx context.Context, mnt *pb.Mount, dest string) error {
+	o := mnt.SSHOpt
+	if o == nil {
+		return errors.New("invalid SSH mount options")
+	}
+	agent, err := m.agent(ctx, o.ID)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) && o.Optional {
+			return nil
+		}
+		return err
+	}
+	p, err := m.keyPath()
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("unix", p)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	m.cleanup = append(m.cleanup, func() {
+		cancel()
+		l.Close()
+		group.Wait()
+	})
+	group.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			group.Go(func() { forward(ctx, c, agent, o.ID) })
+		}
+	})
+	if err := handOver(p, o.Uid, o.Gid, o.Mode); err != nil {
+		return err
+	}
+	m.mounts = append(m.mounts, executor.Mount{Dest: dest, Source: p})
+	return nil
+}
+
+// agent finds a session that has an ssh agent of that id.
+func (m *mounted) agent(ctx context.Context, id string) (SSH, error) {
+	for _, s := range m.w.of(m.job) {
+		if s.SSH == nil {
+			continue
+		}
+		c, err := s.SSH.DialAgent(ctx, id)
+		if err == nil {
+			c.Close()
+			return s.SSH, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	return nil, &missingError{what: fmt.Sprintf("no SSH key %q forwarded from the client", id)}
+}
+
+// forward passes bytes between a process of the step and an agent, until either
+// ends or the step does.
+func forward(ctx context.Context, c net.Conn, agent SSH, id string) {
+	defer c.Close()
+	a, err := agent.DialAgent(ctx, id)
+	if err != nil {
+		return
+	}
+	defer a.Close()
+	stop := context.AfterFunc(ctx, func() {
+		c.Close()
+		a.Close()
+	})
+	defer stop()
+	var group sync.WaitGroup
+	group.Go(func() {
+		io.Copy(a, c)
+		closeWrite(a)
+	})
+	io.Copy(c, a)
+	// The agent has hung up: nobody reads what the process may still write.
+	c.Close()
+	a.Close()
+	group.Wait()
+}
+
+func closeWrite(c net.Conn) {
+	if h, ok := c.(interface{ CloseWrite() error }); ok {
+		h.CloseWrite()
+		return
+	}
+	c.Close()
+}
