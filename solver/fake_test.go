@@ -82,7 +82,7 @@ type fakeWorker struct {
 	cache *fakeCache
 
 	mu    sync.Mutex
-	pins  map[string]string // by identifier; what is not there is pinned to "1"
+	pins  map[string]string // by name of the source
 	runs  map[string]int    // by name
 	order []string          // names in the order in which Run was called
 	pinned, active,
@@ -129,10 +129,7 @@ func (w *fakeWorker) Pin(ctx context.Context, job *Job) (string, error) {
 			return "", err
 		}
 	}
-	if pin == "" {
-		pin = "1"
-	}
-	return pin, nil
+	return name + "@" + pin, nil // as an image's digest, it is of one image only
 }
 
 // fakeContent is what ops see of a chain: of the fake ones, the chain itself.

@@ -4,14 +4,14 @@ import "github.com/kiln-build/kiln/llb"
 
 // join makes tasks of the nodes that have no answer, or finds those that others
 // have made, and makes a new attempt want them, in place of the old one, if any.
-// It reports false where a task that the lookup counted on has failed meanwhile:
-// then there is nothing for it but to look again. It ends the planning.
+// It reports false where a task that the lookup counted on has failed meanwhile, or
+// a layer was forgotten: then there is nothing for it but to look again. It ends the planning.
 func (s *Solver) join(b *build, p *plan, old *attempt) (*attempt, bool) {
 	s.measure(p)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	need, ok := s.needed(p)
-	if !ok {
+	if !ok || p.forgotten != s.forgotten {
 		s.planned()
 		return nil, false
 	}

@@ -17,6 +17,8 @@ type plan struct {
 	// nodes are in topological order: inputs first.
 	nodes   []node
 	targets []target
+	// forgotten is Solver.forgotten when the last lookup began.
+	forgotten uint64
 }
 
 // target is one of the edges to be solved; node is -1 for scratch.

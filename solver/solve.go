@@ -140,6 +140,7 @@ func (s *Solver) open(r Request) (*build, error) {
 			b.session.ended = true
 		}
 	}
+	s.live[b.session] = struct{}{}
 	b.session.calls++
 	b.watch = newWatch(r.Observe)
 	return b, nil
@@ -152,17 +153,18 @@ func (s *Solver) finish(b *build) {
 	}
 	s.mu.Lock()
 	b.session.calls--
-	leases := b.session.done()
+	leases := s.endIfDone(b.session)
 	s.mu.Unlock()
 	releaseAll(leases)
 	s.solves.Done()
 }
 
-// done gives the leases of a session that is over. s.mu is held.
-func (sn *session) done() []Lease {
+// endIfDone gives the leases of a session, if it is over. s.mu is held.
+func (s *Solver) endIfDone(sn *session) []Lease {
 	if !sn.ended || sn.calls > 0 {
 		return nil
 	}
+	delete(s.live, sn)
 	leases := sn.leases
 	sn.leases = nil
 	return leases
@@ -185,7 +187,7 @@ func (s *Solver) EndSession(id SessionID) {
 	}
 	delete(s.sessions, id)
 	sn.ended = true
-	leases := sn.done()
+	leases := s.endIfDone(sn)
 	s.mu.Unlock()
 	releaseAll(leases)
 }
@@ -193,7 +195,7 @@ func (s *Solver) EndSession(id SessionID) {
 // How often a build goes back for layers that are gone: for the same one, which
 // says that going back does not help, and for any.
 const (
-	maxGoneSame = 3
+	maxGoneSame = 5
 	maxGone     = 64
 )
 
@@ -239,6 +241,7 @@ func (s *Solver) lookUpAndJoin(ctx context.Context, b *build, p *plan, old *atte
 	for {
 		s.mu.Lock()
 		s.planning++
+		p.forgotten = s.forgotten
 		s.mu.Unlock()
 		if err := s.lookUp(ctx, b, p); err != nil {
 			s.mu.Lock()
@@ -268,84 +271,4 @@ func (s *Solver) await(ctx context.Context, a *attempt) error {
 		s.leave(a, cause)
 	}
 	return a.err
-}
-
-// ForgetLayer makes the cache forget a layer, and the solver everything solved
-// that stands on it, so that the next call of Solve makes it anew.
-func (s *Solver) ForgetLayer(id cache.LayerID) error {
-	s.mu.Lock()
-	var solvedTasks []*task
-	for _, t := range s.tasks {
-		if t.state == solved {
-			solvedTasks = append(solvedTasks, t)
-		}
-	}
-	type result struct {
-		session *session
-		share   cache.Key
-		outputs []cache.ChainID
-	}
-	var results []result
-	for _, sn := range s.sessions {
-		for share, outputs := range sn.results {
-			results = append(results, result{sn, share, outputs})
-		}
-	}
-	s.mu.Unlock()
-
-	// Chains are read before the layer is forgotten, and without the lock.
-	stands := s.standsOn(id)
-	solvedTasks = deleteUnless(solvedTasks, func(t *task) bool { return stands(t.outputs) })
-	results = deleteUnless(results, func(r result) bool { return stands(r.outputs) })
-	if err := s.cache.ForgetLayer(id); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, t := range solvedTasks {
-		s.remove(t)
-	}
-	for _, r := range results {
-		delete(r.session.results, r.share)
-	}
-	return nil
-}
-
-func deleteUnless[T any](list []T, keep func(T) bool) []T {
-	out := list[:0]
-	for _, e := range list {
-		if keep(e) {
-			out = append(out, e)
-		}
-	}
-	return out
-}
-
-// standsOn gives a function that says whether any of some chains has the layer. A
-// chain that cannot be read counts as one that has: nothing can be built on it.
-func (s *Solver) standsOn(id cache.LayerID) func([]cache.ChainID) bool {
-	known := map[cache.ChainID]bool{{}: false}
-	return func(chains []cache.ChainID) bool {
-		for _, c := range chains {
-			var path []cache.ChainID
-			answer, ok := known[c]
-			for !ok {
-				path = append(path, c)
-				link, err := s.cache.Chain(c)
-				if err != nil || link.Layer == id {
-					answer = true
-					break
-				}
-				c = link.Parent
-				answer, ok = known[c]
-			}
-			for _, c := range path {
-				known[c] = answer
-			}
-			if answer {
-				return true
-			}
-		}
-		return false
-	}
 }

@@ -109,6 +109,12 @@ type Durations interface {
 	Put(key, value []byte) error
 }
 
+var (
+	_ Cache     = (*cache.Cache)(nil)
+	_ Lease     = (*cache.Lease)(nil)
+	_ Durations = (*cache.Bucket)(nil)
+)
+
 // Options are the settings of a solver; the zero value works.
 type Options struct {
 	// Parallelism is how many exec ops run at once; 0 is 4 for each processor, 16
@@ -136,15 +142,20 @@ type Solver struct {
 	cancel context.CancelCauseFunc
 	group  sync.WaitGroup // the goroutines that work on tasks
 
-	mu       sync.Mutex
-	closed   bool
-	tasks    map[cache.Key]*task // by share key
-	queues   [classes]queue
-	seq      uint64 // numbers tasks in the order in which they came to be
-	solves   sync.WaitGroup
-	planning int     // calls of Solve between the start of lookup and join
-	kept     []*task // solved, and wanted by nobody; they go when planning is 0
-	sessions map[SessionID]*session
+	mu     sync.Mutex
+	closed bool
+	tasks  map[cache.Key]*task // by share key
+	queues [classes]queue
+	seq    uint64 // numbers tasks in the order in which they came to be
+	solves sync.WaitGroup
+	// forgotten counts the layers that were forgotten: what was looked up before the
+	// last of them may lead to it.
+	forgotten uint64
+	planning  int     // calls of Solve between the start of lookup and join
+	kept      []*task // solved, and wanted by nobody; they go when planning is 0
+	sessions  map[SessionID]*session
+	// live are those that have not ended, or have calls of Solve under way.
+	live map[*session]struct{}
 }
 
 // errClosed is the cause of what Close ends.
@@ -169,6 +180,7 @@ func New(c Cache, w Worker, o Options) *Solver {
 		cache: c, worker: w, o: o,
 		tasks:    make(map[cache.Key]*task),
 		sessions: make(map[SessionID]*session),
+		live:     make(map[*session]struct{}),
 	}
 	s.base, s.cancel = context.WithCancelCause(context.Background())
 	s.queues[classExec].places = o.Parallelism
@@ -191,7 +203,7 @@ func (s *Solver) Close() {
 	var leases []Lease
 	for _, sn := range s.sessions {
 		sn.ended = true
-		leases = append(leases, sn.done()...)
+		leases = append(leases, s.endIfDone(sn)...)
 	}
 	clear(s.sessions)
 	s.mu.Unlock()
