@@ -163,10 +163,9 @@ func (a *assembly) slots() (found [][]Layer, slots []*slot, err error) {
 			return nil, nil, err
 		}
 		found[i] = make([]Layer, len(chain))
-		unpacker := &chainUnpacker{source: a.env.Source, id: img.Root}
 		for j, l := range chain {
 			slots = append(slots, &slot{at: &found[i][j], done: make(chan struct{}), find: func(ctx context.Context) (Layer, error) {
-				return a.layers.get(ctx, unpacker, l, a.opts.clamp(epoch))
+				return a.layers.get(ctx, l, a.opts.clamp(epoch))
 			}})
 		}
 	}

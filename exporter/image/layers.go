@@ -57,9 +57,9 @@ func newLayers(env exporter.Env, o *Options) *layers {
 	}
 }
 
-// get gives the blob of l, which is in the chain; images for several platforms
-// that share layers wait for the one that came first.
-func (ls *layers) get(ctx context.Context, chain *chainUnpacker, l cache.Layer, clamp layer.Options) (Layer, error) {
+// get gives the blob of l; images for several platforms that share layers wait
+// for the one that came first.
+func (ls *layers) get(ctx context.Context, l cache.Layer, clamp layer.Options) (Layer, error) {
 	key := layerKey{l.ID, clamp}
 	ls.mu.Lock()
 	p, ok := ls.pending[key]
@@ -77,14 +77,14 @@ func (ls *layers) get(ctx context.Context, chain *chainUnpacker, l cache.Layer, 
 		}
 	}
 	defer close(p.done)
-	p.layer, p.err = ls.find(ctx, chain, l, clamp)
+	p.layer, p.err = ls.find(ctx, l, clamp)
 	p.err = gone(l.ID, p.err)
 	return p.layer, p.err
 }
 
 // find gives the blob of a layer: one that it came with, one that was made
 // before, or a new one.
-func (ls *layers) find(ctx context.Context, chain *chainUnpacker, l cache.Layer, clamp layer.Options) (Layer, error) {
+func (ls *layers) find(ctx context.Context, l cache.Layer, clamp layer.Options) (Layer, error) {
 	pulled := !l.DiffID.IsZero() && l.ID == cache.ImageLayerID(l.DiffID)
 	if pulled && len(l.Blobs) > 0 {
 		d := ls.choose(l.Blobs)
@@ -103,15 +103,9 @@ func (ls *layers) find(ctx context.Context, chain *chainUnpacker, l cache.Layer,
 		}
 	}
 	if l.Root.Kind == tree.None {
-		if err := chain.unpack(ctx); err != nil {
-			return Layer{}, err
-		}
 		var err error
-		if l, err = ls.env.Cache.Layer(l.ID); err != nil {
+		if l, err = ls.unpack(ctx, l.ID); err != nil {
 			return Layer{}, err
-		}
-		if l.Root.Kind == tree.None {
-			return Layer{}, &cache.NotUnpackedError{Layer: l.ID}
 		}
 	}
 	return ls.make(ctx, l, clamp)
@@ -171,7 +165,14 @@ func (ls *layers) make(ctx context.Context, l cache.Layer, clamp layer.Options) 
 			known = l.DiffID
 		}
 		var err error
-		if m, err = ls.maker.Make(ctx, l.Root, clamp, how, known); err != nil {
+		m, err = ls.maker.Make(ctx, l.Root, clamp, how, known)
+		if errors.Is(err, fs.ErrNotExist) && ls.env.Source != nil {
+			// Files of a local folder come into the pool when they are asked for.
+			if _, err = ls.unpack(ctx, l.ID); err == nil {
+				m, err = ls.maker.Make(ctx, l.Root, clamp, how, known)
+			}
+		}
+		if err != nil {
 			return Layer{}, err
 		}
 		if err := ls.keep(l, m, clamp); err != nil {
@@ -265,21 +266,21 @@ func decodeMade(b []byte) (m layer.Made, ok bool) {
 	return m, true
 }
 
-// chainUnpacker unpacks an image's chain once, when one of its layers needs it.
-type chainUnpacker struct {
-	source exporter.Source
-	id     cache.ChainID
-	once   sync.Once
-	err    error
-}
-
-func (c *chainUnpacker) unpack(ctx context.Context) error {
-	c.once.Do(func() {
-		if c.source == nil {
-			c.err = errors.New("a layer of the image has not been unpacked, and there is nothing to unpack it")
-			return
-		}
-		c.err = c.source.Unpack(ctx, c.id)
-	})
-	return c.err
+// unpack makes the files of one layer present, and not those of the layers below.
+func (ls *layers) unpack(ctx context.Context, id cache.LayerID) (cache.Layer, error) {
+	if ls.env.Source == nil {
+		return cache.Layer{}, &cache.NotUnpackedError{Layer: id}
+	}
+	alone, err := ls.env.Cache.Extend(cache.ChainID{}, id)
+	if err != nil {
+		return cache.Layer{}, err
+	}
+	if err := ls.env.Source.Unpack(ctx, alone); err != nil {
+		return cache.Layer{}, err
+	}
+	l, err := ls.env.Cache.Layer(id)
+	if err == nil && l.Root.Kind == tree.None {
+		err = &cache.NotUnpackedError{Layer: id}
+	}
+	return l, err
 }

@@ -45,6 +45,8 @@ type Options struct {
 	// written, in seconds since 1970: SOURCE_DATE_EPOCH.
 	Clamp   int64
 	Clamped bool
+	// Same gives everything the time Clamp, also what is older.
+	Same bool
 }
 
 // mtime gives the time in seconds that is written for ns nanoseconds.
@@ -53,7 +55,7 @@ func (o Options) mtime(ns int64) int64 {
 	if ns%1e9 < 0 {
 		s-- // truncated towards the past, as time.Truncate does
 	}
-	if o.Clamped && s > o.Clamp {
+	if o.Clamped && (s > o.Clamp || o.Same) {
 		s = o.Clamp
 	}
 	return s

@@ -1,0 +1,122 @@
+// Package local writes the root file system of a result into a folder.
+//
+// What is in the folder stays, unless the result has something of that name. The
+// files belong to the user whom kiln runs as, whatever owner they have in the
+// image, as with BuildKit. Every name is looked up in an open directory and no
+// link is followed on the way, so that nothing is written outside of the folder,
+// whatever the folder or the result hold.
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containerd/platforms"
+	"github.com/kiln-build/kiln/exporter"
+	"github.com/kiln-build/kiln/exporter/image"
+)
+
+// Exporter writes folders.
+type Exporter struct {
+	env      exporter.Env
+	epoch    *time.Time
+	epochSet bool
+	split    *bool
+	mirror   bool // remove what the result does not have
+}
+
+var _ exporter.Exporter = (*Exporter)(nil)
+
+// New makes the exporter "local".
+func New(env exporter.Env, attrs map[string]string) (*Exporter, error) {
+	e := &Exporter{env: env}
+	var err error
+	if e.epoch, e.epochSet, err = image.ParseEpoch(attrs); err != nil {
+		return nil, err
+	}
+	if v, ok := attrs["platform-split"]; ok {
+		split, err := image.ParseBool("platform-split", v, false)
+		if err != nil {
+			return nil, err
+		}
+		e.split = &split
+	}
+	switch v := attrs["mode"]; v {
+	case "", "copy":
+	case "delete":
+		e.mirror = true
+	default:
+		return nil, fmt.Errorf("exporter option mode=%s: want copy or delete", v)
+	}
+	return e, nil
+}
+
+// Export writes r, each platform into a folder of its own where there are several.
+func (e *Exporter) Export(ctx context.Context, r exporter.Result, p exporter.Progress) (map[string]string, error) {
+	if e.env.Target == nil {
+		return nil, errors.New("the output needs a destination: name a folder with dest=")
+	}
+	folder, err := e.env.Target.Folder(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.write(ctx, folder.Path(), r, p); err != nil {
+		return nil, errors.Join(err, folder.Abort())
+	}
+	return map[string]string{}, folder.Commit()
+}
+
+func (e *Exporter) write(ctx context.Context, path string, r exporter.Result, p exporter.Progress) error {
+	split := r.Index()
+	if e.split != nil {
+		split = *e.split
+	}
+	root, err := openRoot(path)
+	if err != nil {
+		return fmt.Errorf("opening the output folder: %w", err)
+	}
+	defer root.Close()
+	w := &writer{files: image.Files(e.env.Cache), root: root, uid: os.Getuid(), gid: os.Getgid()}
+	if len(r.Images) > 1 && !split {
+		w.owner = map[string]string{}
+	}
+	if e.mirror {
+		w.keep = map[string]bool{}
+	}
+	for _, img := range r.Images {
+		if err := e.image(ctx, w, r, img, split, p); err != nil {
+			return image.GoneFile(e.env.Cache, img.Root, err)
+		}
+	}
+	if e.mirror {
+		return w.removeOthers()
+	}
+	return nil
+}
+
+// image writes one image.
+func (e *Exporter) image(ctx context.Context, w *writer, r exporter.Result, img exporter.Image, split bool, p exporter.Progress) (err error) {
+	platform := platforms.FormatAll(img.Platform)
+	step := "copying files"
+	if split {
+		step += " " + platform
+	}
+	done := p.Step(step)
+	defer func() { done(err) }()
+	epoch, err := image.Epoch(e.epoch, e.epochSet, r.Metadata, platform)
+	if err != nil {
+		return err
+	}
+	state, err := image.State(ctx, e.env, img.Root)
+	if err != nil {
+		return err
+	}
+	w.epoch, w.platform, w.first = epoch, platform, map[inode]string{}
+	if split {
+		state.Name, state.Mode = image.PlatformFolder(img.Platform), 0o755
+	}
+	return w.write(ctx, state)
+}

@@ -1,0 +1,107 @@
+// Package tar writes the root file system of a result as one tarball.
+package tar
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/containerd/platforms"
+	"github.com/kiln-build/kiln/exporter"
+	"github.com/kiln-build/kiln/exporter/image"
+	"github.com/kiln-build/kiln/exporter/layer"
+)
+
+// Exporter writes tarballs.
+type Exporter struct {
+	env      exporter.Env
+	epoch    *time.Time
+	epochSet bool
+	split    *bool
+}
+
+var _ exporter.Exporter = (*Exporter)(nil)
+
+// New makes the exporter "tar".
+func New(env exporter.Env, attrs map[string]string) (*Exporter, error) {
+	e := &Exporter{env: env}
+	var err error
+	if e.epoch, e.epochSet, err = image.ParseEpoch(attrs); err != nil {
+		return nil, err
+	}
+	if v, ok := attrs["platform-split"]; ok {
+		split, err := image.ParseBool("platform-split", v, false)
+		if err != nil {
+			return nil, err
+		}
+		e.split = &split
+	}
+	return e, nil
+}
+
+// Export writes r, each platform into a folder of its own where there are several.
+func (e *Exporter) Export(ctx context.Context, r exporter.Result, p exporter.Progress) (map[string]string, error) {
+	if e.env.Target == nil {
+		return nil, errors.New("the output needs a destination: name one with dest=")
+	}
+	split := r.Index()
+	if e.split != nil && *e.split {
+		split = true
+	}
+	if !split && len(r.Images) != 1 {
+		return nil, errors.New("type=tar needs one image: the result has " + strconv.Itoa(len(r.Images)))
+	}
+	f, err := e.env.Target.File(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	done := p.Step("sending tarball")
+	err = e.write(ctx, f, r, split)
+	done(err)
+	if err != nil {
+		return nil, errors.Join(err, f.Abort())
+	}
+	return map[string]string{}, f.Commit()
+}
+
+func (e *Exporter) write(ctx context.Context, f exporter.File, r exporter.Result, split bool) error {
+	w := writer(f)
+	s := layer.Stream{Files: image.Files(e.env.Cache)}
+	for _, img := range r.Images {
+		epoch, err := image.Epoch(e.epoch, e.epochSet, r.Metadata, platforms.FormatAll(img.Platform))
+		if err != nil {
+			return err
+		}
+		s.Options = image.SameTime(epoch)
+		root, err := image.State(ctx, e.env, img.Root)
+		if err != nil {
+			return err
+		}
+		prefix := ""
+		if split {
+			prefix = image.PlatformFolder(img.Platform) + "/"
+		}
+		if err := s.Add(ctx, w, prefix, root); err != nil {
+			return image.GoneFile(e.env.Cache, img.Root, err)
+		}
+	}
+	if err := s.End(w); err != nil {
+		return err
+	}
+	if b, ok := w.(*bufio.Writer); ok {
+		return b.Flush()
+	}
+	return nil
+}
+
+// writer gives f with a buffer, unless it copies in the kernel: then the stream
+// gathers what is small by itself.
+func writer(f exporter.File) io.Writer {
+	if _, ok := f.(io.ReaderFrom); ok {
+		return f
+	}
+	return bufio.NewWriterSize(f, 1<<18)
+}
