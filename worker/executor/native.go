@@ -66,6 +66,7 @@ func (n *Native) Close() error {
 	for _, f := range n.namespaces {
 		f.Close()
 	}
+	n.cgroups.Close()
 	if n.ownDir {
 		return os.RemoveAll(n.dir)
 	}
@@ -188,8 +189,13 @@ func (n *Native) Run(ctx context.Context, s Spec) error {
 		}
 		b.group = g
 	}
+	counted := b.group != nil && b.group.CountsOOM()
+	var before uint64
+	if !counted {
+		before = oomKills()
+	}
 	ws, err := b.supervise(ctx)
-	oom := b.group != nil && b.group.OOM()
+	oom := counted && b.group.OOM() || !counted && killed(ws) && oomKills() > before
 	if b.group != nil {
 		if derr := b.group.Delete(); err == nil && derr != nil {
 			err = derr
@@ -203,6 +209,11 @@ func (n *Native) Run(ctx context.Context, s Spec) error {
 		return explainStart(&s, err)
 	}
 	return exitError(ws, oom)
+}
+
+// killed says whether a process, or the shell that waited for one, was killed.
+func killed(ws unix.WaitStatus) bool {
+	return ws.Signaled() && ws.Signal() == unix.SIGKILL || ws.ExitStatus() == 128+int(unix.SIGKILL)
 }
 
 func exitError(ws unix.WaitStatus, oom bool) error {
