@@ -174,7 +174,11 @@ func (c *compiler) resolveFrom(ctx context.Context, s *stage, ref reference.Name
 		LogName:  c.internalPrefix(platform) + " load metadata for " + ref.String(),
 	})
 	if err != nil {
-		err = fmt.Errorf("%s: %w", asked, err)
+		if s.isImage {
+			err = fmt.Errorf("%q is no stage, and as an image: %w", asked, err)
+		} else {
+			err = fmt.Errorf("%s: %w", asked, err)
+		}
 		if match, ok := suggest.Search(asked, append(c.stages.names(), wellKnownImages()...), true); ok {
 			err = &hinted{err, "did you mean " + match + "?"}
 		}

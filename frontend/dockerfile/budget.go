@@ -14,17 +14,25 @@ const (
 	maxSubstituted = 64 << 20  // bytes of values put into words, all together
 	maxReplaced    = 256 << 20 // bytes that one ${name/pattern/text} could come to
 	maxStepBytes   = 512 << 20 // bytes of arguments and environments of all steps
+	maxPorts       = 1 << 20   // ports of all EXPOSE; a range may hold 65,536
 )
 
 // budget counts what a compilation uses.
 type budget struct {
 	substituted, stepBytes atomic.Int64
-	steps                  atomic.Int64
+	steps, ports           atomic.Int64
 }
 
 func (b *budget) addSteps(n int) error {
 	if total := b.steps.Add(int64(n)); total > maxInstructions {
 		return tooManyInstructions(int(total))
+	}
+	return nil
+}
+
+func (b *budget) addPorts(n int) error {
+	if b.ports.Add(int64(n)) > maxPorts {
+		return fmt.Errorf("more than %d ports are exposed", maxPorts)
 	}
 	return nil
 }

@@ -159,7 +159,22 @@ func (c *compiler) evaluateStages(ctx context.Context) (*stage, error) {
 const (
 	maxLines        = 500_000
 	maxInstructions = 50_000
+	// maxLine is the parser's own limit. It is checked here as well, as the parser
+	// does not say which line it is.
+	maxLine = 64<<10 - 1
 )
+
+// longLine gives the number of the first line that is too long, or 0.
+func longLine(data []byte) int {
+	n := 0
+	for line := range bytes.Lines(data) {
+		n++
+		if len(line) > maxLine {
+			return n
+		}
+	}
+	return 0
+}
 
 // parse reads the text into stages, and the ARGs in front of them.
 func (c *compiler) parse() ([]instructions.Stage, []instructions.ArgCommand, error) {
@@ -169,6 +184,10 @@ func (c *compiler) parse() ([]instructions.Stage, []instructions.ArgCommand, err
 	}
 	if n := bytes.Count(data, []byte("\n")); n > maxLines {
 		return nil, nil, &Error{File: c.file, Err: fmt.Errorf("the Dockerfile has %d lines, the limit is %d", n, maxLines)}
+	}
+	if n := longLine(data); n > 0 {
+		e := fmt.Errorf("dockerfile line greater than max allowed size of %d", maxLine)
+		return nil, nil, &Error{File: c.file, Lines: []Lines{{n, n}}, Err: e}
 	}
 	if err := c.configureLint(); err != nil {
 		return nil, nil, err

@@ -151,12 +151,12 @@ func TestConfig(t *testing.T) {
 			Healthcheck {"Test":["CMD","x"]}
 			- LABEL a=b c d=e f
 			- LABEL from=here`},
-		{"EXPOSE: ranges, protocols, and the forms of docker run", lines("FROM scratch", "ARG P=7", "EXPOSE 80 90-91/udp $P", "EXPOSE 127.0.0.1:8000:81/TCP"), nil, `
+		{"EXPOSE: ranges, protocols, the forms of docker run; words are sorted as they stand", lines("FROM scratch", "ARG P=7", "EXPOSE 80 90-91/udp $P", "EXPOSE 127.0.0.1:8000:81/TCP"), nil, `
 			WorkingDir "/"
 			Env [PATH]
 			ExposedPorts {"7/tcp":{},"80/tcp":{},"81/tcp":{},"90/udp":{},"91/udp":{}}
 			- ARG P=7
-			- EXPOSE [80/tcp 90/udp 91/udp 7/tcp]
+			- EXPOSE [7/tcp 80/tcp 90/udp 91/udp]
 			- EXPOSE [81/tcp]`},
 		{"VOLUME in both forms", lines("FROM scratch", "VOLUME /a /b", `VOLUME ["/c d"]`), nil, `
 			WorkingDir "/"

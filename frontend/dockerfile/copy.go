@@ -79,7 +79,7 @@ func (l *line) place(cp *copying) error {
 	}
 	cp.describeFlags()
 	text := l.shown(l.lex, cp.code, l.stage.state.env)
-	name := l.compiler.title(l.stage, text, l.stage.state.env, l.step.onBuild)
+	name := l.compiler.title(l.stage, text, l.stage.state.env, l.step.trigger != nil)
 	for _, src := range cp.words.SourcePaths {
 		cp.created = append(cp.created, src)
 		if err := l.addSource(cp, src, name); err != nil {
@@ -134,7 +134,7 @@ func (cp *copying) parseMode() error {
 		if errors.As(err, &num) {
 			return notOctal
 		}
-		return err
+		return fmt.Errorf("invalid chmod parameter: '%v'. it should be octal, or symbolic as in u=rwX,go=rX: %w", cp.chmod, err)
 	}
 	cp.mode, cp.modeStr = 0, cp.chmod
 	return nil
@@ -273,7 +273,7 @@ func (l *line) makeCopy(cp *copying, name, text string) {
 	files.Group = group
 	alone := copied(nil, cp.copies, files)
 	merge := meta
-	merge.Name = l.retitle(l.stage, "LINK "+text, st.env, l.step.onBuild)
+	merge.Name = l.retitle(l.stage, "LINK "+text, st.env, l.step.trigger != nil)
 	merge.Group = &pb.ProgressGroup{Id: group.Id, Name: name}
 	below := st.root
 	if below == nil {

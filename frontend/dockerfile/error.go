@@ -102,7 +102,7 @@ func excerpt(data []byte, marked []Lines) string {
 
 // parsePrefix is what the parser puts in front of its errors; the place is said
 // once, by Error.
-var parsePrefix = regexp.MustCompile(`^dockerfile parse error on line \d+: `)
+var parsePrefix = regexp.MustCompile(`dockerfile parse error on line \d+: `)
 
 // suggestion is the hint that the parser puts in brackets.
 var suggestion = regexp.MustCompile(`^(?s)(.*) \((did you mean [^)]*\?)\)$`)
@@ -132,6 +132,8 @@ func locate(file *llb.File, err error, ranges ...[]parser.Range) error {
 	}
 	e := &Error{File: file, Lines: lines, Err: err, Hint: hintOf(err)}
 	text := parsePrefix.ReplaceAllString(err.Error(), "")
+	// The end of the word stands in the brackets, which is no character.
+	text = strings.Replace(text, "unsupported modifier (\uFFFD) in substitution", "missing } in substitution", 1)
 	if m := suggestion.FindStringSubmatch(text); m != nil {
 		text, e.Hint = m[1], m[2]
 	}

@@ -33,6 +33,9 @@ func (l *line) expose(c *instructions.ExposeCommand) error {
 			return err
 		}
 		l.checkPort(c, p)
+		if err := l.budget.addPorts(p.last - p.first + 1); err != nil {
+			return err
+		}
 		ports = append(ports, p.list()...)
 	}
 	img := l.stage.state.image

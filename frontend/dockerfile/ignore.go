@@ -28,8 +28,10 @@ func (f ignoreFile) patterns() ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("failed parsing %s: %w", f.name, err)
 	}
-	if _, err := patternmatcher.New(list); err != nil {
-		return nil, fmt.Errorf("failed parsing %s: %w", f.name, err)
+	for _, p := range list {
+		if _, err := patternmatcher.New([]string{p}); err != nil {
+			return nil, fmt.Errorf("failed parsing %s: pattern %q: %w", f.name, p, err)
+		}
 	}
 	return list, nil
 }

@@ -100,7 +100,7 @@ func (l *line) expandWord(lex *shell.Lex, word string) (string, error) {
 
 // title is the name of the instruction's vertex. Variables are shown expanded.
 func (l *line) title(code string) string {
-	return l.compiler.title(l.stage, l.shown(l.lex, code, l.stage.state.env), l.stage.state.env, l.step.onBuild)
+	return l.compiler.title(l.stage, l.shown(l.lex, code, l.stage.state.env), l.stage.state.env, l.step.trigger != nil)
 }
 
 // shown is the instruction's text as progress displays have it.

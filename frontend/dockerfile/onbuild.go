@@ -2,26 +2,33 @@ package dockerfile
 
 import (
 	"errors"
+	"fmt"
 	"math"
-	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 )
 
+// trigger is an instruction that ONBUILD left for the stages above.
+type trigger struct {
+	text string
+	of   string         // what left it
+	at   []parser.Range // the ONBUILD, where it is in this Dockerfile
+}
+
 // addTriggers puts in front of a stage's steps those that its base's ONBUILD left,
 // and reports whether they need other stages. They count as being where FROM is.
 func (c *compiler) addTriggers(s *stage) (needs bool, err error) {
 	var steps []step
-	for _, text := range triggersOf(s) {
-		st, err := parseTrigger(text, s.location)
+	for _, t := range triggersOf(s) {
+		st, err := t.parse(s.location)
 		if err != nil {
-			return false, parser.SetLocation(err, s.location)
+			return false, t.explain(err, s.location)
 		}
 		found, err := c.connect(s, &st)
 		if err != nil {
-			return false, parser.SetLocation(err, s.location)
+			return false, t.explain(err, s.location)
 		}
 		needs = needs || found
 		steps = append(steps, st)
@@ -39,26 +46,28 @@ func (c *compiler) addTriggers(s *stage) (needs bool, err error) {
 }
 
 // triggersOf gives the triggers that a stage's base left, an image or an earlier stage.
-func triggersOf(s *stage) []string {
+func triggersOf(s *stage) []trigger {
+	var list []trigger
 	if s.base == nil {
 		if s.state.image == nil || s.done {
 			return nil
 		}
-		list := s.state.image.Config.OnBuild
+		for _, text := range s.state.image.Config.OnBuild {
+			list = append(list, trigger{text: text, of: s.from})
+		}
 		s.state.image.Config.OnBuild = nil
-		return slices.Clone(list)
+		return list
 	}
-	var list []string
 	for _, st := range s.base.steps {
 		if cmd, ok := st.Command.(*instructions.OnbuildCommand); ok {
-			list = append(list, cmd.Expression)
+			list = append(list, trigger{text: cmd.Expression, of: s.from, at: cmd.Location()})
 		}
 	}
 	return list
 }
 
-func parseTrigger(text string, at []parser.Range) (step, error) {
-	ast, err := parser.Parse(strings.NewReader(text))
+func (t *trigger) parse(at []parser.Range) (step, error) {
+	ast, err := parser.Parse(strings.NewReader(t.text))
 	if err != nil {
 		return step{}, err
 	}
@@ -71,7 +80,17 @@ func parseTrigger(text string, at []parser.Range) (step, error) {
 	if err != nil {
 		return step{}, err
 	}
-	return step{Command: cmd, onBuild: true}, nil
+	return step{Command: cmd, trigger: t}, nil
+}
+
+// explain says of an error which trigger it is about, and shows both the FROM that
+// set it off and the ONBUILD.
+func (t *trigger) explain(err error, from []parser.Range) error {
+	err = parser.SetLocation(fmt.Errorf("in the trigger ONBUILD %s of %s: %w", t.text, t.of, err), from)
+	if t.at != nil {
+		err = parser.WithLocation(err, t.at)
+	}
+	return err
 }
 
 func lineSpan(r []parser.Range) (start, end int) {

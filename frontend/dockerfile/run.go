@@ -141,7 +141,7 @@ func (l *line) runTitle(c *instructions.RunCommand, note string) string {
 	lex.RawQuotes = true
 	lex.SkipUnsetEnv = true
 	text := l.shown(&lex, c.String()+note, maskSecrets(c, l.stage.state.env))
-	return l.compiler.title(l.stage, text, l.stage.state.env, l.step.onBuild)
+	return l.compiler.title(l.stage, text, l.stage.state.env, l.step.trigger != nil)
 }
 
 // runHistory is the command with the build arguments that it saw:

@@ -67,7 +67,7 @@ type step struct {
 	// sources are the stages that COPY --from or the RUN's mounts name, nil for a
 	// mount that names none.
 	sources []*stage
-	onBuild bool // left by the base's ONBUILD
+	trigger *trigger // the base's ONBUILD that left it, if one did
 }
 
 // need says which step reads another stage.
@@ -390,6 +390,9 @@ func (c *compiler) runStage(s *stage) error {
 	}
 	for _, st := range s.steps {
 		if err := c.runStep(s, st); err != nil {
+			if st.trigger != nil {
+				return st.trigger.explain(err, s.location)
+			}
 			return parser.WithLocation(err, st.Location())
 		}
 	}
