@@ -55,8 +55,6 @@ func failed(doing, host string, err error) error {
 	}
 	e := &Error{Doing: doing, Host: host, Kind: ErrDown}
 	var token *errcode.ErrorResponse
-	var cert *tls.CertificateVerificationError
-	var authority x509.UnknownAuthorityError
 	var cred *credentialError
 	switch {
 	case errors.As(err, &cred):
@@ -68,14 +66,21 @@ func failed(doing, host string, err error) error {
 	case errors.Is(err, auth.ErrBasicCredentialNotFound):
 		e.Status = http.StatusUnauthorized
 		e.Kind, e.Err = explain(host, http.StatusUnauthorized, "", "the image")
-	case errors.As(err, &cert), errors.As(err, &authority):
+	case untrusted(err):
 		e.Err = fmt.Errorf("the certificate of %s cannot be verified: %w (give its CA as ca = [\"FILE\"] in the table [registry.%q] of the registry configuration)", host, err, host)
-	case errors.Is(err, http.ErrSchemeMismatch), strings.Contains(err.Error(), "first record does not look like a TLS handshake"):
+	case notTLS(err):
 		e.Err = fmt.Errorf("%s speaks plain HTTP, not TLS: %w (say http = true in the table [registry.%q] of the registry configuration)", host, err, host)
 	default:
 		e.Err = fmt.Errorf("the registry %s does not answer: %w (check that it runs, its name and port, and any proxy or firewall between)", host, err)
 	}
 	return e
+}
+
+// untrusted reports whether err is about a server's certificate.
+func untrusted(err error) bool {
+	var cert *tls.CertificateVerificationError
+	var authority x509.UnknownAuthorityError
+	return errors.As(err, &cert) || errors.As(err, &authority)
 }
 
 // answered makes an error of a response that is not what was hoped for. It reads

@@ -82,12 +82,12 @@ func parseHosts(data []byte) (map[string]HostConfig, error) {
 
 // describeTOML says where in the file an error is.
 func describeTOML(err error) error {
+	if s, ok := errors.AsType[*toml.StrictMissingError](err); ok && len(s.Errors) > 0 {
+		return fmt.Errorf("unknown key %q", strings.Join(s.Errors[0].Key(), "."))
+	}
 	if d, ok := errors.AsType[*toml.DecodeError](err); ok {
 		row, col := d.Position()
 		return fmt.Errorf("line %d, column %d: %w", row, col, err)
-	}
-	if s, ok := errors.AsType[*toml.StrictMissingError](err); ok && len(s.Errors) > 0 {
-		return fmt.Errorf("unknown key %q", strings.Join(s.Errors[0].Key(), "."))
 	}
 	return err
 }

@@ -162,7 +162,7 @@ func transient(err error, n int) bool {
 	var dns *net.DNSError
 	var cred *credentialError
 	switch {
-	case errors.As(err, &cred), notTLS(err), errors.Is(err, http.ErrSchemeMismatch):
+	case errors.As(err, &cred), notTLS(err), untrusted(err):
 		return false
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return false
