@@ -3,7 +3,6 @@ package solver
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"hash"
 	"slices"
 	"strings"
 
@@ -25,23 +24,23 @@ type opKey [sha256.Size]byte
 // result. That is, of an exec, the proxies and the addresses of extra hosts, which
 // differ between networks. Of a source it is the name, where the pin says all:
 // a folder's tree, an image's digest.
-func keyOf(v *llb.Vertex) opKey {
+func keyOf(v *llb.Vertex, memory *[]byte) opKey {
 	switch o := v.Op().Op.(type) {
 	case *pb.Op_Source:
-		return sourceKey(v.Op(), o.Source)
+		return sourceKey(v.Op(), o.Source, memory)
 	case *pb.Op_Exec:
 		if o.Exec.Meta.ProxyEnv != nil || len(o.Exec.Meta.ExtraHosts) > 0 {
-			return execKey(v)
+			return execKey(v, memory)
 		}
 	}
-	return hashBody("op", v.Raw())
+	return hashBody("op", v.Raw(), memory)
 }
 
 // hashBody hashes a marshalled op but for its inputs. A field is hashed as its
 // bytes are: an op that two clients marshal differently is two ops.
-func hashBody(kind string, raw []byte) opKey {
+func hashBody(kind string, raw []byte, memory *[]byte) opKey {
 	const inputsField = 1
-	h := newHash(kind)
+	h := newKey(memory, kind)
 	for rest := raw; len(rest) > 0; {
 		num, _, n := protowire.ConsumeField(rest)
 		if n < 0 {
@@ -50,14 +49,14 @@ func hashBody(kind string, raw []byte) opKey {
 			break
 		}
 		if num != inputsField {
-			h.Write(rest[:n])
+			h.raw(rest[:n])
 		}
 		rest = rest[n:]
 	}
-	return opKey(h.sum())
+	return opKey(h.sum(memory))
 }
 
-func execKey(v *llb.Vertex) opKey {
+func execKey(v *llb.Vertex, memory *[]byte) opKey {
 	c := v.Op().CloneVT()
 	c.Inputs = nil
 	meta := c.GetExec().Meta
@@ -70,7 +69,7 @@ func execKey(v *llb.Vertex) opKey {
 		// Not to be met: the op was marshalled once. Its own bytes are a key too.
 		raw = v.Raw()
 	}
-	return hashBody("exec", raw)
+	return hashBody("exec", raw, memory)
 }
 
 // freeAttrs are attributes of sources that say how to get at them, not what they are.
@@ -87,14 +86,14 @@ var freeAttrs = map[string]bool{
 	pb.AttrHTTPAuthHeaderSecret: true,
 }
 
-func sourceKey(op *pb.Op, o *pb.SourceOp) opKey {
+func sourceKey(op *pb.Op, o *pb.SourceOp, memory *[]byte) opKey {
 	scheme, rest, _ := strings.Cut(o.Identifier, "://")
-	h := newHash("source")
+	h := newKey(memory, "source")
 	h.str(scheme)
 	switch scheme {
 	case "local":
 		// The pin is the identity of the tree, filters applied.
-		return opKey(h.sum())
+		return opKey(h.sum(memory))
 	case "docker-image", "oci-layout":
 		// The pin is a digest; which name it was found under does not matter.
 	default:
@@ -117,72 +116,68 @@ func sourceKey(op *pb.Op, o *pb.SourceOp) opKey {
 		h.str(name)
 		h.str(o.Attrs[name])
 	}
-	return opKey(h.sum())
+	return opKey(h.sum(memory))
 }
 
 // definitionKey is H(op, pin, definition keys of the inputs with output indexes).
-func definitionKey(op opKey, pin string, inputs func(yield func(cache.Key, int) bool)) cache.Key {
-	h := newHash("definition")
-	h.Write(op[:])
-	h.str(pin)
-	for k, output := range inputs {
-		h.Write(k[:])
-		h.num(uint64(output))
+func (p *plan) definitionKey(n *node, memory *[]byte) cache.Key {
+	h := newKey(memory, "definition")
+	h.raw(n.op[:])
+	h.str(n.pin)
+	edges := n.vertex.Inputs()
+	for k, in := range n.inputs {
+		h.raw(p.nodes[in].dk[:])
+		h.num(uint64(edges[k].Output))
 	}
-	return cache.Key(h.sum())
+	return cache.Key(h.sum(memory))
 }
 
 // freshKey is the share key of a vertex that must not use what was made from
 // records: it, or vertices below it, are to be run whatever the cache holds. It
 // covers which ones, so that two builds only share what both want run anew.
-func freshKey(definition cache.Key, ignore bool, inputs func(yield func(cache.Key, int) bool)) cache.Key {
-	h := newHash("fresh")
-	h.Write(definition[:])
-	if ignore {
+func (p *plan) freshKey(n *node, memory *[]byte) cache.Key {
+	h := newKey(memory, "fresh")
+	h.raw(n.dk[:])
+	if n.vertex.Meta().IgnoreCache {
 		h.num(1)
 	} else {
 		h.num(0)
 	}
-	for k := range inputs {
-		h.Write(k[:])
+	for _, in := range n.inputs {
+		h.raw(p.nodes[in].share[:])
 	}
-	return cache.Key(h.sum())
+	return cache.Key(h.sum(memory))
 }
 
 // contentKey is H(op, what it sees of each input).
 func contentKey(op opKey, inputs []cache.ContentID) cache.Key {
-	h := newHash("content")
-	h.Write(op[:])
+	memory := make([]byte, 0, 256)
+	h := newKey(&memory, "content")
+	h.raw(op[:])
 	for _, c := range inputs {
-		h.Write(c[:])
+		h.raw(c[:])
 	}
-	return cache.Key(h.sum())
+	return cache.Key(h.sum(&memory))
 }
 
-// keyHash hashes fields so that none can run into the next.
-type keyHash struct{ hash.Hash }
+// keyBuffer collects the fields that a key is the hash of, so that none can run
+// into the next. It is made anew from its memory for each key.
+type keyBuffer []byte
 
-func newHash(kind string) keyHash {
-	h := keyHash{sha256.New()}
-	h.str(keyVersion)
-	h.str(kind)
-	return h
+func newKey(memory *[]byte, kind string) keyBuffer {
+	k := keyBuffer((*memory)[:0])
+	k.str(keyVersion)
+	k.str(kind)
+	return k
 }
 
-func (h keyHash) num(n uint64) {
-	var b [8]byte
-	binary.LittleEndian.PutUint64(b[:], n)
-	h.Write(b[:])
-}
+func (k *keyBuffer) num(n uint64)   { *k = binary.LittleEndian.AppendUint64(*k, n) }
+func (k *keyBuffer) raw(b []byte)   { *k = append(*k, b...) }
+func (k *keyBuffer) str(s string)   { k.num(uint64(len(s))); *k = append(*k, s...) }
+func (k *keyBuffer) bytes(b []byte) { k.num(uint64(len(b))); k.raw(b) }
 
-func (h keyHash) bytes(b []byte) {
-	h.num(uint64(len(b)))
-	h.Write(b)
-}
-
-func (h keyHash) str(s string) { h.bytes([]byte(s)) }
-
-func (h keyHash) sum() (out [sha256.Size]byte) {
-	h.Sum(out[:0])
-	return out
+// sum gives the key, and the memory back.
+func (k keyBuffer) sum(memory *[]byte) [sha256.Size]byte {
+	*memory = k
+	return sha256.Sum256(k)
 }

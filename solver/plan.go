@@ -98,31 +98,18 @@ func newPlan(edges []llb.Edge) *plan {
 
 // makeKeys makes the keys of all nodes, once their pins are known.
 func (p *plan) makeKeys() {
+	memory := make([]byte, 0, 4096)
 	for i := range p.nodes {
 		n := &p.nodes[i]
-		n.op = keyOf(n.vertex)
-		edges := n.vertex.Inputs()
-		n.dk = definitionKey(n.op, n.pin, func(yield func(cache.Key, int) bool) {
-			for k, in := range n.inputs {
-				if !yield(p.nodes[in].dk, edges[k].Output) {
-					return
-				}
-			}
-		})
+		n.op = keyOf(n.vertex, &memory)
+		n.dk = p.definitionKey(n, &memory)
 		n.share = n.dk
-		ignore := n.vertex.Meta().IgnoreCache
-		n.fresh = ignore
+		n.fresh = n.vertex.Meta().IgnoreCache
 		for _, in := range n.inputs {
 			n.fresh = n.fresh || p.nodes[in].fresh
 		}
 		if n.fresh {
-			n.share = freshKey(n.dk, ignore, func(yield func(cache.Key, int) bool) {
-				for k, in := range n.inputs {
-					if !yield(p.nodes[in].share, edges[k].Output) {
-						return
-					}
-				}
-			})
+			n.share = p.freshKey(n, &memory)
 		}
 	}
 }
