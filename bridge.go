@@ -1,0 +1,138 @@
+package kiln
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"path"
+	"time"
+
+	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/cache/tree"
+	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/llb"
+	"github.com/kiln-build/kiln/solver"
+	"github.com/kiln-build/kiln/worker/source"
+)
+
+// maxRead bounds what a frontend reads of one file.
+const maxRead = 32 << 20
+
+// bridge is what the engine does for the frontend of one build.
+type bridge struct {
+	*build
+}
+
+// ResolveImage finds an image's digest and config.
+func (b bridge) ResolveImage(ctx context.Context, ref string, o frontend.ResolveOptions) (frontend.Image, error) {
+	name := o.LogName
+	if name == "" {
+		name = "[internal] load metadata for " + ref
+	}
+	mode := source.ModeDefault
+	if o.Pull {
+		mode = source.ModePull
+	}
+	var image frontend.Image
+	err := b.step(name, func() error {
+		r, err := b.engine.worker.Images().Resolve(ctx, b.engine.credentials(), ref, o.Platform, mode)
+		image = frontend.Image{Ref: r.Ref, Digest: r.Digest.String(), Config: r.Config}
+		return err
+	})
+	return image, err
+}
+
+// Solve runs a graph and gives its file system.
+func (b bridge) Solve(ctx context.Context, e llb.Edge) (frontend.Ref, error) {
+	chains, err := b.solve(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	return &ref{build: b.build, chain: chains[0]}, nil
+}
+
+// Warn tells the user something.
+func (b bridge) Warn(w frontend.Warning) {
+	b.emit(FrontendWarning{Subject: solver.Subject{Time: b.engine.clock()}, Warning: w})
+}
+
+// ref is a solved file system.
+type ref struct {
+	*build
+	chain cache.ChainID
+}
+
+// lookup finds a path, following links inside the file system.
+func (r *ref) lookup(ctx context.Context, name string) (tree.Entry, error) {
+	if err := r.engine.worker.Unpack(ctx, r.chain); err != nil {
+		return tree.Entry{}, err
+	}
+	root, err := r.engine.cache.Merged(r.chain)
+	if err != nil {
+		return tree.Entry{}, err
+	}
+	found, err := tree.Resolve(r.engine.cache, root, name, true)
+	if err == nil && found.Rest != "" {
+		err = &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
+	return found.Entry, err
+}
+
+// ReadFile reads a file.
+func (r *ref) ReadFile(ctx context.Context, name string) ([]byte, error) {
+	e, err := r.lookup(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case e.Kind != tree.File:
+		return nil, &fs.PathError{Op: "read", Path: name, Err: fs.ErrInvalid}
+	case e.Size > maxRead:
+		return nil, &fs.PathError{Op: "read", Path: name, Err: errors.New("the file is too large")}
+	}
+	f, err := r.engine.cache.Pool().Open(e)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
+}
+
+// ReadDir lists a folder.
+func (r *ref) ReadDir(ctx context.Context, name string) ([]fs.DirEntry, error) {
+	dir, err := r.lookup(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	var entries []fs.DirEntry
+	for e, err := range tree.ReadDir(r.engine.cache, dir.Children) {
+		if err != nil {
+			return nil, err
+		}
+		entries = append(entries, fs.FileInfoToDirEntry(fileInfo{e}))
+	}
+	return entries, nil
+}
+
+// Stat describes a path.
+func (r *ref) Stat(ctx context.Context, name string) (fs.FileInfo, error) {
+	e, err := r.lookup(ctx, name)
+	e.Name = path.Base(name)
+	return fileInfo{e}, err
+}
+
+// fileInfo is an entry of a tree as the standard library describes files.
+type fileInfo struct{ e tree.Entry }
+
+var modes = map[tree.Kind]fs.FileMode{
+	tree.Dir: fs.ModeDir, tree.Symlink: fs.ModeSymlink, tree.Fifo: fs.ModeNamedPipe, tree.Socket: fs.ModeSocket,
+	tree.CharDev: fs.ModeDevice | fs.ModeCharDevice, tree.BlockDev: fs.ModeDevice,
+}
+
+func (i fileInfo) Name() string       { return i.e.Name }
+func (i fileInfo) Size() int64        { return i.e.Size }
+func (i fileInfo) Mode() fs.FileMode  { return modes[i.e.Kind] | fs.FileMode(i.e.Mode)&fs.ModePerm }
+func (i fileInfo) ModTime() time.Time { return time.Unix(0, i.e.MTime) }
+func (i fileInfo) IsDir() bool        { return i.e.Kind == tree.Dir }
+func (i fileInfo) Sys() any           { return i.e }

@@ -1,0 +1,240 @@
+package kiln
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/exporter"
+	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/frontend/dockerfile"
+	"github.com/kiln-build/kiln/llb"
+	"github.com/kiln-build/kiln/solver"
+	"github.com/kiln-build/kiln/worker"
+)
+
+// Event is something that happens in a build: one of package solver's events, or
+// a FrontendWarning. What is no vertex of the graph, the export for one, is told
+// of as if it were.
+type Event = solver.Event
+
+// FrontendWarning is a message about the build description.
+type FrontendWarning struct {
+	solver.Subject
+	frontend.Warning
+}
+
+// Result is what a build made.
+type Result struct {
+	// Digest is that of the manifest, or of the index where there are several
+	// platforms; empty where no output made one.
+	Digest string
+	// Metadata is what the outputs and the frontend tell, in BuildKit's names.
+	Metadata map[string]string
+	// Ran and Cached count the steps that ran, and those that did not have to.
+	Ran, Cached int
+	// Started and Completed are when the build did so.
+	Started, Completed time.Time
+}
+
+// maxSolves is how often a build is solved before a layer that goes missing each
+// time is an error.
+const maxSolves = 5
+
+// build is one build while it goes on.
+type build struct {
+	engine  *Engine
+	session solver.SessionID
+	lease   *cache.Lease
+
+	mu     sync.Mutex // guards what is below, and orders the calls of events
+	events func(Event)
+	steps  map[llb.Digest]bool // vertices of the graph that are no sources
+	result Result
+}
+
+// Build builds what r asks for.
+func (e *Engine) Build(ctx context.Context, r Request) (*Result, error) {
+	b := e.newBuild(r.Events)
+	defer b.end()
+	req, release, err := b.open(&r)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	exporters, err := b.exporters(&r)
+	if err != nil {
+		return nil, err
+	}
+	for range maxSolves {
+		err = b.run(ctx, req, exporters)
+		var gone *cache.GoneError
+		if !errors.As(err, &gone) {
+			break
+		}
+		e.warn(gone.Error() + "; it is built again")
+		if err := e.solver.ForgetLayer(gone.Layer); err != nil {
+			return nil, err
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	b.result.Completed = e.clock()
+	b.result.Digest = b.result.Metadata["containerimage.digest"]
+	return &b.result, nil
+}
+
+// Compile gives the graphs that r's build description compiles to, and builds
+// nothing but what the frontend asks for on the way.
+func (e *Engine) Compile(ctx context.Context, r Request) ([]frontend.ResultImage, error) {
+	b := e.newBuild(r.Events)
+	defer b.end()
+	req, release, err := b.open(&r)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	compiled, err := dockerfile.New().Build(ctx, req, bridge{b})
+	if err != nil {
+		return nil, err
+	}
+	return compiled.Images, nil
+}
+
+func (e *Engine) newBuild(events func(Event)) *build {
+	return &build{
+		engine: e, session: newSessionID(), lease: e.cache.Lease(), events: events,
+		result: Result{Metadata: map[string]string{}, Started: e.clock()},
+	}
+}
+
+func (b *build) end() {
+	b.engine.solver.EndSession(b.session)
+	b.engine.worker.CloseSession(b.session)
+	b.lease.Release()
+}
+
+// open lends the worker what the request lends, and gives what the frontend gets.
+func (b *build) open(r *Request) (req frontend.Request, release func(), err error) {
+	attrs, locals, err := r.attrs()
+	if err != nil {
+		return req, nil, err
+	}
+	release = func() {}
+	if len(r.DockerfileText) > 0 {
+		dir, err := os.MkdirTemp(b.engine.cache.Path("tmp"), "dockerfile-")
+		if err != nil {
+			return req, nil, err
+		}
+		release = func() { os.RemoveAll(dir) }
+		if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), r.DockerfileText, 0o600); err != nil {
+			release()
+			return req, nil, err
+		}
+		locals["dockerfile"] = dir
+	}
+	s := worker.Session{Locals: folders(locals), Secrets: secrets(r.Secrets), SSH: agents(r.SSH), Entitlements: map[string]bool{}}
+	for _, a := range r.Allow {
+		s.Entitlements[a] = true
+	}
+	b.engine.worker.OpenSession(b.session, s)
+	return frontend.Request{Opts: attrs}, release, nil
+}
+
+// run compiles, solves and exports once.
+func (b *build) run(ctx context.Context, req frontend.Request, exporters []exporter.Exporter) error {
+	compiled, err := dockerfile.New().Build(ctx, req, bridge{b})
+	if err != nil {
+		return err
+	}
+	edges := make([]llb.Edge, len(compiled.Images))
+	for i, image := range compiled.Images {
+		edges[i] = image.Root
+	}
+	b.count(edges)
+	chains, err := b.solve(ctx, edges...)
+	if err != nil {
+		return err
+	}
+	result := exporter.Result{Metadata: compiled.Metadata, Multi: compiled.Index}
+	for i, image := range compiled.Images {
+		result.Images = append(result.Images, exporter.Image{
+			Platform: image.Platform, Root: chains[i], Config: image.Config, BaseConfig: image.BaseConfig,
+		})
+	}
+	for _, x := range exporters {
+		told, err := x.Export(ctx, result, steps{b})
+		if err != nil {
+			return err
+		}
+		maps.Copy(b.result.Metadata, told)
+	}
+	return nil
+}
+
+// solve runs graphs for this build, and holds what they come to until it ends.
+func (b *build) solve(ctx context.Context, edges ...llb.Edge) ([]cache.ChainID, error) {
+	chains, err := b.engine.solver.Solve(ctx, solver.Request{Session: b.session, Edges: edges, Lease: b.lease, Observe: b.emit})
+	return chains, explain(err)
+}
+
+// count notes which vertices the result counts as steps.
+func (b *build) count(edges []llb.Edge) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.steps = map[llb.Digest]bool{}
+	b.result.Ran, b.result.Cached = 0, 0
+	for _, v := range llb.Walk(edges...) {
+		if v.Op().GetSource() == nil {
+			b.steps[v.Digest()] = true
+		}
+	}
+}
+
+// emit passes an event on.
+func (b *build) emit(e Event) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.steps[e.On().Vertex] {
+		switch e := e.(type) {
+		case solver.VertexCached:
+			b.result.Cached++
+		case solver.VertexCompleted:
+			if e.Err == nil {
+				b.result.Ran++
+			}
+		}
+	}
+	if b.events != nil {
+		b.events(e)
+	}
+}
+
+// step runs f, and tells of it as if it were a vertex.
+func (b *build) step(name string, f func() error) error {
+	done := steps{b}.Step(name)
+	err := f()
+	done(err)
+	return err
+}
+
+// steps tells of what a build does outside of its graph.
+type steps struct{ *build }
+
+// Step begins one; done ends it.
+func (s steps) Step(name string) (done func(error)) {
+	started := s.engine.clock()
+	subject := solver.Subject{Vertex: sha256.Sum256([]byte(string(s.session) + name)), Name: name, Time: started}
+	s.emit(solver.VertexStarted{Subject: subject})
+	return func(err error) {
+		subject.Time = s.engine.clock()
+		s.emit(solver.VertexCompleted{Subject: subject, Started: started, Err: err})
+	}
+}

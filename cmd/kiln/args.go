@@ -1,0 +1,77 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/urfave/cli/v2"
+)
+
+// interspersed moves the flags of a command line before its arguments, since
+// people write `build . -t name` as often as the other way round, and the flag
+// package stops at the first argument. What follows "--" stays as it is.
+func interspersed(app *cli.App, args []string) ([]string, error) {
+	out, rest := args[:min(1, len(args))], args[min(1, len(args)):]
+	commands := app.Commands
+	var flags []cli.Flag
+	for len(rest) > 0 {
+		cmd := find(commands, rest[0])
+		if cmd == nil {
+			break
+		}
+		out, rest = append(out, rest[0]), rest[1:]
+		commands, flags = cmd.Subcommands, cmd.Flags
+	}
+	if flags == nil {
+		return append(out, rest...), nil
+	}
+	var arguments []string
+	for i := 0; i < len(rest); i++ {
+		a := rest[i]
+		switch {
+		case a == "--":
+			arguments = append(arguments, rest[i+1:]...)
+			i = len(rest)
+		case a == "-" || !strings.HasPrefix(a, "-"):
+			arguments = append(arguments, a)
+		default:
+			out = append(out, a)
+			if takesValue(flags, a) {
+				if i+1 == len(rest) {
+					return nil, usagef("flag %s needs a value", a)
+				}
+				i++
+				out = append(out, rest[i])
+			}
+		}
+	}
+	return append(append(out, "--"), arguments...), nil
+}
+
+func find(commands []*cli.Command, name string) *cli.Command {
+	for _, c := range commands {
+		if c.HasName(name) {
+			return c
+		}
+	}
+	return nil
+}
+
+// takesValue reports whether the flag written as a takes the next word as its value.
+func takesValue(flags []cli.Flag, a string) bool {
+	name := strings.TrimLeft(a, "-")
+	if strings.Contains(name, "=") {
+		return false
+	}
+	if !strings.HasPrefix(a, "--") && len(name) > 1 {
+		name = name[len(name)-1:] // short flags run together: the last one decides
+	}
+	for _, f := range flags {
+		for _, n := range f.Names() {
+			if n == name {
+				doc, ok := f.(cli.DocGenerationFlag)
+				return ok && doc.TakesValue()
+			}
+		}
+	}
+	return false
+}

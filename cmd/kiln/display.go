@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/util/progress/progressui"
+
+	"github.com/kiln-build/kiln"
+	"github.com/kiln-build/kiln/daemon/status"
+)
+
+// display shows a build's events as they come.
+type display struct {
+	out      io.Writer
+	ch       chan *client.SolveStatus
+	done     chan struct{}
+	warnings []client.VertexWarning // once done
+}
+
+// newDisplay makes the display of that mode. It has shown everything when close returns.
+func newDisplay(mode string, quiet bool, stderr io.Writer) (*display, error) {
+	if quiet {
+		mode = string(progressui.QuietMode)
+	}
+	ui, err := progressui.NewDisplay(stderr, progressui.DisplayMode(mode))
+	if err != nil {
+		return nil, usagef("--progress %s: %v; the ways to show progress are auto, plain, tty, rawjson and quiet", mode, err)
+	}
+	d := &display{out: stderr, ch: make(chan *client.SolveStatus, 64), done: make(chan struct{})}
+	go func() {
+		defer close(d.done)
+		// Not the build's own context: the display ends with the channel, when the
+		// last lines of an interrupted build have been shown too.
+		d.warnings, _ = ui.UpdateFrom(context.Background(), d.ch)
+		for range d.ch { // a display that fails must not hold the build up
+		}
+	}()
+	return d, nil
+}
+
+func (d *display) event(e kiln.Event) { d.ch <- status.Of(e) }
+
+// close ends the display once it has shown everything, warnings last.
+func (d *display) close(quiet bool) {
+	close(d.ch)
+	<-d.done
+	if quiet || len(d.warnings) == 0 {
+		return
+	}
+	plural := "s"
+	if len(d.warnings) == 1 {
+		plural = ""
+	}
+	fmt.Fprintf(d.out, "\n%d warning%s found:\n", len(d.warnings), plural)
+	for _, w := range d.warnings {
+		fmt.Fprintf(d.out, " - %s", w.Short)
+		if len(w.Range) > 0 {
+			fmt.Fprintf(d.out, " (line %d)", w.Range[0].Start.Line)
+		}
+		fmt.Fprintln(d.out)
+	}
+}

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kiln-build/kiln/cache"
+)
+
+const filterHelp = `Filters are FIELD=VALUE, FIELD!=VALUE or FIELD~=REGEXP; the fields are id (a prefix
+is enough), type, description, inuse and shared. until=24h holds for what was last
+used before that. Several filters must all hold.`
+
+var filterForm = regexp.MustCompile(`^([a-z]+)(==|~=|!=|=)(.*)$`)
+
+// parseFilters gives what all the filters hold for.
+func parseFilters(words []string) (func(cache.Usage) bool, error) {
+	var all []func(cache.Usage) bool
+	for _, list := range words {
+		for _, w := range strings.Split(list, ",") {
+			f, err := parseFilter(w)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, f)
+		}
+	}
+	return func(u cache.Usage) bool {
+		for _, f := range all {
+			if !f(u) {
+				return false
+			}
+		}
+		return true
+	}, nil
+}
+
+func parseFilter(w string) (func(cache.Usage) bool, error) {
+	m := filterForm.FindStringSubmatch(w)
+	if m == nil {
+		return nil, usagef("--filter %q: want FIELD=VALUE", w)
+	}
+	field, op, value := m[1], m[2], m[3]
+	if field == "until" || field == "unused-for" {
+		d, err := time.ParseDuration(value)
+		if err != nil {
+			return nil, usagef("--filter %q: %v", w, err)
+		}
+		return func(u cache.Usage) bool { return time.Since(u.LastUsed) > d }, nil
+	}
+	get, ok := filterFields[field]
+	if !ok {
+		return nil, usagef("--filter %q: there is no field %q; the fields are %s and until", w, field, strings.Join(sortedKeys(filterFields), ", "))
+	}
+	switch op {
+	case "~=":
+		re, err := regexp.Compile(value)
+		if err != nil {
+			return nil, usagef("--filter %q: %v", w, err)
+		}
+		return func(u cache.Usage) bool { return re.MatchString(get(u)) }, nil
+	case "!=":
+		return func(u cache.Usage) bool { return get(u) != value }, nil
+	}
+	if field == "id" {
+		return func(u cache.Usage) bool { return strings.HasPrefix(u.ID, value) }, nil
+	}
+	return func(u cache.Usage) bool { return get(u) == value }, nil
+}
+
+var filterFields = map[string]func(cache.Usage) string{
+	"id":          func(u cache.Usage) string { return u.ID },
+	"type":        func(u cache.Usage) string { return u.Kind },
+	"description": func(u cache.Usage) string { return u.Description },
+	"inuse":       func(u cache.Usage) string { return strconv.FormatBool(u.InUse) },
+	"shared":      func(u cache.Usage) string { return strconv.FormatBool(u.Shared) },
+}

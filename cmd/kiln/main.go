@@ -1,0 +1,121 @@
+// Command kiln builds container images.
+//
+// Each subcommand stands in a file of its own: newXCommand wires its flags to an
+// options struct, and runX does the work.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+)
+
+// version is set by the linker.
+var version = "unknown"
+
+// Exit codes; exitHelp lists them for people.
+const (
+	exitFailed      = 1
+	exitUsage       = 2
+	exitInterrupted = 130
+)
+
+const exitHelp = `Exit codes:
+   0    done
+   1    the build or the command failed; the reason is on standard error
+   2    the command line is wrong
+   130  interrupted (Ctrl-C, SIGTERM)`
+
+// errInterrupted is the cause of a context that a signal ended.
+var errInterrupted = errors.New("interrupted")
+
+// usageError is an error in the command line.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+func main() {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		cancel(errInterrupted)
+		<-signals // a second time: somebody does not want to wait for the cleaning up
+		os.Exit(exitInterrupted)
+	}()
+	os.Exit(exitCode(run(ctx, os.Args, os.Stdout, os.Stderr), os.Stderr))
+}
+
+// run is the whole program but for signals and the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	app := newApp(stdout, stderr)
+	args, err := interspersed(app, args)
+	if err != nil {
+		return err
+	}
+	return app.RunContext(ctx, args)
+}
+
+func newApp(stdout, stderr io.Writer) *cli.App {
+	app := &cli.App{
+		Name:                   "kiln",
+		Usage:                  "build container images",
+		Description:            exitHelp,
+		Version:                version,
+		HideVersion:            true,
+		UseShortOptionHandling: true,
+		Writer:                 stdout,
+		ErrWriter:              stderr,
+		ExitErrHandler:         func(*cli.Context, error) {}, // exitCode does it
+		OnUsageError:           func(_ *cli.Context, err error, _ bool) error { return usageError{err} },
+		Commands: []*cli.Command{
+			newBuildCommand(),
+			newDiskUsageCommand(),
+			newPruneCommand(),
+			newDebugCommand(),
+			newVersionCommand(),
+		},
+		CommandNotFound: func(c *cli.Context, name string) {},
+	}
+	app.Action = func(c *cli.Context) error {
+		if c.NArg() > 0 {
+			return usagef("kiln has no command %q; `kiln help` lists them", c.Args().First())
+		}
+		return cli.ShowAppHelp(c)
+	}
+	for _, cmd := range app.Commands {
+		cmd.OnUsageError = app.OnUsageError
+		for _, sub := range cmd.Subcommands {
+			sub.OnUsageError = app.OnUsageError
+		}
+	}
+	return app
+}
+
+// exitCode says what went wrong, once, and which code the process ends with.
+func exitCode(err error, stderr io.Writer) int {
+	var usage usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errInterrupted), errors.Is(err, context.Canceled):
+		fmt.Fprintln(stderr, "kiln: interrupted")
+		return exitInterrupted
+	case errors.As(err, &usage):
+		fmt.Fprintf(stderr, "kiln: %v\n", err)
+		return exitUsage
+	default:
+		fmt.Fprintf(stderr, "kiln: %v\n", err)
+		return exitFailed
+	}
+}

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"encoding/csv"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/term"
+
+	"github.com/kiln-build/kiln"
+)
+
+// parseOutputs reads the --output flags, --push and --tag.
+func parseOutputs(o *buildOptions) ([]kiln.Output, error) {
+	var outputs []kiln.Output
+	for _, s := range o.outputs {
+		out, err := parseOutput(s, o)
+		if err != nil {
+			return nil, err
+		}
+		outputs = append(outputs, out)
+	}
+	if o.push {
+		pushed := false
+		for i := range outputs {
+			if t := outputs[i].Type; t == "image" || t == "registry" {
+				outputs[i].Attrs["push"] = "true"
+				pushed = true
+			}
+		}
+		if !pushed {
+			outputs = append(outputs, kiln.Output{Type: "registry", Attrs: map[string]string{}})
+		}
+	}
+	for i := range outputs {
+		if err := completeOutput(&outputs[i], o); err != nil {
+			return nil, err
+		}
+	}
+	return outputs, nil
+}
+
+// parseOutput reads one --output: comma-separated NAME=VALUE fields as in a CSV
+// file, or a path alone.
+func parseOutput(s string, o *buildOptions) (kiln.Output, error) {
+	out := kiln.Output{Attrs: map[string]string{}}
+	fields, err := csv.NewReader(strings.NewReader(s)).Read()
+	if err != nil {
+		return out, usagef("--output %q: %v", s, err)
+	}
+	if len(fields) == 1 && !strings.Contains(fields[0], "=") {
+		if fields[0] == "-" {
+			out.Type = "tar"
+			return out, stdoutOutput(&out, s, o)
+		}
+		out.Type, out.Dest = "local", fields[0]
+		return out, nil
+	}
+	for _, f := range fields {
+		name, value, ok := strings.Cut(f, "=")
+		if !ok {
+			return out, usagef("--output %q: %q is not NAME=VALUE", s, f)
+		}
+		switch name = strings.ToLower(strings.TrimSpace(name)); name {
+		case "type":
+			out.Type = value
+		case "dest":
+			out.Dest = value
+		default:
+			out.Attrs[name] = value
+		}
+	}
+	switch out.Type {
+	case "":
+		return out, usagef("--output %q: a type is missing (type=oci, docker, image, registry, local or tar)", s)
+	case "local":
+		if out.Dest == "" || out.Dest == "-" {
+			return out, usagef("--output %q: type=local needs dest=FOLDER", s)
+		}
+	case "oci", "docker", "tar":
+		if out.Dest == "" || out.Dest == "-" {
+			out.Dest = ""
+			return out, stdoutOutput(&out, s, o)
+		}
+	}
+	return out, nil
+}
+
+// stdoutOutput sends a tarball to standard output, unless that is a terminal.
+func stdoutOutput(out *kiln.Output, s string, o *buildOptions) error {
+	if f, ok := o.stdout.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return usagef("--output %q: standard output is a terminal; give dest=FILE, or send it to a file or pipe", s)
+	}
+	out.Writer = o.stdout
+	return nil
+}
+
+// completeOutput gives an output the names and annotations of the other flags.
+func completeOutput(out *kiln.Output, o *buildOptions) error {
+	if out.Attrs["name"] == "" && len(o.tags) > 0 && out.Type != "local" && out.Type != "tar" {
+		out.Attrs["name"] = strings.Join(o.tags, ",")
+	}
+	if out.Type == "registry" && out.Attrs["name"] == "" {
+		return usagef("pushing needs a name: give --tag REGISTRY/NAME:TAG")
+	}
+	for _, a := range o.annotations {
+		key, value, err := annotation(a)
+		if err != nil {
+			return err
+		}
+		out.Attrs[key] = value
+	}
+	return nil
+}
+
+// annotationTypes are what an annotation can be put on, before a colon.
+var annotationTypes = []string{"manifest", "index", "manifest-descriptor", "index-descriptor"}
+
+// annotation gives the exporter attribute of [TYPE:]NAME=VALUE, where TYPE may
+// carry a platform in brackets.
+func annotation(s string) (key, value string, err error) {
+	name, value, ok := strings.Cut(s, "=")
+	if !ok || name == "" {
+		return "", "", usagef("--annotation %q: want [TYPE:]NAME=VALUE", s)
+	}
+	kind, rest, ok := strings.Cut(name, ":")
+	base, _, _ := strings.Cut(kind, "[")
+	if !ok || !slices.Contains(annotationTypes, base) {
+		return "annotation." + name, value, nil
+	}
+	return "annotation-" + kind + "." + rest, value, nil
+}
+
+// sortedKeys gives the keys of a map in order.
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

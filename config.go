@@ -1,0 +1,96 @@
+package kiln
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/kiln-build/kiln/registry"
+)
+
+// Config is the configuration file, in the keys that buildkitd.toml has for the
+// same things.
+type Config struct {
+	// Registry says how hosts are reached, by host name.
+	Registry map[string]registry.HostConfig `toml:"registry"`
+	Worker   struct {
+		OCI WorkerConfig `toml:"oci"`
+	} `toml:"worker"`
+	DNS DNSConfig `toml:"dns"`
+}
+
+// WorkerConfig says how steps run.
+type WorkerConfig struct {
+	// MaxParallelism is how many steps run at once; 0 is four for each processor,
+	// sixteen at least.
+	MaxParallelism int `toml:"max-parallelism"`
+	// Binary is an OCI runtime that runs steps in place of kiln's own; empty is kiln's own.
+	Binary string `toml:"binary"`
+	// CgroupParent is the cgroup that steps run below.
+	CgroupParent string `toml:"defaultCgroupParent"`
+}
+
+// DNSConfig is what steps find in /etc/resolv.conf in place of the host's.
+type DNSConfig struct {
+	Nameservers   []string `toml:"nameservers"`
+	SearchDomains []string `toml:"searchDomains"`
+	Options       []string `toml:"options"`
+}
+
+// DefaultRoot is the state folder where none is named: the system's for root, the
+// user's own otherwise.
+func DefaultRoot() string {
+	if os.Geteuid() == 0 && os.Getenv("XDG_STATE_HOME") == "" {
+		return "/var/lib/kiln"
+	}
+	if dir := os.Getenv("XDG_STATE_HOME"); dir != "" {
+		return filepath.Join(dir, "kiln")
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return filepath.Join(os.TempDir(), fmt.Sprintf("kiln-%d", os.Getuid()))
+	}
+	return filepath.Join(home, ".local", "state", "kiln")
+}
+
+// loadConfig reads the configuration file: path, which must be there, or else the
+// first of the usual places that has one.
+func loadConfig(path string) (Config, error) {
+	places := []string{path}
+	if path == "" {
+		places = nil
+		if dir, err := os.UserConfigDir(); err == nil {
+			places = append(places, filepath.Join(dir, "kiln", "kiln.toml"))
+		}
+		places = append(places, "/etc/kiln/kiln.toml")
+	}
+	var c Config
+	for _, p := range places {
+		data, err := os.ReadFile(p)
+		if errors.Is(err, fs.ErrNotExist) && path == "" {
+			continue
+		}
+		if err != nil {
+			return c, fmt.Errorf("reading the configuration: %w", err)
+		}
+		if err := toml.Unmarshal(data, &c); err != nil {
+			return c, configError(p, err)
+		}
+		return c, nil
+	}
+	return c, nil
+}
+
+// configError says in which line of the file the mistake is.
+func configError(path string, err error) error {
+	var decode *toml.DecodeError
+	if errors.As(err, &decode) {
+		row, _ := decode.Position()
+		return fmt.Errorf("%s:%d: %w", path, row, err)
+	}
+	return fmt.Errorf("%s: %w", path, err)
+}

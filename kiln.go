@@ -1,0 +1,138 @@
+// Package kiln builds container images.
+//
+// An Engine owns a state folder: the cache of what was built, and what it was
+// built from. Open gives one; Build turns a Request, whose zero value builds the
+// Dockerfile of the current folder, into a Result, and tells of its progress in
+// events. Several builds may run at once in one engine; they share what they have
+// in common, also while it runs.
+package kiln
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/exporter"
+	"github.com/kiln-build/kiln/registry"
+	"github.com/kiln-build/kiln/solver"
+	"github.com/kiln-build/kiln/worker"
+	"github.com/kiln-build/kiln/worker/executor"
+)
+
+// Options are the settings of an engine. The zero value works.
+type Options struct {
+	// Root is the state folder; empty is DefaultRoot.
+	Root string
+	// ConfigFile is the configuration file; empty is kiln.toml in the user's
+	// configuration folder or /etc/kiln, where there is one.
+	ConfigFile string
+	// Waiting is called when another process holds the state folder and Open waits
+	// for it; nil says nothing.
+	Waiting func(pid int, command string)
+	// Warn takes what is worth knowing and no error; nil drops it.
+	Warn func(message string)
+	// Clock tells the time; nil is time.Now.
+	Clock func() time.Time
+}
+
+var _ exporter.Source = (*worker.Worker)(nil)
+
+// Engine builds images in a state folder. It is safe for concurrent use.
+type Engine struct {
+	config   Config
+	clock    func() time.Time
+	warn     func(string)
+	cache    *cache.Cache
+	registry *registry.Client
+	close    func() error // of the executor
+	worker   *worker.Worker
+	solver   *solver.Solver
+}
+
+// Open opens a state folder, making it where it is missing. It waits while another
+// process has it open, until ctx ends.
+func Open(ctx context.Context, o Options) (*Engine, error) {
+	config, err := loadConfig(o.ConfigFile)
+	if err != nil {
+		return nil, err
+	}
+	if o.Root == "" {
+		o.Root = DefaultRoot()
+	}
+	if o.Root, err = filepath.Abs(o.Root); err != nil {
+		return nil, err
+	}
+	e := &Engine{config: config, clock: o.Clock, warn: o.Warn, registry: &registry.Client{Hosts: config.Registry}}
+	if e.clock == nil {
+		e.clock = time.Now
+	}
+	if e.warn == nil {
+		e.warn = func(string) {}
+	}
+	e.cache, err = cache.Open(ctx, o.Root, cache.Options{Clock: o.Clock, Waiting: o.Waiting, Warn: func(err error) { e.warn(err.Error()) }})
+	if err != nil {
+		return nil, fmt.Errorf("opening the state folder %s: %w", o.Root, err)
+	}
+	if err := e.wire(); err != nil {
+		return nil, errors.Join(err, e.cache.Close())
+	}
+	return e, nil
+}
+
+// wire puts the parts together.
+func (e *Engine) wire() error {
+	run, err := e.executor()
+	if err != nil {
+		return err
+	}
+	if e.worker, err = worker.New(e.cache, e.registry, run, worker.Options{Clock: e.clock}); err != nil {
+		return err
+	}
+	e.solver = solver.New(e.cache, e.worker, solver.Options{
+		Parallelism: e.config.Worker.OCI.MaxParallelism,
+		Lease:       func() solver.Lease { return e.cache.Lease() },
+		Durations:   e.cache.Bucket("time"),
+		Clock:       e.clock,
+	})
+	return nil
+}
+
+// credentials are those that the user's docker has.
+func (e *Engine) credentials() registry.Credentials { return new(registry.Docker) }
+
+// executor gives kiln's own runtime, or the OCI runtime that the configuration names.
+func (e *Engine) executor() (executor.Executor, error) {
+	dir := e.cache.Path("tmp", "executor")
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, err
+	}
+	o := executor.Options{
+		Dir:          dir,
+		CgroupParent: e.config.Worker.OCI.CgroupParent,
+		Nameservers:  e.config.DNS.Nameservers, SearchDomains: e.config.DNS.SearchDomains, DNSOptions: e.config.DNS.Options,
+	}
+	native, err := executor.New(o)
+	if err != nil {
+		return nil, err
+	}
+	e.close = native.Close
+	return native, nil
+}
+
+// Close ends the engine. Builds must have ended before.
+func (e *Engine) Close() error {
+	e.solver.Close()
+	return errors.Join(e.close(), e.cache.Close())
+}
+
+// Usage lists what the state folder holds, largest first.
+func (e *Engine) Usage(ctx context.Context) ([]cache.Usage, error) { return e.cache.Usage(ctx) }
+
+// Prune collects what no build holds, within the bounds of o, and gives what went.
+func (e *Engine) Prune(ctx context.Context, o cache.PruneOptions) ([]cache.Usage, error) {
+	return e.cache.Prune(ctx, o)
+}

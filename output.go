@@ -1,0 +1,33 @@
+package kiln
+
+import (
+	"fmt"
+	"maps"
+
+	"github.com/kiln-build/kiln/exporter"
+	"github.com/kiln-build/kiln/exporter/all"
+	"github.com/kiln-build/kiln/exporter/dest"
+)
+
+// exporters makes what r's outputs are written with, before anything is built:
+// what is wrong with them is said at once.
+func (b *build) exporters(r *Request) ([]exporter.Exporter, error) {
+	var out []exporter.Exporter
+	for _, o := range r.Outputs {
+		env := exporter.Env{
+			Cache: b.engine.cache, Source: b.engine.worker, Registry: b.engine.registry, Credentials: b.engine.credentials(), Clock: b.engine.clock,
+		}
+		switch {
+		case o.Writer != nil:
+			env.Target = dest.Path{Name: "-", Stdout: o.Writer}
+		case o.Dest != "":
+			env.Target = dest.Path{Name: o.Dest}
+		}
+		x, err := all.New(o.Type, maps.Clone(o.Attrs), env)
+		if err != nil {
+			return nil, fmt.Errorf("output %s: %w", o.Type, err)
+		}
+		out = append(out, x)
+	}
+	return out, nil
+}

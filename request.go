@@ -1,0 +1,206 @@
+package kiln
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Request says what to build. Its zero value builds the Dockerfile of the
+// current folder for the machine's platform, and writes no output: the result
+// stays in the state folder, where the next build finds it.
+type Request struct {
+	// Context is a folder, or the URL of a git repository or of a tarball. Empty
+	// is the current folder.
+	Context string
+	// Dockerfile is the path of the build description. Empty is the file called
+	// Dockerfile in the context.
+	Dockerfile string
+	// DockerfileText is the build description itself, where it is in no file.
+	DockerfileText []byte
+	// Target is the stage to build; empty is the last.
+	Target string
+	// BuildArgs are the values of ARG instructions.
+	BuildArgs map[string]string
+	// Contexts are further contexts by name: a folder, or an image, URL, layout or
+	// target with its scheme, "docker-image://alpine" for one.
+	Contexts map[string]string
+	// Labels are added to the image config.
+	Labels map[string]string
+	// Platforms are what to build for, "linux/arm64" for one; none is the machine's own.
+	Platforms []string
+	// NoCache runs every step, though records say what would come out.
+	NoCache bool
+	// NoCacheFilter names stages for which that holds.
+	NoCacheFilter []string
+	// Pull asks registries what tags stand for, though that is known here.
+	Pull bool
+	// Network is what steps see unless they say: "default", "host" or "none".
+	Network string
+	// AddHosts are further lines of /etc/hosts, "name=address" or "name:address".
+	AddHosts []string
+	// ShmSize is the size of /dev/shm in bytes; 0 is 64 MiB.
+	ShmSize int64
+	// Ulimits are limits of steps in docker's form, "nofile=1024:2048".
+	Ulimits []string
+	// CgroupParent is the cgroup that steps run below.
+	CgroupParent string
+	// Attrs are further frontend attributes, in the names of BuildKit's clients.
+	Attrs map[string]string
+
+	// Secrets are lent to RUN --mount=type=secret by id.
+	Secrets map[string]Secret
+	// SSH are agents lent to RUN --mount=type=ssh by id.
+	SSH map[string]SSHAgent
+	// Allow are entitlements: "network.host", "security.insecure", "device".
+	Allow []string
+
+	// Outputs say what to do with the result.
+	Outputs []Output
+
+	// Events is called with all that happens, in order, by one goroutine; nil hears nothing.
+	Events func(Event)
+}
+
+// Secret is the value of a secret, or where it is read from at the time a step wants it.
+type Secret struct {
+	Value []byte
+	Path  string // of a file
+	Env   string // name of an environment variable
+}
+
+// SSHAgent says which keys steps may use.
+type SSHAgent struct {
+	// Socket is that of a running agent; empty is SSH_AUTH_SOCK's.
+	Socket string
+	// Keys are files of private keys, served without any agent.
+	Keys []string
+}
+
+// Output is what to do with a result.
+type Output struct {
+	// Type is "oci", "docker", "image", "registry", "local" or "tar".
+	Type string
+	// Attrs are the exporter's attributes, in BuildKit's names.
+	Attrs map[string]string
+	// Dest is the file or folder to write; for tarballs, Writer stands in its place.
+	Dest   string
+	Writer io.Writer
+}
+
+// isRemote reports whether a context is something other than a folder.
+func isRemote(context string) bool {
+	for _, scheme := range []string{"http://", "https://", "git://", "ssh://", "git@", "github.com/"} {
+		if strings.HasPrefix(context, scheme) {
+			return true
+		}
+	}
+	return false
+}
+
+// attrs gives the request as frontend attributes, and the folders that its local
+// sources name.
+func (r *Request) attrs() (attrs, locals map[string]string, err error) {
+	attrs, locals = map[string]string{}, map[string]string{}
+	set := func(prefix string, m map[string]string) {
+		for k, v := range m {
+			attrs[prefix+k] = v
+		}
+	}
+	set("build-arg:", r.BuildArgs)
+	set("label:", r.Labels)
+	if err := r.setContexts(attrs, locals); err != nil {
+		return nil, nil, err
+	}
+	if r.Target != "" {
+		attrs["target"] = r.Target
+	}
+	if len(r.Platforms) > 0 {
+		attrs["platform"] = strings.Join(r.Platforms, ",")
+	}
+	if r.NoCache {
+		attrs["no-cache"] = ""
+	} else if len(r.NoCacheFilter) > 0 {
+		attrs["no-cache"] = strings.Join(r.NoCacheFilter, ",")
+	}
+	if r.Pull {
+		attrs["image-resolve-mode"] = "pull"
+	}
+	if r.Network != "" && r.Network != "default" {
+		attrs["force-network-mode"] = r.Network
+	}
+	if len(r.AddHosts) > 0 {
+		hosts := slices.Clone(r.AddHosts)
+		for i, h := range hosts {
+			if !strings.Contains(h, "=") {
+				hosts[i] = strings.Replace(h, ":", "=", 1)
+			}
+		}
+		attrs["add-hosts"] = strings.Join(hosts, ",")
+	}
+	if r.ShmSize > 0 {
+		attrs["shm-size"] = strconv.FormatInt(r.ShmSize, 10)
+	}
+	if len(r.Ulimits) > 0 {
+		attrs["ulimit"] = strings.Join(r.Ulimits, ",")
+	}
+	if r.CgroupParent != "" {
+		attrs["cgroup-parent"] = r.CgroupParent
+	}
+	set("", r.Attrs)
+	return attrs, locals, nil
+}
+
+// setContexts names the folders and addresses that the build reads.
+func (r *Request) setContexts(attrs, locals map[string]string) error {
+	context := r.Context
+	if context == "" {
+		context = "."
+	}
+	if isRemote(context) {
+		attrs["context"] = context
+	} else {
+		if err := isFolder(context); err != nil {
+			return fmt.Errorf("the build context: %w", err)
+		}
+		locals["context"] = context
+	}
+	switch {
+	case r.Dockerfile != "":
+		locals["dockerfile"] = filepath.Dir(r.Dockerfile)
+		attrs["filename"] = filepath.Base(r.Dockerfile)
+		if _, err := os.Stat(r.Dockerfile); err != nil {
+			return fmt.Errorf("reading the Dockerfile: %w", err)
+		}
+	case !isRemote(context):
+		locals["dockerfile"] = context
+	}
+	for name, value := range r.Contexts {
+		switch {
+		case strings.Contains(value, "://") || strings.HasPrefix(value, "target:") || isRemote(value):
+			attrs["context:"+name] = value
+		default:
+			if err := isFolder(value); err != nil {
+				return fmt.Errorf("the build context %s: %w", name, err)
+			}
+			attrs["context:"+name] = "local:" + name
+			locals[name] = value
+		}
+	}
+	return nil
+}
+
+func isFolder(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("%s is not a folder", path)
+	}
+	return nil
+}
