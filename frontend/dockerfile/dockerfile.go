@@ -87,12 +87,13 @@ func buildPlatforms(ctx context.Context, opts *options, compilerFor compilerFunc
 	images := make([]*compiled, len(targets))
 	group, gctx := errgroup.WithContext(ctx)
 	for i, target := range targets {
+		// Warnings are the same for every platform: the first one tells them.
+		tell := warn
+		if i > 0 {
+			tell = nil
+		}
 		group.Go(func() error {
-			// Warnings are the same for every platform: the first one tells them.
-			if i > 0 {
-				warn = nil
-			}
-			out, err := compilerFor(target, warn).compile(gctx)
+			out, err := compilerFor(target, tell).compile(gctx)
 			images[i] = out
 			return err
 		})
