@@ -75,13 +75,10 @@ type login struct {
 // tokens gives the token cache for cred. Credentials that cannot be compared get
 // one that nobody shares.
 func (c *Client) tokens(cred Credentials) auth.Cache {
-	if !reflect.TypeOf(cred).Comparable() {
-		return auth.NewCache()
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, l := range c.logins {
-		if l.cred == cred {
+		if same(l.cred, cred) {
 			return l.cache
 		}
 	}
@@ -91,6 +88,26 @@ func (c *Client) tokens(cred Credentials) auth.Cache {
 	}
 	c.logins = append(c.logins, l)
 	return l.cache
+}
+
+// same reports whether two Credentials are one: equal, or lists of equal elements.
+// A pointer cannot come to mean another's login, since c.logins keeps it alive.
+func same(a, b Credentials) bool {
+	x, y := reflect.ValueOf(a), reflect.ValueOf(b)
+	switch {
+	case x.Type() != y.Type():
+		return false
+	case x.Kind() != reflect.Slice:
+		return x.Comparable() && y.Comparable() && x.Equal(y)
+	case x.Len() != y.Len():
+		return false
+	}
+	for i := range x.Len() {
+		if ex, ey := x.Index(i), y.Index(i); !ex.Comparable() || !ey.Comparable() || !ex.Equal(ey) {
+			return false
+		}
+	}
+	return true
 }
 
 // authenticated gives a client for an endpoint that answers its challenges, with

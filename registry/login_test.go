@@ -39,6 +39,13 @@ func (l *login) Credential(_ context.Context, host string) (user, secret string,
 
 var silent = ggcr.Logger(log.New(io.Discard, "", 0))
 
+// several is a list of logins, of which the first is asked.
+type several []*login
+
+func (s several) Credential(ctx context.Context, host string) (user, secret string, err error) {
+	return s[0].Credential(ctx, host)
+}
+
 func TestBasicLogin(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("DOCKER_CONFIG", dir)
@@ -129,6 +136,18 @@ func TestTokenLogin(t *testing.T) {
 	r.Close()
 	if n := tokens.Load(); n > 2 {
 		t.Errorf("%d tokens were fetched for a push and a pull", n)
+	}
+	// A list of logins is made anew for each request, and stays the same login.
+	tokens.Store(0)
+	for range 5 {
+		r, err := c.Fetch(t.Context(), several{cred}, host+"/app", d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Close()
+	}
+	if n := tokens.Load(); n != 1 {
+		t.Errorf("%d tokens were fetched for five reads by one login", n)
 	}
 	err = fetch(t.Context(), c, host+"/app", d) // with docker's config, which has nothing
 	if !errors.Is(err, registry.ErrDenied) || !strings.Contains(err.Error(), "docker login "+host) {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 
+	"github.com/containerd/platforms"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
@@ -93,13 +94,16 @@ func NewImages(c *cache.Cache, r *registry.Client, o ImagesOptions) *Images {
 	return s
 }
 
-// Resolve finds the image that ref names for a platform, whose config and
-// manifests it fetches unless they are here. A reference by digest whose manifests
+// Resolve finds the image that ref names for a platform (the zero Platform is this
+// machine's), whose config and manifests it fetches unless they are here. A reference by digest whose manifests
 // are here needs no network.
 func (s *Images) Resolve(ctx context.Context, cred registry.Credentials, ref string, p ocispecs.Platform, mode Mode) (Image, error) {
 	r, err := registry.ParseReference(ref)
 	if err != nil {
 		return Image{}, err
+	}
+	if p.OS == "" && p.Architecture == "" {
+		p = platforms.DefaultSpec()
 	}
 	img := Image{Ref: r.String()}
 	d, data, err := s.named(ctx, cred, r, mode)
