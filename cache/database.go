@@ -6,13 +6,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
-	"github.com/dgraph-io/badger/v4/options"
 	"github.com/kiln-build/kiln/cache/internal/guard"
 	"github.com/kiln-build/kiln/cache/internal/tmpfile"
 	"golang.org/x/sys/unix"
@@ -34,13 +32,6 @@ const (
 )
 
 const (
-	// Opening makes two files of twice the size of a memtable, whose first pages
-	// the kernel reads ahead by megabytes, and an arena of that size: a small one
-	// opens in half the time of a large one. A batch that is larger than a small
-	// one has Badger opened again with large ones, of which bulk writes make fewer
-	// tables to merge.
-	smallMemTable = 1 << 20
-	largeMemTable = 8 << 20
 	// flushDelay is how long a write waits for others to go with.
 	flushDelay = 50 * time.Millisecond
 	// flushBytes is how much makes a flush begin at once, and twice that makes
@@ -81,30 +72,6 @@ type database struct {
 	group   sync.WaitGroup
 }
 
-// badgerOptions are small: opening must take milliseconds, and at rest the
-// database must not be felt. Values are mostly hashes, so that compression would
-// cost more than it saves; tables are read through the page cache, so that a
-// cache of blocks would hold everything twice. All but the largest values are in
-// the tables, and the value log stays empty.
-func badgerOptions(dir string, memTable int64, log badger.Logger) badger.Options {
-	return badger.DefaultOptions(dir).
-		WithLogger(log).
-		WithMemTableSize(memTable).
-		WithNumMemtables(2).
-		WithValueThreshold(smallMemTable / 8).
-		WithValueLogFileSize(2 * memTable).
-		WithBlockCacheSize(0).
-		WithIndexCacheSize(0).
-		WithCompression(options.None).
-		WithChecksumVerificationMode(options.OnBlockRead).
-		WithNumCompactors(2).
-		WithCompactL0OnClose(false).
-		WithDetectConflicts(false).
-		WithMetricsEnabled(false).
-		WithBypassLockGuard(true).
-		WithNumGoroutines(2)
-}
-
 // openDatabase opens dir. One that Badger cannot open is set aside; what was
 // found wrong while it was last open counts as that too.
 func openDatabase(dir string, g *guard.Guard, now time.Time, warn func(error)) (*database, error) {
@@ -139,36 +106,6 @@ func openDatabase(dir string, g *guard.Guard, now time.Time, warn func(error)) (
 	d.group.Go(d.run)
 	return d, nil
 }
-
-// setAside tells damage from what a fresh database would meet just so.
-func setAside(err error) bool {
-	for _, e := range []error{unix.EACCES, unix.EPERM, unix.EROFS, unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE, unix.ENOMEM} {
-		if errors.Is(err, e) {
-			return false
-		}
-	}
-	return true
-}
-
-func openBadger(dir string, memTable int64, warn func(error)) (b *badger.DB, err error) {
-	defer func() {
-		// Badger asserts what a damaged file does not hold.
-		if r := recover(); r != nil {
-			b, err = nil, fmt.Errorf("badger: %v", r)
-		}
-	}()
-	return badger.Open(badgerOptions(dir, memTable, badgerLog{warn}))
-}
-
-// badgerLog passes Badger's errors on and leaves the rest.
-type badgerLog struct{ warn func(error) }
-
-func (l badgerLog) Errorf(format string, args ...any) {
-	l.warn(fmt.Errorf("badger: %s", strings.TrimSpace(fmt.Sprintf(format, args...))))
-}
-func (l badgerLog) Warningf(string, ...any) {}
-func (l badgerLog) Infof(string, ...any)    {}
-func (l badgerLog) Debugf(string, ...any)   {}
 
 // dbKey makes a key; it is on the stack where the caller's use allows that.
 func dbKey(prefix byte, id *[32]byte) []byte {
@@ -433,63 +370,6 @@ func (d *database) each(prefix []byte, values bool, fn func(key, value []byte) e
 			at = append(pairs[page-1].k, 0)
 		}
 	}
-	return nil
-}
-
-// sync makes what was flushed durable.
-func (d *database) sync() error {
-	d.life.RLock()
-	defer d.life.RUnlock()
-	return d.badger.Sync()
-}
-
-// compact rewrites the tables without what was deleted. Badger keeps what is
-// deleted until the deletion itself is in a table: it is closed, which puts it
-// there, and opened again.
-func (d *database) compact() error {
-	if err := d.flush(); err != nil {
-		return err
-	}
-	d.flushMu.Lock()
-	defer d.flushMu.Unlock()
-	if d.deleted < compactAfter {
-		return nil
-	}
-	// A large memtable's log would keep its size: a small one has to do.
-	d.large = false
-	if err := d.reopen(smallMemTable); err != nil {
-		return fmt.Errorf("compacting the cache's database: %w", err)
-	}
-	d.deleted = 0
-	if err := d.badger.Flatten(1); err != nil {
-		return fmt.Errorf("compacting the cache's database: %w", err)
-	}
-	for {
-		err := d.badger.RunValueLogGC(0.5)
-		if errors.Is(err, badger.ErrNoRewrite) || errors.Is(err, badger.ErrRejected) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("compacting the cache's database: %w", err)
-		}
-	}
-}
-
-// compactAfter is how many deletions make a compaction worth its time.
-const compactAfter = 256
-
-// reopen closes Badger and opens it with memtables of another size.
-func (d *database) reopen(memTable int64) error {
-	d.life.Lock()
-	defer d.life.Unlock()
-	if err := d.badger.Close(); err != nil {
-		return err
-	}
-	b, err := openBadger(d.dir, memTable, d.warn)
-	if err != nil {
-		return err
-	}
-	d.badger = b
 	return nil
 }
 

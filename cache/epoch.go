@@ -39,9 +39,6 @@ const (
 	// syncfs writes out what other programs wrote too: it should not be frequent.
 	epochAge  = 30 * time.Second
 	epochTick = 5 * time.Second
-	// clockSlack is taken off noted times: the kernel stamps files with a clock
-	// that ticks more coarsely, and clocks are adjusted.
-	clockSlack = 2 * time.Second
 )
 
 var epochKey = []byte{prefixEpoch}
@@ -106,7 +103,7 @@ func (c *Cache) dropOpenEpochs(note epochNote) error {
 			return err
 		}
 	}
-	since := note.since - int64(clockSlack)
+	since := note.since
 	if time.Now().UnixNano() < since {
 		// The clock has gone back: times say nothing.
 		since = 0
@@ -199,16 +196,37 @@ func (c *Cache) closeEpoch() error {
 	c.epoch.closing.Lock()
 	defer c.epoch.closing.Unlock()
 	c.guard.TakeDirty()
+	since, err := fileClock()
+	if err != nil {
+		return err
+	}
 	c.epoch.stamp.Lock()
-	note := epochNote{closed: c.epoch.current, since: time.Now().UnixNano(), boot: c.epoch.boot}
+	note := epochNote{closed: c.epoch.current, since: since, boot: c.epoch.boot}
 	c.epoch.current++
 	c.epoch.stamp.Unlock()
-	err := c.makeDurable(note)
-	if err != nil {
+	if err := c.makeDurable(note); err != nil {
 		c.guard.SetDirty()
 		return fmt.Errorf("making the cache durable: %w", err)
 	}
 	return nil
+}
+
+// fileClock gives a time of the clock that the kernel stamps files with. That
+// clock stands still for some milliseconds between ticks; the time is that of a
+// tick that fileClock waited for, so that files stamped before are older than it
+// and files stamped after are not.
+func fileClock() (int64, error) {
+	var first, now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_REALTIME_COARSE, &first); err != nil {
+		return 0, fmt.Errorf("reading the clock: %w", err)
+	}
+	for now = first; now == first; {
+		time.Sleep(time.Millisecond)
+		if err := unix.ClockGettime(unix.CLOCK_REALTIME_COARSE, &now); err != nil {
+			return 0, fmt.Errorf("reading the clock: %w", err)
+		}
+	}
+	return now.Nano(), nil
 }
 
 func (c *Cache) makeDurable(note epochNote) error {
