@@ -40,10 +40,14 @@ func (e *edit) look(p string) (tree.Entry, bool, error) {
 }
 
 // mkdirAll makes the directory p, a clean path without links, and what is
-// missing above it. What is there already stays as it is.
-func (e *edit) mkdirAll(p string, like tree.Entry) error {
-	for i := 0; i <= len(p); i++ {
-		if i < len(p) && p[i] != '/' || i == 0 {
+// missing above it, each as like says. What is there already stays as it is.
+func (e *edit) mkdirAll(p string, like tree.Entry, owner *Owner) error {
+	parent, err := e.Stat("")
+	if err != nil {
+		return err
+	}
+	for i := 1; i <= len(p); i++ {
+		if i < len(p) && p[i] != '/' {
 			continue
 		}
 		entry, found, err := e.look(p[:i])
@@ -54,10 +58,29 @@ func (e *edit) mkdirAll(p string, like tree.Entry) error {
 			return pathError("mkdir", p[:i], syscall.ENOTDIR)
 		}
 		if !found {
-			return e.MkdirAll(p, like)
+			entry = inherit(like, parent, owner)
+			if err := e.Set(p[:i], entry); err != nil {
+				return err
+			}
 		}
+		parent = entry
 	}
 	return nil
+}
+
+// inherit gives what e becomes in a directory: as on disk, one with the set-group-id
+// bit hands on its group, and to directories the bit.
+func inherit(e, parent tree.Entry, owner *Owner) tree.Entry {
+	if parent.Mode&0o2000 == 0 {
+		return e
+	}
+	if owner == nil {
+		e.GID = parent.GID
+	}
+	if e.Kind == tree.Dir {
+		e.Mode |= 0o2000
+	}
+	return e
 }
 
 // newDir is the entry of a directory that an action makes.
@@ -92,29 +115,30 @@ func (e *edit) mkdir(a *pb.FileActionMkDir, owner *Owner) error {
 		if found && entry.Kind != tree.Dir {
 			return pathError("mkdir", p, syscall.ENOTDIR)
 		}
-		return e.mkdirAll(p, dir)
+		return e.mkdirAll(p, dir, owner)
 	}
 	if found {
 		return nil
 	}
-	if err := e.parent("mkdir", p); err != nil {
+	parent, err := e.parent("mkdir", p)
+	if err != nil {
 		return err
 	}
-	return e.Set(p, dir)
+	return e.Set(p, inherit(dir, parent, owner))
 }
 
-// parent checks that the directory that p goes into is there.
-func (e *edit) parent(op, p string) error {
+// parent gives the directory that p goes into, which must be there.
+func (e *edit) parent(op, p string) (tree.Entry, error) {
 	entry, found, err := e.look(parentOf(p))
 	switch {
 	case err != nil:
-		return err
+		return entry, err
 	case !found:
-		return pathError(op, p, syscall.ENOENT)
+		return entry, pathError(op, p, syscall.ENOENT)
 	case entry.Kind != tree.Dir:
-		return pathError(op, p, syscall.ENOTDIR)
+		return entry, pathError(op, p, syscall.ENOTDIR)
 	}
-	return nil
+	return entry, nil
 }
 
 func (e *edit) mkfile(ctx context.Context, a *pb.FileActionMkFile, owner *Owner) error {
@@ -125,7 +149,8 @@ func (e *edit) mkfile(ctx context.Context, a *pb.FileActionMkFile, owner *Owner)
 	if p == "" {
 		return pathError("mkfile", "", syscall.EISDIR)
 	}
-	if err := e.parent("open", p); err != nil {
+	parent, err := e.parent("open", p)
+	if err != nil {
 		return err
 	}
 	if found && entry.Kind == tree.Dir {
@@ -136,6 +161,7 @@ func (e *edit) mkfile(ctx context.Context, a *pb.FileActionMkFile, owner *Owner)
 		Size: int64(len(a.Data)), Content: blob.Digest(sha256.Sum256(a.Data)), Tag: layer.TagOf(p),
 	}
 	owner.own(&f)
+	f = inherit(f, parent, owner)
 	if err := e.op.Files.Put(ctx, f, a.Data); err != nil {
 		return fmt.Errorf("writing %s: %w", path.Join("/", p), err)
 	}
@@ -150,12 +176,13 @@ func (e *edit) symlink(a *pb.FileActionSymlink, owner *Owner) error {
 	if found {
 		return &os.LinkError{Op: "symlink", Old: a.Oldpath, New: path.Join("/", p), Err: syscall.EEXIST}
 	}
-	if err := e.parent("symlink", p); err != nil {
+	parent, err := e.parent("symlink", p)
+	if err != nil {
 		return err
 	}
 	l := tree.Entry{Kind: tree.Symlink, Mode: 0o777, Target: a.Oldpath, MTime: e.time(a.Timestamp)}
 	owner.own(&l)
-	return e.Set(p, l)
+	return e.Set(p, inherit(l, parent, owner))
 }
 
 func (e *edit) rm(a *pb.FileActionRm) error {
@@ -167,6 +194,10 @@ func (e *edit) rm(a *pb.FileActionRm) error {
 		return err
 	}
 	matches, err := glob(e.op.Nodes, root, cleanPath(a.Path), false)
+	var missing *NotFoundError
+	if errors.As(err, &missing) {
+		return pathError("lstat", missing.Path, syscall.ENOENT)
+	}
 	if err != nil {
 		return err
 	}

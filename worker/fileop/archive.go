@@ -31,7 +31,7 @@ func (c *copier) unpack(ctx context.Context) (bool, error) {
 	if !ok {
 		return false, nil
 	}
-	if err := c.mkdirAll(p, c.newDir(0o755, c.owner, c.a.Timestamp)); err != nil {
+	if err := c.mkdirAll(p, c.newDir(0o755, c.owner, c.a.Timestamp), c.owner); err != nil {
 		return false, err
 	}
 	return true, c.extract(p, "", u.Root, &u)

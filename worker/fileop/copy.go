@@ -94,7 +94,7 @@ func (c *copier) destParent() error {
 func (c *copier) parents() tree.Entry {
 	mode := uint32(0o755)
 	if c.mode != nil && c.a.ModeStr == "" {
-		mode = c.mode.mode
+		mode = c.mode.mode & 0o777
 	}
 	return c.newDir(mode, c.owner, c.a.Timestamp)
 }
@@ -139,7 +139,7 @@ func (c *copier) target() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := c.mkdirAll(p, c.parents()); err != nil {
+	if err := c.mkdirAll(p, c.parents(), c.owner); err != nil {
 		return "", err
 	}
 	p, entry, found, err := c.dest(dest)
@@ -155,7 +155,7 @@ func (c *copier) target() (string, error) {
 	if isDir && c.a.DirCopyContents && !found {
 		dir = p
 	}
-	return p, c.mkdirAll(dir, c.parents())
+	return p, c.mkdirAll(dir, c.parents(), c.owner)
 }
 
 // put copies src, which is at path rel of the match, to target, a clean path.
@@ -166,7 +166,7 @@ func (c *copier) put(ctx context.Context, target, rel string, src tree.Entry, ov
 	if err != nil {
 		return err
 	}
-	if found && c.a.AlwaysReplaceExistingDestPaths && (old.Kind != tree.Dir || src.Kind != tree.Dir) {
+	if found && c.a.AlwaysReplaceExistingDestPaths && !c.m.implied[rel] && (old.Kind != tree.Dir || src.Kind != tree.Dir) {
 		if target == "" {
 			return pathError("copy", "", syscall.EISDIR)
 		}

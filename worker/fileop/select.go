@@ -31,6 +31,10 @@ type Match struct {
 // there is a *NotFoundError, unless it is a wildcard that may match nothing.
 func Select(n tree.Nodes, root tree.Entry, c *pb.FileActionCopy) ([]Match, error) {
 	src := cleanPath(c.Src)
+	if c.AllowWildcard {
+		// What a trailing "/." changes it changes for plain paths alone.
+		src = path.Clean(src)
+	}
 	var matches []Match
 	var err error
 	if c.AllowWildcard && hasWildcard(src) {
@@ -81,10 +85,6 @@ func glob(n tree.Nodes, root tree.Entry, pattern string, follow bool) ([]Match, 
 	prefix := "/" + strings.Join(parts[:fixed], "/")
 	start, err := at(n, root, prefix, follow)
 	if err != nil {
-		var missing *NotFoundError
-		if errors.As(err, &missing) {
-			return nil, nil
-		}
 		return nil, err
 	}
 	for _, p := range parts[fixed:] {
