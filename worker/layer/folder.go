@@ -234,7 +234,7 @@ func (b *filler) make(fd int, e tree.Entry) error {
 	case tree.File:
 		return b.file(fd, e)
 	case tree.Whiteout:
-		return unix.Mknodat(fd, e.Name, unix.S_IFCHR|0o600, 0)
+		return unix.Mknodat(fd, e.Name, unix.S_IFCHR, 0)
 	case tree.Symlink:
 		err = unix.Symlinkat(e.Target, fd, e.Name)
 	case tree.Fifo:
