@@ -165,7 +165,7 @@ func (a *assembly) slots() (found [][]Layer, slots []*slot, err error) {
 		found[i] = make([]Layer, len(chain))
 		for j, l := range chain {
 			slots = append(slots, &slot{at: &found[i][j], done: make(chan struct{}), find: func(ctx context.Context) (Layer, error) {
-				return a.layers.get(ctx, l, a.opts.clamp(epoch))
+				return a.layers.get(ctx, img.Root, l, a.opts.clamp(epoch))
 			}})
 		}
 	}

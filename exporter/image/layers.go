@@ -57,9 +57,9 @@ func newLayers(env exporter.Env, o *Options) *layers {
 	}
 }
 
-// get gives the blob of l; images for several platforms that share layers wait
+// get gives the blob of l, which is in the chain; images for several platforms that share layers wait
 // for the one that came first.
-func (ls *layers) get(ctx context.Context, l cache.Layer, clamp layer.Options) (Layer, error) {
+func (ls *layers) get(ctx context.Context, chain cache.ChainID, l cache.Layer, clamp layer.Options) (Layer, error) {
 	key := layerKey{l.ID, clamp}
 	ls.mu.Lock()
 	p, ok := ls.pending[key]
@@ -77,14 +77,14 @@ func (ls *layers) get(ctx context.Context, l cache.Layer, clamp layer.Options) (
 		}
 	}
 	defer close(p.done)
-	p.layer, p.err = ls.find(ctx, l, clamp)
+	p.layer, p.err = ls.find(ctx, chain, l, clamp)
 	p.err = gone(l.ID, p.err)
 	return p.layer, p.err
 }
 
 // find gives the blob of a layer: one that it came with, one that was made
 // before, or a new one.
-func (ls *layers) find(ctx context.Context, l cache.Layer, clamp layer.Options) (Layer, error) {
+func (ls *layers) find(ctx context.Context, chain cache.ChainID, l cache.Layer, clamp layer.Options) (Layer, error) {
 	pulled := !l.DiffID.IsZero() && l.ID == cache.ImageLayerID(l.DiffID)
 	if pulled && len(l.Blobs) > 0 {
 		d := ls.choose(l.Blobs)
@@ -104,7 +104,7 @@ func (ls *layers) find(ctx context.Context, l cache.Layer, clamp layer.Options) 
 	}
 	if l.Root.Kind == tree.None {
 		var err error
-		if l, err = ls.unpack(ctx, l.ID); err != nil {
+		if l, err = ls.unpack(ctx, chain, l.ID); err != nil {
 			return Layer{}, err
 		}
 	}
@@ -168,7 +168,11 @@ func (ls *layers) make(ctx context.Context, l cache.Layer, clamp layer.Options) 
 		m, err = ls.maker.Make(ctx, l.Root, clamp, how, known)
 		if errors.Is(err, fs.ErrNotExist) && ls.env.Source != nil {
 			// Files of a local folder come into the pool when they are asked for.
-			if _, err = ls.unpack(ctx, l.ID); err == nil {
+			var alone cache.ChainID
+			if alone, err = ls.env.Cache.Extend(cache.ChainID{}, l.ID); err == nil {
+				_, err = ls.unpack(ctx, alone, l.ID)
+			}
+			if err == nil {
 				m, err = ls.maker.Make(ctx, l.Root, clamp, how, known)
 			}
 		}
@@ -266,16 +270,13 @@ func decodeMade(b []byte) (m layer.Made, ok bool) {
 	return m, true
 }
 
-// unpack makes the files of one layer present, and not those of the layers below.
-func (ls *layers) unpack(ctx context.Context, id cache.LayerID) (cache.Layer, error) {
+// unpack makes the files of a chain present, and gives the layer of it that they
+// are wanted for.
+func (ls *layers) unpack(ctx context.Context, chain cache.ChainID, id cache.LayerID) (cache.Layer, error) {
 	if ls.env.Source == nil {
 		return cache.Layer{}, &cache.NotUnpackedError{Layer: id}
 	}
-	alone, err := ls.env.Cache.Extend(cache.ChainID{}, id)
-	if err != nil {
-		return cache.Layer{}, err
-	}
-	if err := ls.env.Source.Unpack(ctx, alone); err != nil {
+	if err := ls.env.Source.Unpack(ctx, chain); err != nil {
 		return cache.Layer{}, err
 	}
 	l, err := ls.env.Cache.Layer(id)

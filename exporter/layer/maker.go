@@ -147,7 +147,7 @@ type job struct {
 	out []byte // the chunk
 	buf *buffers
 
-	rawReady, outReady chan struct{} // closed when raw, out or err is set
+	rawReady, outReady chan struct{} // closed when raw is set; when out or err is
 	err                error
 }
 
@@ -209,8 +209,8 @@ func (r *run) do(ctx context.Context, plan func(context.Context, func(*piece) er
 // take hashes a piece, which is the next in order.
 func (r *run) take(j *job) error {
 	<-j.rawReady
-	if j.err == nil && r.raw != nil {
-		r.raw.Write(j.raw)
+	if r.raw != nil {
+		r.raw.Write(j.raw) // nothing where reading failed, which err says below
 	}
 	<-j.outReady
 	if j.err != nil {
