@@ -517,6 +517,27 @@ func TestLeases(t *testing.T) {
 	}
 }
 
+// What a pin was made of is held as long as the session that remembers it.
+func TestPinsLeaseLastsAsLongAsTheSession(t *testing.T) {
+	var made []*fakeLease
+	f := newFixture(t, Options{Lease: func() Lease {
+		l := &fakeLease{held: map[cache.ChainID]bool{}}
+		made = append(made, l)
+		return l
+	}})
+	var pins Lease
+	f.w.onPin["image"] = func(_ context.Context, job *Job) error { pins = job.Lease; return nil }
+	out := solve(t, f, Request{Session: "s", Edges: edges(source(t, "image"))})
+	pins.Hold(out)
+	if pins.(*fakeLease).released {
+		t.Error("the pin's lease was released with the call")
+	}
+	f.EndSession("s")
+	if !pins.(*fakeLease).released {
+		t.Error("the pin's lease was not released with the session")
+	}
+}
+
 func TestPassthroughRunsNothing(t *testing.T) {
 	f := newFixture(t, Options{})
 	a, b := step(t, "a"), step(t, "b")

@@ -76,8 +76,8 @@ type Progress struct {
 	Completed      time.Time // zero while it goes on
 }
 
-func subjectOf(v *llb.Vertex, at time.Time) Subject {
-	s := Subject{Vertex: v.Digest(), Name: v.Name(), Group: v.Meta().Group, Time: at}
+func subjectOf(v *llb.Vertex) Subject {
+	s := Subject{Vertex: v.Digest(), Name: v.Name(), Group: v.Meta().Group}
 	inputs := v.Inputs()
 	if len(inputs) == 0 {
 		return s

@@ -12,6 +12,8 @@ import (
 const (
 	// maxQueuedOutput bounds the output that waits for an observer.
 	maxQueuedOutput = 1 << 20
+	// eventCost is what an event counts for besides its text.
+	eventCost = 256
 	// maxBacklog bounds the output of a running vertex that is kept for builds
 	// that join it late.
 	maxBacklog = 64 << 10
@@ -38,10 +40,16 @@ type watch struct {
 	filled sync.Cond
 	closed bool
 	queue  []Event
-	output int // bytes of output in queue
-	told   map[llb.Digest]phase
-	lost   map[llb.Digest]int // bytes of output left out since the last notice
-	latest map[progressKey]int
+	output int // what output, progress and warnings in queue count for
+	known  map[llb.Digest]*watched
+	latest map[progressKey]int // the event of queue that says how far a part is
+}
+
+// watched is what a watch knows of a vertex.
+type watched struct {
+	subject Subject // its time is unset
+	told    phase
+	lost    int // bytes of output left out since the last notice
 }
 
 type progressKey struct {
@@ -56,8 +64,7 @@ func newWatch(observe func(Event)) *watch {
 	}
 	w.filled.L = &w.mu
 	w.ended = make(chan struct{})
-	w.told = make(map[llb.Digest]phase)
-	w.lost = make(map[llb.Digest]int)
+	w.known = make(map[llb.Digest]*watched)
 	w.latest = make(map[progressKey]int)
 	go w.deliver()
 	return w
@@ -108,6 +115,23 @@ func (w *watch) put(e Event) {
 	w.filled.Signal()
 }
 
+// of finds what is known of a vertex. w.mu is held.
+func (w *watch) of(v *llb.Vertex) *watched {
+	k := w.known[v.Digest()]
+	if k == nil {
+		k = &watched{subject: subjectOf(v)}
+		w.known[v.Digest()] = k
+	}
+	return k
+}
+
+// at is the subject of an event that happens now.
+func (k *watched) at(t time.Time) Subject {
+	s := k.subject
+	s.Time = t
+	return s
+}
+
 // started announces a start, unless the observer knows already; it says which.
 func (w *watch) started(v *llb.Vertex, at time.Time, why string) bool {
 	if !w.on() {
@@ -115,11 +139,12 @@ func (w *watch) started(v *llb.Vertex, at time.Time, why string) bool {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.told[v.Digest()] == toldStarted {
+	k := w.of(v)
+	if k.told == toldStarted {
 		return false
 	}
-	w.told[v.Digest()] = toldStarted
-	w.put(VertexStarted{Subject: subjectOf(v, at), Why: why})
+	k.told = toldStarted
+	w.put(VertexStarted{Subject: k.at(at), Why: why})
 	return true
 }
 
@@ -129,12 +154,13 @@ func (w *watch) completed(v *llb.Vertex, started, at time.Time, err error) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.told[v.Digest()] != toldStarted {
+	k := w.of(v)
+	if k.told != toldStarted {
 		return
 	}
-	w.told[v.Digest()] = toldCompleted
-	w.notice(v, at)
-	w.put(VertexCompleted{Subject: subjectOf(v, at), Started: started, Err: err})
+	k.told = toldCompleted
+	w.notice(k, at)
+	w.put(VertexCompleted{Subject: k.at(at), Started: started, Err: err})
 }
 
 func (w *watch) cached(v *llb.Vertex, at time.Time, why string) {
@@ -143,11 +169,12 @@ func (w *watch) cached(v *llb.Vertex, at time.Time, why string) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if p := w.told[v.Digest()]; p == toldStarted || p == toldCached {
+	k := w.of(v)
+	if k.told == toldStarted || k.told == toldCached {
 		return
 	}
-	w.told[v.Digest()] = toldCached
-	w.put(VertexCached{Subject: subjectOf(v, at), Why: why})
+	k.told = toldCached
+	w.put(VertexCached{Subject: k.at(at), Why: why})
 }
 
 // log queues output, of which it makes a copy, or leaves it out if too much waits.
@@ -157,26 +184,33 @@ func (w *watch) log(v *llb.Vertex, at time.Time, stream int, data []byte) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	// An event costs more than a few bytes of output do.
-	cost := len(data) + 256
-	if w.output+cost > maxQueuedOutput {
-		w.lost[v.Digest()] += len(data)
+	k := w.of(v)
+	if !w.room(eventCost + len(data)) {
+		k.lost += len(data)
 		return
 	}
-	w.notice(v, at)
-	w.output += cost
-	w.put(VertexLog{Subject: subjectOf(v, at), Stream: stream, Data: bytes.Clone(data)})
+	w.notice(k, at)
+	w.put(VertexLog{Subject: k.at(at), Stream: stream, Data: bytes.Clone(data)})
+}
+
+// room says whether something of that size may be queued, and counts it if so. What
+// starts and completes needs no room: a graph has only so many vertices. w.mu is held.
+func (w *watch) room(size int) bool {
+	if w.output+size > maxQueuedOutput {
+		return false
+	}
+	w.output += size
+	return true
 }
 
 // notice says how much output of a vertex was left out. w.mu is held.
-func (w *watch) notice(v *llb.Vertex, at time.Time) {
-	n, ok := w.lost[v.Digest()]
-	if !ok {
+func (w *watch) notice(k *watched, at time.Time) {
+	if k.lost == 0 {
 		return
 	}
-	delete(w.lost, v.Digest())
-	text := fmt.Sprintf("\n[%d bytes of output left out: they came faster than they were read]\n", n)
-	w.put(VertexLog{Subject: subjectOf(v, at), Stream: 2, Data: []byte(text)})
+	text := fmt.Sprintf("\n[%d bytes of output left out: they came faster than they were read]\n", k.lost)
+	k.lost = 0
+	w.put(VertexLog{Subject: k.at(at), Stream: 2, Data: []byte(text)})
 }
 
 // progress queues how far a part is, in place of what waits of the same part.
@@ -189,10 +223,13 @@ func (w *watch) progress(v *llb.Vertex, at time.Time, p Progress) {
 	if w.closed {
 		return
 	}
-	e := VertexProgress{Subject: subjectOf(v, at), Progress: p}
+	e := VertexProgress{Subject: w.of(v).at(at), Progress: p}
 	k := progressKey{v.Digest(), p.ID}
 	if i, ok := w.latest[k]; ok {
 		w.queue[i] = e
+		return
+	}
+	if !w.room(eventCost) {
 		return
 	}
 	w.latest[k] = len(w.queue)
@@ -205,7 +242,10 @@ func (w *watch) warn(v *llb.Vertex, at time.Time, text string) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.put(Warning{Subject: subjectOf(v, at), Text: text})
+	if !w.room(eventCost + len(text)) {
+		return
+	}
+	w.put(Warning{Subject: w.of(v).at(at), Text: text})
 }
 
 // backlog is the last output of a running vertex.
