@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"syscall"
 	"time"
 
 	"github.com/kiln-build/kiln/cache"
@@ -73,8 +74,8 @@ func (r *ref) lookup(ctx context.Context, name string) (tree.Entry, error) {
 		return tree.Entry{}, err
 	}
 	found, err := tree.Resolve(r.engine.cache, root, name, true)
-	if err == nil && found.Rest != "" {
-		err = &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	if errors.Is(err, fs.ErrNotExist) {
+		return tree.Entry{}, &fs.PathError{Op: "open", Path: name, Err: syscall.ENOENT}
 	}
 	return found.Entry, err
 }

@@ -119,7 +119,7 @@ func (e *Engine) executor() (executor.Executor, error) {
 	if err != nil {
 		return nil, err
 	}
-	e.close = native.Close
+	e.close = func() error { return errors.Join(native.Close(), os.RemoveAll(dir)) }
 	return native, nil
 }
 

@@ -75,3 +75,8 @@ func takesValue(flags []cli.Flag, a string) bool {
 	}
 	return false
 }
+
+// listFlag is a flag that may be repeated.
+func listFlag(name, usage string, aliases ...string) cli.Flag {
+	return &cli.StringSliceFlag{Name: name, Aliases: aliases, Usage: usage}
+}

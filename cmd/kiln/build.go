@@ -48,9 +48,6 @@ type buildOptions struct {
 
 func newBuildCommand() *cli.Command {
 	var o buildOptions
-	list := func(name, usage string, to *[]string, aliases ...string) cli.Flag {
-		return &listFlag{GenericFlag: cli.GenericFlag{Name: name, Aliases: aliases, Usage: usage, Value: (*listValue)(to)}}
-	}
 	return &cli.Command{
 		Name:        "build",
 		Aliases:     []string{"b"},
@@ -59,35 +56,47 @@ func newBuildCommand() *cli.Command {
 		Description: "PATH is the build context; - reads a Dockerfile or a tarball of a context from standard input.\n\n" + exitHelp,
 		Flags: append(stateFlags(&o.root, &o.config),
 			&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "the Dockerfile (default: PATH/Dockerfile); - reads it from standard input", Destination: &o.file},
-			list("tag", "name and tag of the image; may be repeated", &o.tags, "t"),
+			listFlag("tag", "name and tag of the image; may be repeated", "t"),
 			&cli.StringFlag{Name: "target", Usage: "the stage to build", Destination: &o.target},
-			list("build-arg", "value of an ARG, NAME=VALUE; NAME alone takes the environment's", &o.buildArgs),
-			list("build-context", "a further context, NAME=PATH or NAME=docker-image://IMAGE and the like", &o.contexts),
-			list("label", "label of the image, NAME=VALUE", &o.labels),
-			list("annotation", "annotation of the image, [TYPE:]NAME=VALUE", &o.annotations),
+			listFlag("build-arg", "value of an ARG, NAME=VALUE; NAME alone takes the environment's"),
+			listFlag("build-context", "a further context, NAME=PATH or NAME=docker-image://IMAGE and the like"),
+			listFlag("label", "label of the image, NAME=VALUE"),
+			listFlag("annotation", "annotation of the image, [TYPE:]NAME=VALUE"),
 			&cli.BoolFlag{Name: "no-cache", Usage: "run every step", Destination: &o.noCache},
-			list("no-cache-filter", "run every step of these stages", &o.noCacheFilter),
+			listFlag("no-cache-filter", "run every step of these stages"),
 			&cli.BoolFlag{Name: "pull", Usage: "ask registries what tags stand for now", Destination: &o.pull},
-			list("output", "what to write: type=oci|docker|image|registry|local|tar[,dest=FILE][,name=…]…; a path alone is a folder, - a tarball on standard output", &o.outputs, "o"),
+			listFlag("output", "what to write: type=oci|docker|image|registry|local|tar[,dest=FILE][,name=…]…; a path alone is a folder, - a tarball on standard output", "o"),
 			&cli.BoolFlag{Name: "push", Usage: "shorthand for --output type=registry", Destination: &o.push},
-			list("platform", "platform to build for, linux/arm64 for one", &o.platforms),
+			listFlag("platform", "platform to build for, linux/arm64 for one"),
 			&cli.StringFlag{Name: "progress", Usage: "auto, plain, tty, rawjson or quiet", Value: "auto", EnvVars: []string{"BUILDKIT_PROGRESS"}, Destination: &o.progress},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print the image's digest only", Destination: &o.quiet},
-			list("secret", "secret for RUN --mount=type=secret, id=ID[,src=FILE|,env=NAME]", &o.secrets),
-			list("ssh", "agent or keys for RUN --mount=type=ssh, default|ID[=SOCKET|KEY[,KEY…]]", &o.ssh),
+			listFlag("secret", "secret for RUN --mount=type=secret, id=ID[,src=FILE|,env=NAME]"),
+			listFlag("ssh", "agent or keys for RUN --mount=type=ssh, default|ID[=SOCKET|KEY[,KEY…]]"),
 			&cli.StringFlag{Name: "network", Usage: "network of RUN steps: default, host or none", Value: "default", Destination: &o.network},
-			list("add-host", "line of /etc/hosts in steps, NAME:ADDRESS", &o.addHosts),
+			listFlag("add-host", "line of /etc/hosts in steps, NAME:ADDRESS"),
 			&cli.StringFlag{Name: "shm-size", Usage: "size of /dev/shm in steps, 128m for one", Destination: &o.shmSize},
-			list("ulimit", "limit of steps, nofile=1024:2048 for one", &o.ulimits),
+			listFlag("ulimit", "limit of steps, nofile=1024:2048 for one"),
 			&cli.StringFlag{Name: "cgroup-parent", Usage: "cgroup that steps run below", Destination: &o.cgroupParent},
-			list("allow", "entitlement: network.host, security.insecure or device", &o.allow),
+			listFlag("allow", "entitlement: network.host, security.insecure or device"),
 			&cli.StringFlag{Name: "iidfile", Usage: "write the image's digest to this file", Destination: &o.iidfile},
 			&cli.StringFlag{Name: "metadata-file", Usage: "write what is known of the result to this file, as JSON", Destination: &o.metadataFile},
 		),
 		Action: func(c *cli.Context) error {
 			o.stdin, o.stdout, o.stderr = os.Stdin, c.App.Writer, c.App.ErrWriter
+			o.lists(c)
 			return runBuild(c.Context, o, c.Args().Slice())
 		},
+	}
+}
+
+// lists reads the flags that may be repeated.
+func (o *buildOptions) lists(c *cli.Context) {
+	for name, to := range map[string]*[]string{
+		"tag": &o.tags, "build-arg": &o.buildArgs, "build-context": &o.contexts, "label": &o.labels,
+		"annotation": &o.annotations, "no-cache-filter": &o.noCacheFilter, "output": &o.outputs, "platform": &o.platforms,
+		"secret": &o.secrets, "ssh": &o.ssh, "add-host": &o.addHosts, "ulimit": &o.ulimits, "allow": &o.allow,
+	} {
+		*to = c.StringSlice(name)
 	}
 }
 

@@ -33,12 +33,13 @@ func newDebugLLBCommand() *cli.Command {
 			&cli.StringFlag{Name: "format", Usage: "json or dot (Graphviz)", Value: "json", Destination: &o.format},
 			&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "the Dockerfile (default: PATH/Dockerfile)", Destination: &o.build.file},
 			&cli.StringFlag{Name: "target", Usage: "the stage to compile", Destination: &o.build.target},
-			&listFlag{GenericFlag: cli.GenericFlag{Name: "build-arg", Usage: "value of an ARG, NAME=VALUE", Value: (*listValue)(&o.build.buildArgs)}},
-			&listFlag{GenericFlag: cli.GenericFlag{Name: "build-context", Usage: "a further context, NAME=PATH", Value: (*listValue)(&o.build.contexts)}},
-			&listFlag{GenericFlag: cli.GenericFlag{Name: "platform", Usage: "platform to build for", Value: (*listValue)(&o.build.platforms)}},
+			listFlag("build-arg", "value of an ARG, NAME=VALUE"),
+			listFlag("build-context", "a further context, NAME=PATH"),
+			listFlag("platform", "platform to build for"),
 		),
 		Action: func(c *cli.Context) error {
 			o.stdout, o.stderr = c.App.Writer, c.App.ErrWriter
+			o.build.lists(c)
 			return runDebugLLB(c, o)
 		},
 	}

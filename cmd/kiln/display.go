@@ -56,10 +56,6 @@ func (d *display) close(quiet bool) {
 	}
 	fmt.Fprintf(d.out, "\n%d warning%s found:\n", len(d.warnings), plural)
 	for _, w := range d.warnings {
-		fmt.Fprintf(d.out, " - %s", w.Short)
-		if len(w.Range) > 0 {
-			fmt.Fprintf(d.out, " (line %d)", w.Range[0].Start.Line)
-		}
-		fmt.Fprintln(d.out)
+		fmt.Fprintf(d.out, " - %s\n", w.Short)
 	}
 }

@@ -29,10 +29,11 @@ func newDiskUsageCommand() *cli.Command {
 		Flags: append(stateFlags(&o.root, &o.config),
 			&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "all that is known of each", Destination: &o.verbose},
 			&cli.BoolFlag{Name: "json", Usage: "print JSON, an object a line", Destination: &o.json},
-			&listFlag{GenericFlag: cli.GenericFlag{Name: "filter", Usage: "list only what FIELD=VALUE holds for", Value: (*listValue)(&o.filters)}},
+			listFlag("filter", "list only what FIELD=VALUE holds for"),
 		),
 		Action: func(c *cli.Context) error {
 			o.stdout, o.stderr = c.App.Writer, c.App.ErrWriter
+			o.filters = c.StringSlice("filter")
 			if c.NArg() > 0 {
 				return usagef("kiln du takes no arguments")
 			}

@@ -74,10 +74,12 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Version:                version,
 		HideVersion:            true,
 		UseShortOptionHandling: true,
-		Writer:                 stdout,
-		ErrWriter:              stderr,
-		ExitErrHandler:         func(*cli.Context, error) {}, // exitCode does it
-		OnUsageError:           func(_ *cli.Context, err error, _ bool) error { return usageError{err} },
+		// Build args and outputs hold commas of their own.
+		DisableSliceFlagSeparator: true,
+		Writer:                    stdout,
+		ErrWriter:                 stderr,
+		ExitErrHandler:            func(*cli.Context, error) {}, // exitCode does it
+		OnUsageError:              func(_ *cli.Context, err error, _ bool) error { return usageError{err} },
 		Commands: []*cli.Command{
 			newBuildCommand(),
 			newDiskUsageCommand(),

@@ -36,10 +36,11 @@ func newPruneCommand() *cli.Command {
 			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "do not ask", Destination: &o.force},
 			&cli.DurationFlag{Name: "keep-duration", Usage: "keep what was used since, 48h for one", Destination: &o.keepDuration},
 			&cli.StringFlag{Name: "max-used-space", Aliases: []string{"keep-storage"}, Usage: "collect, longest unused first, until the folder is no larger, 10GB for one", Destination: &o.maxUsed},
-			&listFlag{GenericFlag: cli.GenericFlag{Name: "filter", Usage: "collect only what FIELD=VALUE holds for", Value: (*listValue)(&o.filters)}},
+			listFlag("filter", "collect only what FIELD=VALUE holds for"),
 		),
 		Action: func(c *cli.Context) error {
 			o.stdout, o.stderr = c.App.Writer, c.App.ErrWriter
+			o.filters = c.StringSlice("filter")
 			if c.NArg() > 0 {
 				return usagef("kiln prune takes no arguments")
 			}

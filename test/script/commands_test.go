@@ -117,7 +117,7 @@ func cmdMountless(ts *testscript.TestScript, neg bool, args []string) {
 		if err == nil && strings.HasPrefix(root, work) {
 			left = append(left, "process "+p+" in "+root)
 		}
-		if env, err := os.ReadFile(filepath.Join(p, "cmdline")); err == nil && strings.Contains(string(env), work+"/.state") {
+		if env, err := os.ReadFile(filepath.Join(p, "cmdline")); err == nil && strings.Contains(string(env), work+".state") {
 			left = append(left, "process "+p+" "+strings.ReplaceAll(string(env), "\x00", " "))
 		}
 	}

@@ -87,12 +87,12 @@ func TestScripts(t *testing.T) {
 
 func setUpScript(e *testscript.Env) error {
 	e.Setenv("PATH", shared.bin+string(os.PathListSeparator)+e.Getenv("PATH"))
-	e.Setenv("KILN_ROOT", filepath.Join(e.WorkDir, ".state"))
+	state := e.WorkDir + ".state" // beside the folder, which is the context of builds
+	e.Defer(func() { os.RemoveAll(state) })
+	e.Setenv("KILN_ROOT", state)
 	e.Setenv("REGISTRY", shared.registry.Addr)
 	e.Setenv("BUSYBOX", shared.registry.Addr+"/busybox:latest")
 	e.Setenv("DEBIAN", shared.registry.Addr+"/debian:latest")
-	e.Setenv("TMPDIR", filepath.Join(e.WorkDir, ".tmp"))
 	e.Setenv("DOCKER_CONFIG", filepath.Join(e.WorkDir, ".docker"))
-	e.Setenv("GOROOT", os.Getenv("GOROOT"))
-	return os.Mkdir(filepath.Join(e.WorkDir, ".tmp"), 0o755)
+	return nil
 }

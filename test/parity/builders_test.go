@@ -1,0 +1,353 @@
+//go:build parity
+
+package parity
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/docker/go-units"
+)
+
+// limit bounds one build.
+const limit = 4 * time.Minute
+
+// outcome is how a build ended: a tarball, or an error with what was printed.
+type outcome struct {
+	tarball string
+	log     string
+	err     error
+}
+
+// buildkit is a running buildkitd.
+type buildkit struct {
+	ctl, addr, log string
+	cmd            *exec.Cmd
+	env            []string
+}
+
+const buildkitConfig = `[worker.oci]
+  enabled = true
+[worker.containerd]
+  enabled = false
+`
+
+// registryConfig has the keys that both builders read: docker.io is the registry
+// of the tests, and nothing is asked of the real one.
+func registryConfig(registry string) string {
+	return fmt.Sprintf("[registry.\"docker.io\"]\n  mirrors = [%q]\n[registry.%q]\n  http = true\n", registry, registry)
+}
+
+// startBuildkit starts buildkitd with all its state below dir.
+func startBuildkit(peers, dir, registry string) (*buildkit, error) {
+	b := &buildkit{ctl: filepath.Join(peers, "buildctl"), addr: "unix://" + filepath.Join(dir, "sock"), log: filepath.Join(dir, "log")}
+	b.env = append(os.Environ(), "DOCKER_CONFIG="+filepath.Join(dir, "docker"), "HOME="+dir)
+	conf := filepath.Join(dir, "buildkitd.toml")
+	if err := os.WriteFile(conf, []byte(buildkitConfig+registryConfig(registry)), 0o644); err != nil {
+		return nil, err
+	}
+	log, err := os.Create(b.log)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	b.cmd = exec.Command(filepath.Join(peers, "buildkitd"), "--config", conf, "--root", filepath.Join(dir, "root"), "--addr", b.addr,
+		"--oci-worker-snapshotter", "overlayfs", "--oci-worker-net", "host", "--oci-worker-binary", "runc",
+		"--otel-socket-path", filepath.Join(dir, "otel"), "--allow-insecure-entitlement", "network.host", "--allow-insecure-entitlement", "security.insecure")
+	b.cmd.Stdout, b.cmd.Stderr, b.cmd.Env = log, log, b.env
+	b.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	if err := b.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("starting buildkitd: %w", err)
+	}
+	for deadline := time.Now().Add(60 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		if exec.Command(b.ctl, "--addr", b.addr, "debug", "workers").Run() == nil {
+			return b, nil
+		}
+	}
+	b.stop()
+	data, _ := os.ReadFile(b.log)
+	return nil, fmt.Errorf("buildkitd did not come up in 60 s; its log: %s", data)
+}
+
+// stop ends buildkitd, asking first so that it unmounts what it mounted.
+func (b *buildkit) stop() {
+	b.cmd.Process.Signal(syscall.SIGTERM)
+	done := make(chan struct{})
+	go func() { b.cmd.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(30 * time.Second):
+		b.cmd.Process.Kill()
+		<-done
+	}
+}
+
+// push builds a Dockerfile with the files of dir and pushes the image.
+func (b *buildkit) push(dockerfile []byte, ref, dir string) error {
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), dockerfile, 0o644); err != nil {
+		return err
+	}
+	_, log, err := run(nil, b.env, b.ctl, "--addr", b.addr, "build", "--progress", "plain", "--frontend", "dockerfile.v0",
+		"--local", "context="+dir, "--local", "dockerfile="+dir, "--output", "type=image,name="+ref+",push=true,registry.insecure=true")
+	if err != nil {
+		return fmt.Errorf("building the base image %s: %w\n%s", ref, err, log)
+	}
+	return nil
+}
+
+// build runs the case with buildctl.
+func (b *buildkit) build(c *testCase, f *folders, s *site, dest string) outcome {
+	args, annotations, err := buildctlArgs(c, f)
+	if err != nil {
+		return outcome{err: err}
+	}
+	source, err := buildctlContext(c, f, s)
+	if err != nil {
+		return outcome{err: err}
+	}
+	args = append(append([]string{"--addr", b.addr, "build", "--progress", "plain", "--frontend", "dockerfile.v0"}, args...), source...)
+	args = append(args, "--output", join("type=oci,dest="+dest, c.output, annotations))
+	_, log, err := run(nil, append(b.env, c.env...), b.ctl, args...)
+	return outcome{tarball: dest, log: log, err: err}
+}
+
+func join(parts ...string) string {
+	var out []string
+	for _, p := range parts {
+		if p != "" {
+			out = append(out, p)
+		}
+	}
+	return strings.Join(out, ",")
+}
+
+// buildctlArgs says in buildctl's words what the case's flags say in buildx's.
+func buildctlArgs(c *testCase, f *folders) (args []string, annotations string, err error) {
+	words := f.expandAll(c.args)
+	opt := func(name, value string) { args = append(args, "--opt", name+"="+value) }
+	hosts, ulimits, local := []string{}, []string{}, 0
+	for i := 0; i < len(words); i++ {
+		name, value, ok := strings.Cut(words[i], "=")
+		if !ok && i+1 < len(words) {
+			i++
+			value = words[i]
+		}
+		switch name {
+		case "--build-arg", "--label":
+			key, v, ok := strings.Cut(value, "=")
+			if !ok && name == "--build-arg" {
+				v = envValue(c.env, key)
+			}
+			opt(strings.TrimPrefix(name, "--")+":"+key, v)
+		case "--target", "--platform", "--cgroup-parent":
+			opt(strings.TrimPrefix(name, "--"), value)
+		case "--network":
+			opt("force-network-mode", value)
+			if value == "host" {
+				args = append(args, "--allow", "network.host")
+			}
+		case "--no-cache-filter":
+			opt("no-cache", value)
+		case "--annotation":
+			annotations = join(annotations, "annotation."+value)
+		case "--add-host":
+			hosts = append(hosts, strings.Replace(value, ":", "=", 1))
+		case "--ulimit":
+			ulimits = append(ulimits, value)
+		case "--shm-size":
+			n, err := units.RAMInBytes(value)
+			if err != nil {
+				return nil, "", err
+			}
+			opt("shm-size", strconv.FormatInt(n, 10))
+		case "--secret", "--ssh", "--allow":
+			args = append(args, name, value)
+		case "--build-context":
+			local++
+			args = append(args, namedContext(value, local)...)
+		case "-f", "--file":
+			// buildctlContext reads it
+		default:
+			return nil, "", fmt.Errorf("flag %s has no counterpart in buildctl here", name)
+		}
+	}
+	if len(hosts) > 0 {
+		opt("add-hosts", strings.Join(hosts, ","))
+	}
+	if len(ulimits) > 0 {
+		opt("ulimit", strings.Join(ulimits, ","))
+	}
+	return args, annotations, nil
+}
+
+// namedContext gives the options for --build-context; a folder is a local source
+// of its own.
+func namedContext(value string, n int) []string {
+	name, where, _ := strings.Cut(value, "=")
+	if layout, ok := strings.CutPrefix(where, "oci-layout://"); ok {
+		dir, digest, _ := strings.Cut(layout, "@")
+		store := fmt.Sprintf("store%d", n)
+		return []string{"--oci-layout", store + "=" + dir, "--opt", "context:" + name + "=oci-layout://" + store + "@" + digest}
+	}
+	if strings.HasPrefix(where, "/") {
+		local := fmt.Sprintf("ctx%d", n)
+		return []string{"--local", local + "=" + where, "--opt", "context:" + name + "=local:" + local}
+	}
+	return []string{"--opt", "context:" + name + "=" + where}
+}
+
+func envValue(env []string, key string) string {
+	for _, e := range env {
+		if v, ok := strings.CutPrefix(e, key+"="); ok {
+			return v
+		}
+	}
+	return os.Getenv(key)
+}
+
+// fileFlag gives what -f or --file says, "" without one.
+func (c *testCase) fileFlag() string {
+	for i, w := range c.args {
+		if v, ok := strings.CutPrefix(w, "--file="); ok {
+			return v
+		}
+		if (w == "-f" || w == "--file") && i+1 < len(c.args) {
+			return c.args[i+1]
+		}
+	}
+	return ""
+}
+
+// buildctlContext gives the options for the context and the Dockerfile. What
+// kiln reads from standard input, BuildKit gets as a folder or an address, which
+// is what buildx makes of it.
+func buildctlContext(c *testCase, f *folders, s *site) ([]string, error) {
+	file := f.vars.Replace(c.fileFlag())
+	from := f.vars.Replace(c.context)
+	switch {
+	case strings.Contains(from, "://"):
+		args := []string{"--opt", "context=" + from}
+		if file != "" {
+			args = append(args, "--opt", "filename="+file)
+		}
+		return args, nil
+	case c.stdin == "tar":
+		tarball := filepath.Join(f.web, "stdin.tar")
+		if err := tarContext(f, tarball); err != nil {
+			return nil, err
+		}
+		args := []string{"--opt", "context=" + s.url + "/web/" + c.name + "/stdin.tar"}
+		if file != "" {
+			args = append(args, "--opt", "filename="+file)
+		}
+		return args, nil
+	}
+	dir, context := f.context, f.context
+	if from != "." {
+		context, dir = filepath.Join(f.context, from), filepath.Join(f.context, from)
+	}
+	if c.stdin != "" {
+		dir = filepath.Join(f.dirs, ".stdin")
+		data, err := os.ReadFile(filepath.Join(f.context, c.stdin))
+		if err != nil {
+			return nil, err
+		}
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+		if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), data, 0o644); err != nil {
+			return nil, err
+		}
+		file = ""
+		if from == "-" {
+			context = filepath.Join(f.dirs, ".empty")
+			if err := os.MkdirAll(context, 0o755); err != nil {
+				return nil, err
+			}
+		}
+	}
+	args := []string{"--local", "context=" + context}
+	if file != "" {
+		if !filepath.IsAbs(file) {
+			file = filepath.Join(f.context, file)
+		}
+		dir = filepath.Dir(file)
+		args = append(args, "--opt", "filename="+filepath.Base(file))
+	}
+	return append(args, "--local", "dockerfile="+dir), nil
+}
+
+func tarContext(f *folders, to string) error {
+	if out, err := exec.Command("tar", "-C", f.context, "--numeric-owner", "-cf", to, ".").CombinedOutput(); err != nil {
+		return fmt.Errorf("tar: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// kiln is the command under test. Builds take turns: a state folder has one owner.
+type kiln struct {
+	bin, root, config string
+	env               []string
+	mu                sync.Mutex
+}
+
+func (k *kiln) build(c *testCase, f *folders, dest string) outcome {
+	args := []string{"build", "--root", k.root, "--config", k.config, "--progress", "plain", "--output", join("type=oci,dest="+dest, c.output)}
+	words := f.expandAll(c.args)
+	for i, w := range words {
+		if i > 0 && (words[i-1] == "-f" || words[i-1] == "--file") && !filepath.IsAbs(w) && w != "-" && !strings.Contains(c.context, "://") && c.context != "-" {
+			w = filepath.Join(f.context, w)
+		}
+		args = append(args, w)
+	}
+	from := f.vars.Replace(c.context)
+	if !strings.Contains(from, "://") && from != "-" {
+		from = filepath.Join(f.context, from)
+	}
+	var stdin io.Reader
+	if c.stdin != "" {
+		name := filepath.Join(f.context, c.stdin)
+		if c.stdin == "tar" {
+			name = filepath.Join(f.dirs, ".stdin.tar")
+			if err := tarContext(f, name); err != nil {
+				return outcome{err: err}
+			}
+		}
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return outcome{err: err}
+		}
+		stdin = bytes.NewReader(data)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	_, log, err := run(stdin, append(k.env, c.env...), k.bin, append(args, from)...)
+	return outcome{tarball: dest, log: log, err: err}
+}
+
+// run runs a command in a process group of its own and gives what it printed.
+func run(stdin io.Reader, env []string, name string, args ...string) (stdout, stderr string, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	var out, log bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.Env = stdin, &out, &log, env
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 20 * time.Second
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	err = cmd.Run()
+	if ctx.Err() != nil {
+		err = fmt.Errorf("not finished after %v", limit)
+	}
+	return out.String(), log.String(), err
+}

@@ -1,0 +1,292 @@
+//go:build parity
+
+// Package parity builds the same Dockerfiles with kiln and with a real buildkitd
+// and compares what comes out.
+//
+// A case is a txtar file below cases/: its comment says the rule that it shows,
+// its files are the build context (parseCase has the details). Both builders work
+// against one docker-registry and one web server, on loopback addresses. A build
+// has to work or fail with both alike; then every image is compared: its config
+// and history, the number of layers, and the file tree that the layers make, path
+// by path. Times are left out where a case does not ask for them.
+//
+// A difference fails the run unless known.txt lists it with its reason.
+package parity
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/kiln-build/kiln/test/internal/peer"
+)
+
+// suite is what the cases share.
+type suite struct {
+	dir      string
+	registry string
+	site     *site
+	buildkit *buildkit
+	kiln     *kiln
+	known    *knownList
+	debian   func() error // pushes debian, once
+	frontend func() error // pushes docker/dockerfile, once
+
+	cases, passes, knownLines, knownCases atomic.Int64
+}
+
+func TestParity(t *testing.T) {
+	cases, err := readCases("cases")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := setUp(t)
+	t.Run("cases", func(t *testing.T) {
+		for _, c := range cases {
+			t.Run(c.name, func(t *testing.T) {
+				t.Parallel()
+				s.check(t, c)
+			})
+		}
+	})
+	ran := s.cases.Load()
+	if ran == int64(len(cases)) && os.Getenv("PARITY") != "buildkit" {
+		for _, k := range s.known.stale() {
+			t.Errorf("known.txt: no case shows this any more: %s | %s", k.cases, k.line)
+		}
+	}
+	fmt.Printf("parity: %d cases, %d pass, %d of them with %d known differences, %d fail\n",
+		ran, s.passes.Load(), s.knownCases.Load(), s.knownLines.Load(), ran-s.passes.Load())
+}
+
+func setUp(t *testing.T) *suite {
+	t.Helper()
+	s := &suite{dir: t.TempDir()}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var err error
+	s.known, err = readKnown("known.txt")
+	must(err)
+	reg, err := peer.StartRegistry(filepath.Join(s.dir, "registry"))
+	must(err)
+	t.Cleanup(reg.Stop)
+	s.registry = reg.Addr
+	must(s.pushBases())
+	must(os.Mkdir(filepath.Join(s.dir, "site"), 0o755))
+	s.site, err = startSite(filepath.Join(s.dir, "site"))
+	must(err)
+	t.Cleanup(s.site.server.Close)
+
+	peers := os.Getenv("PARITY_PEERS")
+	if peers == "" {
+		t.Fatal("PARITY_PEERS names no folder with buildctl and buildkitd; `make parity` sets it")
+	}
+	// A socket's path has at most 107 bytes, so that its folder is not below the test's own.
+	dir, err := os.MkdirTemp("", "parity-")
+	must(err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	s.buildkit, err = startBuildkit(peers, dir, s.registry)
+	must(err)
+	t.Cleanup(s.buildkit.stop)
+
+	s.kiln = &kiln{root: filepath.Join(s.dir, "state"), config: filepath.Join(s.dir, "kiln.toml")}
+	s.kiln.env = append(os.Environ(), "DOCKER_CONFIG="+filepath.Join(dir, "docker"), "HOME="+dir)
+	must(os.WriteFile(s.kiln.config, []byte(registryConfig(s.registry)), 0o644))
+	if s.kiln.bin = os.Getenv("PARITY_KILN"); s.kiln.bin == "" {
+		s.kiln.bin, err = peer.BuildKiln(s.dir)
+		must(err)
+	}
+	s.debian = sync.OnceValue(func() error {
+		img, err := peer.Debian()
+		if err != nil {
+			return err
+		}
+		for _, tag := range []string{"debian:latest", "debian:bookworm", "debian:stable"} {
+			if err := peer.Push(img, s.registry+"/library/"+tag); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	s.frontend = sync.OnceValue(func() error { return s.pushFrontend(peers) })
+	return s
+}
+
+// pushBases pushes busybox under the names that the reference's examples use, and
+// an image of three platforms.
+func (s *suite) pushBases() error {
+	busybox, err := peer.Busybox()
+	if err != nil {
+		return err
+	}
+	for _, tag := range []string{"busybox:latest", "busybox:1.36", "alpine:latest", "ubuntu:latest", "ubuntu:22.04", "golang:latest", "base:latest", "nginx:latest"} {
+		if err := peer.Push(busybox, s.registry+"/library/"+tag); err != nil {
+			return err
+		}
+	}
+	var adds []mutate.IndexAddendum
+	for _, p := range []v1.Platform{{OS: "linux", Architecture: "amd64"}, {OS: "linux", Architecture: "arm64"}, {OS: "linux", Architecture: "arm", Variant: "v7"}} {
+		file, err := busybox.ConfigFile()
+		if err != nil {
+			return err
+		}
+		file = file.DeepCopy()
+		file.Architecture, file.Variant = p.Architecture, p.Variant
+		file.Config.Env = append(file.Config.Env, "ARCH="+p.Architecture+p.Variant)
+		img, err := mutate.ConfigFile(busybox, file)
+		if err != nil {
+			return err
+		}
+		adds = append(adds, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &p}})
+	}
+	ref, err := name.ParseReference(s.registry+"/library/multi:latest", name.Insecure)
+	if err != nil {
+		return err
+	}
+	return remote.WriteIndex(ref, mutate.AppendManifests(empty.Index, adds...))
+}
+
+// pushFrontend makes docker/dockerfile:1, which the syntax directive names, of
+// BuildKit's own frontend.
+func (s *suite) pushFrontend(peers string) error {
+	data, err := os.ReadFile(filepath.Join(peers, "dockerfile-frontend"))
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(s.dir, "frontend-")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "dockerfile-frontend"), data, 0o755); err != nil {
+		return err
+	}
+	return s.buildkit.push([]byte("FROM scratch\nCOPY dockerfile-frontend /\nENTRYPOINT [\"/dockerfile-frontend\"]\n"), s.registry+"/docker/dockerfile:1", dir)
+}
+
+var (
+	fromDebian   = regexp.MustCompile(`(?mi)^FROM debian`)
+	fromFrontend = regexp.MustCompile(`(?m)^# syntax=docker/dockerfile`)
+)
+
+// check builds one case with both and compares.
+func (s *suite) check(t *testing.T, c *testCase) {
+	s.cases.Add(1)
+	for _, f := range append(c.files, imageFiles(c)...) {
+		if fromDebian.Match(f.Data) {
+			if err := s.debian(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if fromFrontend.Match(f.Data) {
+			if err := s.frontend(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	dir := t.TempDir()
+	f, err := c.write(dir, s.site, s.registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, img := range c.images {
+		ref := f.vars.Replace("@IMAGES@/") + img.name
+		if err := s.buildkit.push(f.expand(img.dockerfile), ref, t.TempDir()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := s.buildkit.build(c, f, s.site, filepath.Join(dir, "buildkit.tar"))
+	if problem := c.judge(want, f); problem != "" {
+		t.Fatalf("the case is wrong: with buildkit, %s", problem)
+	}
+	if os.Getenv("PARITY") == "buildkit" {
+		s.passes.Add(1)
+		return
+	}
+	got := s.kiln.build(c, f, filepath.Join(dir, "kiln.tar"))
+	s.report(t, c, compare(t, c, f, want, got))
+}
+
+func imageFiles(c *testCase) (out []txtarFile) {
+	for _, i := range c.images {
+		out = append(out, txtarFile{Name: i.name, Data: i.dockerfile})
+	}
+	return out
+}
+
+// judge says in which way a build did not do what the case says it does.
+func (c *testCase) judge(o outcome, f *folders) string {
+	switch {
+	case c.fails == nil && o.err != nil:
+		return fmt.Sprintf("the build failed: %v\n%s", o.err, tail(o.log))
+	case c.fails != nil && o.err == nil:
+		return fmt.Sprintf("the build worked, but should have failed with %q", c.fails)
+	case c.fails != nil && !c.fails.MatchString(o.log):
+		return fmt.Sprintf("the build failed, but its message does not match %q:\n%s", c.fails, tail(o.log))
+	}
+	return ""
+}
+
+func compare(t *testing.T, c *testCase, f *folders, want, got outcome) []string {
+	if problem := c.judge(got, f); problem != "" {
+		return []string{problem}
+	}
+	if c.fails != nil {
+		return nil
+	}
+	w, err := readImages(want.tarball)
+	if err != nil {
+		t.Fatalf("reading buildkit's tarball: %v", err)
+	}
+	g, err := readImages(got.tarball)
+	if err != nil {
+		return []string{fmt.Sprintf("kiln's tarball cannot be read: %v", err)}
+	}
+	return compareImages(w, g, c.times)
+}
+
+func (s *suite) report(t *testing.T, c *testCase, lines []string) {
+	var failed bool
+	var meant int64
+	for _, line := range lines {
+		if k := s.known.find(c.name, line); k != nil {
+			t.Logf("known: %s (%s)", line, k.reason)
+			meant++
+			continue
+		}
+		failed = true
+		t.Errorf("%s\n\trule: %s", line, c.rule)
+	}
+	if failed {
+		return
+	}
+	s.passes.Add(1)
+	s.knownLines.Add(meant)
+	if meant > 0 {
+		s.knownCases.Add(1)
+	}
+}
+
+// tail gives the last lines of a log.
+func tail(log string) string {
+	lines := strings.Split(strings.TrimRight(log, "\n"), "\n")
+	lines = lines[max(0, len(lines)-25):]
+	for i, l := range lines {
+		lines[i] = l[:min(len(l), 400)]
+	}
+	return strings.Join(lines, "\n")
+}
