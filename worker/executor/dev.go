@@ -50,7 +50,7 @@ var devLinks = [][2]string{
 
 // mountDev makes /dev: a file system in memory with the nodes and the mounts below it.
 func (b *box) mountDev() error {
-	target, err := b.root.plain("/dev")
+	target, err := b.root.folder("/dev")
 	if err != nil {
 		return err
 	}

@@ -20,11 +20,11 @@ type place struct {
 // mountKernel mounts /sys; /proc needs the process's own pid namespace, and is left to it.
 func (b *box) mountKernel() error {
 	var err error
-	if b.proc, err = b.root.plain("/proc"); err != nil {
+	if b.proc, err = b.root.folder("/proc"); err != nil {
 		return fmt.Errorf("finding /proc in the root: %w", err)
 	}
 	b.keep(b.proc)
-	target, err := b.root.plain("/sys")
+	target, err := b.root.folder("/sys")
 	if err != nil {
 		return fmt.Errorf("finding /sys in the root: %w", err)
 	}
@@ -251,11 +251,16 @@ func (b *box) place(fd int, dest string, p place, recursive bool) error {
 			return err
 		}
 	}
-	if errors.Is(err, unix.ENOENT) {
-		p.at, err = b.root.resolve(dest)
-		if err != nil {
+	missing := errors.Is(err, unix.ENOENT)
+	if missing {
+		if p.at, err = b.root.resolve(dest); err != nil {
 			return err
 		}
+	}
+	if p.at == "/proc" || strings.HasPrefix(p.at, "/proc/") {
+		return errors.New("nothing can be mounted inside /proc")
+	}
+	if missing {
 		var st unix.Stat_t
 		if err := unix.Fstat(fd, &st); err != nil {
 			return err
@@ -269,8 +274,27 @@ func (b *box) place(fd int, dest string, p place, recursive bool) error {
 		return fmt.Errorf("finding %s in the root: %w", dest, err)
 	}
 	defer unix.Close(target)
+	if err := sameKind(fd, target); err != nil {
+		return err
+	}
 	b.places = append(b.places, p)
 	return attach(fd, target)
+}
+
+// sameKind refuses to mount a folder on a file and the other way round, for which
+// the kernel has no word of its own.
+func sameKind(fd, target int) error {
+	var a, b unix.Stat_t
+	if err := errors.Join(unix.Fstat(fd, &a), unix.Fstat(target, &b)); err != nil {
+		return err
+	}
+	switch isDir := b.Mode&unix.S_IFMT == unix.S_IFDIR; {
+	case isDir == (a.Mode&unix.S_IFMT == unix.S_IFDIR):
+		return nil
+	case isDir:
+		return unix.EISDIR
+	}
+	return unix.ENOTDIR
 }
 
 // upperOf gives the upper folder that a write to name goes to, and the path in it.

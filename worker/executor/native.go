@@ -124,12 +124,18 @@ func (n *Native) inspect() error {
 	deny, err := os.ReadFile("/proc/self/setgroups")
 	n.setgroups = err != nil || strings.TrimSpace(string(deny)) != "deny"
 
-	n.maskedSys = []string{"firmware", "devices/virtual/powercap"}
-	throttles, err := filepath.Glob("/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle")
+	n.maskedSys = maskedSys()
+	return nil
+}
+
+// maskedSys are the folders of /sys that tell too much of the host, as docker has them.
+func maskedSys() []string {
+	list := []string{"firmware", "devices/virtual/powercap"}
+	throttles, _ := filepath.Glob("/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle") // the pattern is sound
 	for _, t := range throttles {
-		n.maskedSys = append(n.maskedSys, strings.TrimPrefix(t, "/sys/"))
+		list = append(list, strings.TrimPrefix(t, "/sys/"))
 	}
-	return err
+	return list
 }
 
 // An idRange is a line of an id map: ids inside, ids outside, how many.
@@ -266,8 +272,15 @@ func (b *box) supervise(ctx context.Context) (unix.WaitStatus, error) {
 	return r.ws, r.err
 }
 
+// A sender sends signals to a process.
+type sender interface{ signal(s syscall.Signal) }
+
+type senderFunc func(s syscall.Signal)
+
+func (f senderFunc) signal(s syscall.Signal) { f(s) }
+
 // forward sends signals and terminal sizes until the process has ended.
-func (b *box) forward(h *handle, done <-chan struct{}) {
+func (b *box) forward(to sender, done <-chan struct{}) {
 	var resize <-chan WindowSize
 	if b.s.Terminal != nil {
 		resize = b.s.Terminal.Resize
@@ -281,7 +294,7 @@ func (b *box) forward(h *handle, done <-chan struct{}) {
 			if !ok {
 				signals = nil
 			} else if s, ok := sig.(syscall.Signal); ok {
-				h.signal(s)
+				to.signal(s)
 			}
 		case size, ok := <-resize:
 			if !ok {

@@ -41,6 +41,11 @@ func (r rootDir) plain(name string) (int, error) {
 	return r.open(name, unix.O_PATH, unix.RESOLVE_NO_SYMLINKS)
 }
 
+// folder opens a folder, of which no part is a link.
+func (r rootDir) folder(name string) (int, error) {
+	return r.open(name, unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_NO_SYMLINKS)
+}
+
 // resolve gives the path without links that name stands for, whether all of it
 // exists or not.
 func (r rootDir) resolve(name string) (string, error) {

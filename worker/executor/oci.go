@@ -1,0 +1,370 @@
+package executor
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// OCI runs processes by an OCI runtime (runc, crun, runsc) instead of kiln's own.
+// Roots and mounts are put together as the native executor does, in a mount
+// namespace that the runtime is started in. It is safe for concurrent use.
+type OCI struct {
+	n       *Native
+	command string
+	count   atomic.Int64
+}
+
+var _ Executor = (*OCI)(nil)
+
+// NewOCI prepares an executor that runs processes by the program called command.
+func NewOCI(o Options, command string) (*OCI, error) {
+	full, err := exec.LookPath(command)
+	if err != nil {
+		return nil, fmt.Errorf("finding OCI runtime %s: %w", command, err)
+	}
+	n, err := New(o)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range []string{"oci", "bundle", "logs"} {
+		if err := os.MkdirAll(n.path(d), 0o700); err != nil {
+			n.Close()
+			return nil, err
+		}
+	}
+	return &OCI{n: n, command: full}, nil
+}
+
+// Close frees what the executor holds. Nothing may be running.
+func (o *OCI) Close() error { return o.n.Close() }
+
+// An ociRun is one process of a runtime.
+type ociRun struct {
+	*box
+	o   *OCI
+	id  string
+	log string // where the runtime says what went wrong
+	std []*os.File
+}
+
+// Run runs a process to its end.
+func (o *OCI) Run(ctx context.Context, s Spec) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	if len(s.Args) == 0 || s.Args[0] == "" {
+		return errors.New("running a step: no program is given")
+	}
+	id := fmt.Sprintf("kiln-%d-%d", os.Getpid(), o.count.Add(1))
+	r := &ociRun{box: &box{n: o.n, s: &s}, o: o, id: id, log: o.n.path("logs/" + id)}
+	defer os.Remove(r.log)
+	io, err := newStdio(&s)
+	if err != nil {
+		return fmt.Errorf("making pipes: %w", err)
+	}
+	r.io = io
+	before := oomKills()
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { r.end(o.n.grace, done) })
+	ended := make(chan error, 1)
+	go func() { ended <- r.run(done) }()
+	err = <-ended
+	stop()
+	io.finish()
+	r.removeStubs()
+	if cause := context.Cause(ctx); cause != nil && err != nil {
+		return cause
+	}
+	var e *ExitError
+	if errors.As(err, &e) && e.Code == 128+int(unix.SIGKILL) {
+		e.OOM = oomKills() > before
+	}
+	return err
+}
+
+// run mounts everything and runs the runtime, on a thread that ends with the goroutine.
+func (r *ociRun) run(done chan struct{}) error {
+	defer close(done)
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("making a mount namespace: %w", err)
+	}
+	defer r.n.rejoin(unix.CLONE_NEWNS)
+	defer func() {
+		for _, fd := range r.fds {
+			unix.Close(fd)
+		}
+	}()
+	unix.Umask(0)
+	if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &unix.MountAttr{Propagation: unix.MS_PRIVATE}); err != nil {
+		return fmt.Errorf("making mounts private: %w", err)
+	}
+	if err := r.mountRoot(); err != nil {
+		return fmt.Errorf("mounting the root: %w", err)
+	}
+	if err := r.writeBundle(); err != nil {
+		return err
+	}
+	cmd := r.runtime("run", "--bundle", r.n.path("bundle"), r.id)
+	err := r.connect(cmd)
+	if err == nil {
+		err = cmd.Start()
+	}
+	r.closeStd()
+	if err != nil {
+		return fmt.Errorf("starting %s: %w", r.o.command, err)
+	}
+	r.io.terminal(r.ptmx)
+	r.io.start(r.s)
+	go r.forward(senderFunc(r.kill), done)
+	if r.s.Started != nil {
+		r.s.Started(cmd.Process.Pid)
+	}
+	return r.result(cmd.Wait())
+}
+
+func (r *ociRun) runtime(args ...string) *exec.Cmd {
+	global := []string{"--root", r.n.path("oci"), "--log", r.log, "--log-format", "json"}
+	cmd := exec.Command(r.o.command, append(global, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
+	return cmd
+}
+
+// connect gives the runtime the process's standard files.
+func (r *ociRun) connect(cmd *exec.Cmd) error {
+	if r.s.Terminal != nil {
+		ptmx, tty, err := hostTerminal()
+		if err != nil {
+			return fmt.Errorf("opening a terminal: %w", err)
+		}
+		r.ptmx = ptmx
+		r.io.child = [3]int{tty, tty, tty}
+		r.keep(tty)
+		cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty = true, true
+	}
+	for i, fd := range r.io.child {
+		if fd < 0 {
+			continue
+		}
+		if r.user.uid != 0 {
+			unix.Fchown(fd, int(r.user.uid), int(r.user.gid))
+		}
+		// The file is closed with the others once the runtime has it.
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		f := os.NewFile(uintptr(dup), "stdio")
+		r.std = append(r.std, f)
+		switch i {
+		case 0:
+			cmd.Stdin = f
+		case 1:
+			cmd.Stdout = f
+		case 2:
+			cmd.Stderr = f
+		}
+	}
+	return nil
+}
+
+func (r *ociRun) closeStd() {
+	for _, f := range r.std {
+		f.Close()
+	}
+}
+
+// writeBundle mounts what the spec wants mounted beside the bundle, and writes
+// config.json.
+func (r *ociRun) writeBundle() error {
+	top, err := newMount("tmpfs", hardened&^unix.MOUNT_ATTR_NODEV, "mode=700")
+	if err != nil {
+		return err
+	}
+	r.keep(top)
+	bundle := r.n.path("bundle")
+	if err := unix.MoveMount(top, "", unix.AT_FDCWD, bundle, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mounting the bundle: %w", err)
+	}
+	resolv, hosts, err := r.n.names.files(r.s)
+	if err != nil {
+		return err
+	}
+	names := []string{"rbind", "ro", "nosuid", "noexec", "nodev"}
+	binds := []specs.Mount{
+		{Destination: "/etc/resolv.conf", Type: "bind", Source: resolv, Options: names},
+		{Destination: "/etc/hosts", Type: "bind", Source: hosts, Options: names},
+	}
+	for i, m := range r.s.Mounts {
+		b, err := r.bind(m, filepath.Join(bundle, strconv.Itoa(i)))
+		if err != nil {
+			return fmt.Errorf("mounting %s: %w", m.Dest, err)
+		}
+		binds = append(binds, b)
+	}
+	if r.user, err = lookUpUser(r.root, r.s.User); err != nil {
+		return err
+	}
+	if err := r.makeCwd(); err != nil {
+		return fmt.Errorf("making working folder %s: %w", r.s.Cwd, err)
+	}
+	spec, err := ociSpec(r.s, r.user, r.environment(), r.n.path("root"), binds)
+	if err != nil {
+		return err
+	}
+	config, err := json.Marshal(spec)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(bundle, "config.json"), config, 0o600)
+}
+
+// bind mounts m at a path of the bundle, for the runtime to bind.
+func (r *ociRun) bind(m Mount, at string) (specs.Mount, error) {
+	fd, _, err := r.mountSource(m)
+	if err != nil {
+		return specs.Mount{}, err
+	}
+	r.keep(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return specs.Mount{}, err
+	}
+	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if isDir {
+		err = os.Mkdir(at, 0o755)
+	} else {
+		err = os.WriteFile(at, nil, 0o644)
+	}
+	if err != nil {
+		return specs.Mount{}, err
+	}
+	options := []string{"rbind"}
+	if m.ReadOnly {
+		options = append(options, "ro")
+	}
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return specs.Mount{}, err
+	}
+	if err := r.prepareStub(m.Dest, isDir); err != nil {
+		return specs.Mount{}, err
+	}
+	return specs.Mount{Destination: filepath.Join("/", m.Dest), Type: "bind", Source: at, Options: options}, nil
+}
+
+// prepareStub makes the place of a mount, so that it is known to be a stub. What
+// lies inside of another mount is left to the runtime.
+func (r *ociRun) prepareStub(dest string, isDir bool) error {
+	for _, m := range r.s.Mounts {
+		if strings.HasPrefix(filepath.Join("/", dest), filepath.Join("/", m.Dest)+"/") {
+			return nil
+		}
+	}
+	if fd, err := r.root.find(dest); err == nil {
+		return unix.Close(fd)
+	}
+	at, err := r.root.resolve(dest)
+	if err != nil {
+		return err
+	}
+	return r.makeStub(at, isDir, r.s.StubsRecursive)
+}
+
+// result reads what the runtime's end says: its own failure, or the process's code.
+func (r *ociRun) result(err error) error {
+	if out, derr := r.runtime("delete", "--force", r.id).CombinedOutput(); derr != nil && !bytes.Contains(out, []byte("not exist")) && len(out) > 0 {
+		err = errors.Join(err, fmt.Errorf("deleting container %s: %s", r.id, bytes.TrimSpace(out)))
+	}
+	if err == nil {
+		return nil
+	}
+	if msg := r.failure(); msg != "" {
+		return fmt.Errorf("running %s: %s", filepath.Base(r.o.command), msg)
+	}
+	var e *exec.ExitError
+	if !errors.As(err, &e) {
+		return err
+	}
+	code := e.ExitCode()
+	if ws, ok := e.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		code = 128 + int(ws.Signal())
+	}
+	return &ExitError{Code: code}
+}
+
+// failure reads the last error of the runtime's log.
+func (r *ociRun) failure() string {
+	b, err := os.ReadFile(r.log)
+	if err != nil {
+		return ""
+	}
+	last := ""
+	for line := range strings.Lines(string(b)) {
+		var entry struct{ Level, Msg string }
+		if json.Unmarshal([]byte(line), &entry) == nil && entry.Level == "error" && !strings.Contains(entry.Msg, "does not exist") {
+			last = entry.Msg
+		}
+	}
+	return last
+}
+
+func (r *ociRun) kill(s syscall.Signal) {
+	cmd := exec.Command(r.o.command, "--root", r.n.path("oci"), "kill", r.id, strconv.Itoa(int(s)))
+	cmd.Run() // it may have ended, which is what was wanted
+}
+
+// end kills the process, as handle.end does. The runtime may not have come so far
+// as to make it yet.
+func (r *ociRun) end(grace time.Duration, done <-chan struct{}) {
+	if grace > 0 {
+		r.kill(unix.SIGTERM)
+		select {
+		case <-time.After(grace):
+		case <-done:
+			return
+		}
+	}
+	for {
+		r.kill(unix.SIGKILL)
+		select {
+		case <-done:
+			return
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// hostTerminal opens a terminal of the host, which the runtime connects to the
+// one that it makes in the container.
+func hostTerminal() (ptmx *os.File, tty int, err error) {
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, -1, err
+	}
+	ptmx = os.NewFile(uintptr(fd), "terminal")
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+		ptmx.Close()
+		return nil, -1, err
+	}
+	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		ptmx.Close()
+		return nil, -1, errno
+	}
+	return ptmx, int(peer), nil
+}
