@@ -1,6 +1,7 @@
 package solver
 
 import (
+	"context"
 	"errors"
 
 	"github.com/kiln-build/kiln/cache"
@@ -115,7 +116,7 @@ func (s *Solver) unwant(t *task, a *attempt, cause error) {
 	t.wants[len(t.wants)-1] = want{}
 	t.wants = t.wants[:len(t.wants)-1]
 	if t.state == running && !t.wantedByBuild(a.build) {
-		a.build.watch.completed(vertex, t.started, s.o.Clock(), cause)
+		a.build.watch.completed(vertex, t.started, s.o.Clock(), context.Canceled)
 	}
 	if len(t.wants) > 0 {
 		return

@@ -45,7 +45,9 @@ type VertexCached struct {
 type VertexCompleted struct {
 	Subject
 	Started time.Time
-	Err     error // nil is success
+	// Err is nil for success, and context.Canceled where this build stopped wanting
+	// the vertex, whatever for.
+	Err error
 }
 
 // VertexLog is output of a vertex.

@@ -102,7 +102,11 @@ func (s *Solver) askPin(ctx context.Context, b *build, v *llb.Vertex, p *pinning
 	if err != nil {
 		err = vertexError(v, err)
 	}
-	b.watch.completed(v, started, s.o.Clock(), err)
+	told := err
+	if err != nil && ctx.Err() != nil {
+		told = context.Canceled // what failed is something else
+	}
+	b.watch.completed(v, started, s.o.Clock(), told)
 	p.pin, p.err = pin, err
 	p.cancel(nil)
 	s.mu.Lock()

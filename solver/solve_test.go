@@ -146,7 +146,13 @@ func TestFailureInOneBranch(t *testing.T) {
 	}
 	bad := step(t, "bad")
 	top := step(t, "top", step(t, "slow"), bad)
-	_, err := f.Solve(context.Background(), Request{Edges: edges(top)})
+	var r recorder
+	_, err := f.Solve(context.Background(), Request{Edges: edges(top), Observe: r.observe})
+	for _, e := range r.events {
+		if c, ok := e.(VertexCompleted); ok && (c.Name == "slow") != errors.Is(c.Err, context.Canceled) {
+			t.Errorf("%s completed with %v", c.Name, c.Err)
+		}
+	}
 	var ve *VertexError
 	if !errors.As(err, &ve) || ve.Name != "bad" || ve.Vertex != bad.Vertex.Digest() || !errors.Is(err, boom) {
 		t.Fatalf("got %v, want the failure of bad", err)
