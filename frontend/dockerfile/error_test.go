@@ -117,6 +117,11 @@ func TestErrors(t *testing.T) {
 			Dockerfile:2: invalid chmod parameter: '9'. it should be octal string and between 0 and 07777
 			    1 | FROM base
 			>   2 | COPY --chmod=9 a b`},
+		{"an owner by name, with nothing to look it up in", lines("FROM base", "COPY --link --chown=bob a b"), nil, "", `
+			Dockerfile:2: owner "bob": there is no /etc/passwd and /etc/group to find the name in, as nothing of a base is read here
+			    1 | FROM base
+			>   2 | COPY --link --chown=bob a b
+			give the owner as numbers`},
 		{"COPY of a URL", lines("FROM base", "COPY https://h/f /"), nil, "", `
 			Dockerfile:2: source can't be a URL for COPY
 			    1 | FROM base

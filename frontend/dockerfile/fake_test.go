@@ -46,6 +46,8 @@ var testImages = map[string]string{
 	"docker.io/library/trigger:latest": `{"architecture":"amd64","os":"linux",
 		"config":{"OnBuild":["COPY . /src","RUN make"]},
 		"rootfs":{"type":"layers","diff_ids":["sha256:0000000000000000000000000000000000000000000000000000000000000000"]}}`,
+	"docker.io/library/trigger:comment": `{"architecture":"amd64","os":"linux","config":{"OnBuild":["# check=skip=all\nRUN x"]},
+		"rootfs":{"type":"layers","diff_ids":["sha256:0000000000000000000000000000000000000000000000000000000000000000"]}}`,
 	"docker.io/library/trigger:badcmd": `{"architecture":"amd64","os":"linux","config":{"OnBuild":["RUNN make"]},
 		"rootfs":{"type":"layers","diff_ids":["sha256:0000000000000000000000000000000000000000000000000000000000000000"]}}`,
 	"docker.io/library/trigger:stage": `{"architecture":"amd64","os":"linux","config":{"OnBuild":["COPY --from=dep /x /y"]},

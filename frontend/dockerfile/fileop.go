@@ -1,6 +1,7 @@
 package dockerfile
 
 import (
+	"fmt"
 	"path"
 	"strconv"
 	"strings"
@@ -31,6 +32,9 @@ func copied(base *fsys, copies []copyAction, meta llb.Meta) *fsys {
 		}
 		state := f.From(e)
 		for _, c := range copies {
+			if err := checkOwner(c.Owner, e, meta); err != nil {
+				return llb.Edge{}, err
+			}
 			from, err := c.from.get()
 			if err != nil {
 				return llb.Edge{}, err
@@ -47,6 +51,9 @@ func withFolder(base *fsys, mkdir *pb.FileActionMkDir, meta llb.Meta) *fsys {
 		var f llb.Files
 		e, err := base.get()
 		if err != nil {
+			return llb.Edge{}, err
+		}
+		if err := checkOwner(mkdir.Owner, e, meta); err != nil {
 			return llb.Edge{}, err
 		}
 		return output(f.Vertex([]llb.FileState{f.From(e).Mkdir(mkdir)}, llb.WithMeta(meta)))
@@ -76,6 +83,30 @@ func parseOwner(s string) *pb.ChownOpt {
 		o.Group = parseUser(group)
 	}
 	return o
+}
+
+// checkOwner refuses an owner by name where there are no files to find the name in:
+// on scratch, and with --link, which reads nothing of what is below.
+func checkOwner(o *pb.ChownOpt, base llb.Edge, meta llb.Meta) error {
+	if !base.IsScratch() {
+		return nil
+	}
+	for _, u := range []*pb.UserOpt{o.GetUser(), o.GetGroup()} {
+		n := u.GetByName()
+		if n == nil {
+			continue
+		}
+		e := &Error{
+			Err:  fmt.Errorf("owner %q: there is no /etc/passwd and /etc/group to find the name in, as nothing of a base is read here", n.Name),
+			Hint: "give the owner as numbers",
+		}
+		for _, l := range meta.Locations {
+			e.File = l.File
+			e.Lines = append(e.Lines, Lines{l.Start, l.End})
+		}
+		return e
+	}
+	return nil
 }
 
 func parseUser(s string) *pb.UserOpt {

@@ -210,6 +210,9 @@ func TestGraph(t *testing.T) {
 			1 run 0 ["/bin/sh" "-c" "t"]
 			2 run 1 ["/bin/sh" "-c" "b"]
 			3 run 2 ["/bin/sh" "-c" "c"]`},
+		{"a trigger may have a comment", lines("FROM trigger:comment"), "", nil, `
+			0 docker-image://docker.io/library/trigger:comment
+			1 run 0 ["/bin/sh" "-c" "x"]`},
 		{"a trigger may need a stage", lines("FROM base AS dep", "RUN dep", "FROM trigger:stage"), "", nil, `
 			0 docker-image://docker.io/library/trigger:stage
 			1 docker-image://docker.io/library/base:latest

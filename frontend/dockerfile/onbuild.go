@@ -76,6 +76,8 @@ func (t *trigger) parse(at []parser.Range) (step, error) {
 	}
 	node := ast.AST.Children[0]
 	node.StartLine, node.EndLine = lineSpan(at)
+	// A comment above it would be looked at for a linter that is not there.
+	node.PrevComment = nil
 	cmd, err := instructions.ParseCommand(node)
 	if err != nil {
 		return step{}, err

@@ -14,6 +14,7 @@ import (
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/llb"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/solver/pb"
 )
@@ -179,7 +180,7 @@ func answerTargets(_ context.Context, file *llb.File, _ *compiler) (document, er
 	if err != nil {
 		return nil, locate(file, err)
 	}
-	stages, _, err := instructions.Parse(ast.AST, nil)
+	stages, _, err := instructions.Parse(ast.AST, linter.New(&linter.Config{}))
 	if err != nil {
 		return nil, locate(file, err)
 	}
