@@ -208,7 +208,7 @@ func (s *Solver) solve(t *task, outputs []cache.ChainID, why string) {
 	}
 	if t.fresh {
 		// Who asks for it from now on asks for another run.
-		delete(s.tasks, t.share)
+		s.remove(t)
 	}
 	for _, w := range t.wants {
 		w.attempt.oneSolved()
