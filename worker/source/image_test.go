@@ -675,6 +675,41 @@ func TestCancelledPullIsResumed(t *testing.T) {
 	}
 }
 
+// TestSpoiledPartialDownload: what an earlier pull left is not what the registry
+// has (a disk that lies, an interrupted pull of a bad mirror).
+func TestSpoiledPartialDownload(t *testing.T) {
+	proxy, p := start(t)
+	p.image("v1", testImage{layers: [][]byte{testTar(t, "a="+strings.Repeat("z", 1<<20))}, pack: "none"})
+	c := openCache(t, t.TempDir())
+	s := NewImages(c, client(), ImagesOptions{})
+	img, err := s.Resolve(t.Context(), nil, p.repo+":v1", amd64, ModeDefault)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := img.layers[0].blob
+	w, err := c.Blobs().Ingest(t.Context(), d.Digest, d.Size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte("something else")); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	proxy.Break(nil)
+	id, _, err := s.Chain(t.Context(), img, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Unpack(t.Context(), nil, id, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := files(t, c, id); !strings.HasPrefix(got, "a=zzz") || len(proxy.Log()) != 2 {
+		t.Errorf("got %s after the requests %q", got, proxy.Log())
+	}
+}
+
 // TestImplicitDirectories: a layer without an entry for /tmp leaves it as it is below.
 func TestImplicitDirectories(t *testing.T) {
 	_, p := start(t)

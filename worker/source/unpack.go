@@ -164,7 +164,9 @@ func (s *Images) unpackBlob(ctx context.Context, cred registry.Credentials, l ca
 			return pulled{}, err
 		}
 		if err := w.Commit(); err != nil {
-			return pulled{}, err
+			// What an earlier download left was not the blob's. The store has dropped
+			// it, so this time the blob comes from its beginning.
+			return s.unpackBlob(ctx, cred, l, d, report)
 		}
 		in.meter.done()
 		return s.unpackKept(ctx, l, d, report)

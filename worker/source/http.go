@@ -1,0 +1,379 @@
+package source
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"mime"
+	"net/http"
+	"net/url"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/buildkit/solver/pb"
+
+	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/cache/blob"
+	"github.com/kiln-build/kiln/cache/tree"
+	"github.com/kiln-build/kiln/solver"
+)
+
+// HTTP is the source of one file by its URL ("http://…", "https://…"). Its pin is
+// the file's digest, name and time; with a checksum given the server is asked
+// only when somebody reads the file and it is not here. It is safe for concurrent
+// use.
+type HTTP struct {
+	// Secret gives a secret of a job's sessions, for logins; nil has none. One that
+	// is not known wraps fs.ErrNotExist.
+	Secret func(ctx context.Context, job *solver.Job, id string) ([]byte, error)
+	// MaxSize bounds a file, in bytes; 0 leaves it to the disk.
+	MaxSize int64
+
+	cache  *cache.Cache
+	client *http.Client
+	known  *cache.Bucket // what URLs gave last, see httpMemory
+	stall  time.Duration
+}
+
+// NewHTTP makes the source of a state folder.
+func NewHTTP(c *cache.Cache) *HTTP {
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.ResponseHeaderTimeout = 60 * time.Second
+	return &HTTP{cache: c, client: &http.Client{Transport: t}, known: c.Bucket("http"), stall: 30 * time.Second}
+}
+
+// httpOp is what the identifier and attributes of a source op say.
+type httpOp struct {
+	url      string
+	checksum blob.Digest // zero where none was given
+	filename string
+	perm     uint32
+	uid, gid uint32
+	header   [][2]string
+	secret   string // the id of the Authorization header's; empty is by host
+}
+
+// httpPin is the pin, as JSON.
+type httpPin struct {
+	Digest blob.Digest `json:"digest"`
+	Name   string      `json:"name"`
+	MTime  int64       `json:"mtime,omitempty"` // seconds
+}
+
+// httpMemory is what a URL gave when it was last asked.
+type httpMemory struct {
+	Pin      httpPin `json:"pin"`
+	Size     int64   `json:"size"`
+	ETag     string  `json:"etag,omitempty"`
+	Modified string  `json:"modified,omitempty"`
+}
+
+// parseHTTP reads a source op. The headers that a build may set are those of BuildKit.
+func parseHTTP(op *pb.SourceOp) (*httpOp, error) {
+	h := &httpOp{url: op.Identifier, perm: 0o600}
+	u, err := url.Parse(h.url)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fmt.Errorf("%q is not an http or https URL", h.url)
+	}
+	for k, v := range op.Attrs {
+		var err error
+		switch k {
+		case pb.AttrHTTPChecksum:
+			h.checksum, err = blob.Parse(v)
+		case pb.AttrHTTPFilename:
+			h.filename = v
+		case pb.AttrHTTPPerm:
+			var perm uint32
+			if perm, err = parseID(v, 0o7777); perm != 0 {
+				h.perm = perm
+			}
+		case pb.AttrHTTPUID:
+			h.uid, err = parseID(v, math.MaxUint32-1)
+		case pb.AttrHTTPGID:
+			h.gid, err = parseID(v, math.MaxUint32-1)
+		case pb.AttrHTTPAuthHeaderSecret:
+			h.secret = v
+		case pb.AttrHTTPSignatureVerify, pb.AttrHTTPSignatureVerifyPubKey:
+			err = errors.New("signatures of files are not verified by this version of kiln")
+		default:
+			if name, ok := strings.CutPrefix(k, pb.AttrHTTPHeaderPrefix); ok {
+				name = http.CanonicalHeaderKey(name)
+				if name == "Accept" || name == "User-Agent" {
+					h.header = append(h.header, [2]string{name, v})
+				}
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: attribute %s: %w", u.Redacted(), k, err)
+		}
+	}
+	slices.SortFunc(h.header, func(a, b [2]string) int { return cmp.Compare(a[0], b[0]) })
+	return h, nil
+}
+
+func parseID(s string, limit int64) (uint32, error) {
+	n, err := strconv.ParseInt(s, 0, 64)
+	if err != nil || n < 0 || n > limit {
+		return 0, fmt.Errorf("%q is not a number from 0 to %d", s, limit)
+	}
+	return uint32(n), nil
+}
+
+// redacted is the URL without a password, for people.
+func (h *httpOp) redacted() string {
+	u, err := url.Parse(h.url)
+	if err != nil {
+		return h.url
+	}
+	return u.Redacted()
+}
+
+// key is under what the answers of the URL are remembered.
+func (h *httpOp) key() []byte {
+	b, _ := json.Marshal([]any{h.url, h.secret, h.header}) // strings never fail
+	return b
+}
+
+// Pin says what the URL stands for now.
+func (s *HTTP) Pin(ctx context.Context, job *solver.Job, op *pb.SourceOp) (string, error) {
+	h, err := parseHTTP(op)
+	if err != nil {
+		return "", err
+	}
+	pin := httpPin{Digest: h.checksum, Name: fileName(h, nil)}
+	if h.checksum.IsZero() {
+		m, err := s.get(ctx, job, h)
+		if err != nil {
+			return "", err
+		}
+		pin = m.Pin
+		if h.filename != "" {
+			pin.Name = safeName(h.filename)
+		}
+	}
+	b, err := json.Marshal(pin)
+	return string(b), err
+}
+
+// Chain gives the chain of one layer that holds the file.
+func (s *HTTP) Chain(ctx context.Context, job *solver.Job, op *pb.SourceOp, text string) (cache.ChainID, error) {
+	var none cache.ChainID
+	h, err := parseHTTP(op)
+	if err != nil {
+		return none, err
+	}
+	var pin httpPin
+	if err := json.Unmarshal([]byte(text), &pin); err != nil || pin.Name != safeName(pin.Name) {
+		return none, fmt.Errorf("%s: %q is no pin of a file", h.redacted(), text)
+	}
+	size, err := s.present(ctx, job, h, pin)
+	if err != nil {
+		return none, err
+	}
+	e := tree.Entry{
+		Name: pin.Name, Kind: tree.File, Mode: h.perm, UID: h.uid, GID: h.gid,
+		MTime: pin.MTime * int64(time.Second), Size: size, Content: pin.Digest,
+	}
+	if err := s.pool(ctx, e); err != nil {
+		return none, fmt.Errorf("%s: %w", h.redacted(), err)
+	}
+	var b tree.Builder
+	if err := b.Set(pin.Name, e); err != nil {
+		return none, fmt.Errorf("%s: %w", h.redacted(), err)
+	}
+	root, err := b.Root(s.cache)
+	if err != nil {
+		return none, err
+	}
+	l := cache.Layer{ID: cache.TreeLayerID(root), Root: root, Size: size}
+	if err := s.cache.PutLayer(l); err != nil {
+		return none, err
+	}
+	return s.cache.Extend(none, l.ID)
+}
+
+// present makes sure that the bytes of a pin are in the blob store, and gives
+// their number.
+func (s *HTTP) present(ctx context.Context, job *solver.Job, h *httpOp, pin httpPin) (int64, error) {
+	if r, size, err := s.cache.Blobs().Open(pin.Digest); err == nil {
+		return size, r.Close()
+	}
+	m, err := s.get(ctx, job, h)
+	if err != nil {
+		return 0, err
+	}
+	if m.Pin.Digest != pin.Digest {
+		return 0, fmt.Errorf("%s has the digest %s, and %s was expected", h.redacted(), m.Pin.Digest, pin.Digest)
+	}
+	return m.Size, nil
+}
+
+// pool makes the file of an entry out of the blob that has its content.
+func (s *HTTP) pool(ctx context.Context, e tree.Entry) error {
+	if s.cache.Pool().Has(e) {
+		return nil
+	}
+	r, _, err := s.cache.Blobs().Open(e.Content)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return s.cache.Pool().Put(ctx, e, r)
+}
+
+// get asks the server, with what it gave last to compare, and fetches the file
+// where it is another one now.
+func (s *HTTP) get(ctx context.Context, job *solver.Job, h *httpOp) (httpMemory, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var last httpMemory
+	if v, ok := s.known.Get(h.key()); ok && json.Unmarshal(v, &last) == nil && !s.cache.Blobs().Has(last.Pin.Digest) {
+		last = httpMemory{}
+	}
+	req, err := s.request(ctx, job, h)
+	if err != nil {
+		return last, fmt.Errorf("%s: %w", h.redacted(), err)
+	}
+	if last.ETag != "" {
+		req.Header.Set("If-None-Match", last.ETag)
+	} else if last.Modified != "" {
+		req.Header.Set("If-Modified-Since", last.Modified)
+	}
+	resp, err := s.client.Do(req)
+	if err != nil {
+		var u *url.Error
+		if errors.As(err, &u) {
+			err = u.Err // its URL has the password in it
+		}
+		return last, fmt.Errorf("fetching %s: %w", h.redacted(), err)
+	}
+	defer resp.Body.Close()
+	asked := req.Header.Get("If-None-Match") != "" || req.Header.Get("If-Modified-Since") != ""
+	switch {
+	case resp.StatusCode == http.StatusNotModified && asked:
+		if tag := resp.Header.Get("ETag"); tag != "" && tag != last.ETag {
+			last.ETag = tag
+			s.remember(h, last)
+		}
+		return last, nil
+	case resp.StatusCode < 200 || resp.StatusCode > 299:
+		return last, fmt.Errorf("fetching %s: the server answered %s", h.redacted(), resp.Status)
+	}
+	m, err := s.save(ctx, cancel, job, h, resp)
+	if err != nil {
+		return m, fmt.Errorf("fetching %s: %w", h.redacted(), err)
+	}
+	return m, nil
+}
+
+// request makes the request, with what the sessions lend to log in.
+func (s *HTTP) request(ctx context.Context, job *solver.Job, h *httpOp) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.url, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("User-Agent", "kiln")
+	// The bytes as they are: their digest must not depend on how they travel.
+	req.Header.Set("Accept-Encoding", "identity")
+	for _, kv := range h.header {
+		req.Header.Set(kv[0], kv[1])
+	}
+	if s.Secret == nil || job == nil {
+		return req, nil
+	}
+	if h.secret != "" {
+		v, err := s.Secret(ctx, job, h.secret)
+		if err != nil {
+			return nil, fmt.Errorf("the secret %q for its login: %w", h.secret, err)
+		}
+		req.Header.Set("Authorization", string(v))
+		return req, nil
+	}
+	for id, before := range map[string]string{"HTTP_AUTH_HEADER_": "", "HTTP_AUTH_TOKEN_": "Bearer "} {
+		v, err := s.Secret(ctx, job, id+req.URL.Hostname())
+		if err == nil {
+			req.Header.Set("Authorization", before+string(v))
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	return req, nil
+}
+
+// save stores an answer's body and remembers what it was.
+func (s *HTTP) save(ctx context.Context, cancel context.CancelCauseFunc, job *solver.Job, h *httpOp, resp *http.Response) (httpMemory, error) {
+	var report Progress
+	if job != nil {
+		report = job.Progress
+	}
+	in := &httpBody{
+		r: resp.Body, limit: s.MaxSize, stall: s.stall, ctx: ctx, cancel: cancel,
+		meter: newMeter(report, h.redacted(), "downloading", 0, max(resp.ContentLength, 0)),
+	}
+	f, err := spool(s.cache.Path("tmp"), in)
+	if err != nil {
+		return httpMemory{}, err
+	}
+	defer f.Close()
+	in.meter.done()
+	if resp.ContentLength >= 0 && f.size != resp.ContentLength {
+		return httpMemory{}, io.ErrUnexpectedEOF
+	}
+	if !h.checksum.IsZero() && f.digest != h.checksum {
+		return httpMemory{}, fmt.Errorf("it has the digest %s, and %s was expected", f.digest, h.checksum)
+	}
+	if err := s.cache.Blobs().Put(ctx, f.digest, f.size, f); err != nil {
+		return httpMemory{}, err
+	}
+	m := httpMemory{
+		Pin:  httpPin{Digest: f.digest, Name: fileName(h, resp)},
+		Size: f.size, ETag: resp.Header.Get("ETag"), Modified: resp.Header.Get("Last-Modified"),
+	}
+	if t, err := http.ParseTime(m.Modified); err == nil && t.Unix() > 0 {
+		m.Pin.MTime = t.Unix()
+	}
+	s.remember(h, m)
+	return m, nil
+}
+
+// remember notes what a URL gave. Losing it costs a download.
+func (s *HTTP) remember(h *httpOp, m httpMemory) {
+	if v, err := json.Marshal(m); err == nil {
+		_ = s.known.Put(h.key(), v)
+	}
+}
+
+// fileName is what the file is called: as the op says, as the server says, or as
+// the URL ends.
+func fileName(h *httpOp, resp *http.Response) string {
+	if h.filename != "" {
+		return safeName(h.filename)
+	}
+	if resp != nil {
+		_, params, err := mime.ParseMediaType(resp.Header.Get("Content-Disposition"))
+		if name := params["filename"]; err == nil && name != "" && !strings.HasSuffix(name, "/") {
+			return safeName(name)
+		}
+	}
+	if u, err := url.Parse(h.url); err == nil {
+		return safeName(u.Path)
+	}
+	return safeName("")
+}
+
+// safeName makes one name of what others said the name is.
+func safeName(s string) string {
+	s = path.Base("/" + s)
+	if tree.CheckName(s) != nil {
+		return "download"
+	}
+	return s
+}
