@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/tree"
-	"github.com/kiln-build/kiln/exporter"
 	"github.com/kiln-build/kiln/solver"
 	"github.com/kiln-build/kiln/worker/source"
 	"golang.org/x/sync/errgroup"
@@ -22,8 +22,6 @@ const (
 	maxLower = 400
 	cutEvery = 100
 )
-
-var _ exporter.Source = (*Worker)(nil)
 
 // Unpack makes every layer of a chain present: its tree known, its files in the pool.
 func (w *Worker) Unpack(ctx context.Context, id cache.ChainID) error {
@@ -105,7 +103,27 @@ func (w *Worker) lower(ctx context.Context, job *solver.Job, id cache.ChainID) (
 			return err
 		})
 	}
-	return paths, group.Wait()
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	return topmost(paths), nil
+}
+
+// topmost keeps the topmost of folders that occur more than once: overlayfs takes
+// each once, and steps that write the same, or nothing at all, have one folder.
+// What the upper one of two says of a path holds whatever the lower one said, and
+// they speak of the same paths, so the lower one has no effect.
+func topmost(paths []string) []string {
+	seen := make(map[string]bool, len(paths))
+	kept := make([]string, 0, len(paths))
+	for _, p := range slices.Backward(paths) {
+		if !seen[p] {
+			seen[p] = true
+			kept = append(kept, p)
+		}
+	}
+	slices.Reverse(kept)
+	return kept
 }
 
 // cut replaces the lower layers of a chain by one that is their state.
