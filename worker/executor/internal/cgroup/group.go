@@ -33,8 +33,8 @@ func (m *Manager) Create(id string, l Limits, allDevices bool) (_ *Group, err er
 	}()
 	if m.unified != "" {
 		g.unified = filepath.Join(m.unified, name)
-		if err := unix.Mkdir(g.unified, 0o755); err != nil {
-			return nil, fmt.Errorf("making %s: %w", g.unified, err)
+		if err := m.mkdir(g.unified, true); err != nil {
+			return nil, err
 		}
 		if g.dir, err = unix.Open(g.unified, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
 			return nil, fmt.Errorf("opening %s: %w", g.unified, err)
@@ -61,6 +61,34 @@ func (m *Manager) Create(id string, l Limits, allDevices bool) (_ *Group, err er
 		}
 	}
 	return g, nil
+}
+
+// mkdirTries is how often kiln's folder is made anew before somebody who removes
+// it each time is an error.
+const mkdirTries = 20
+
+// mkdir makes a group's folder. Another kiln that ends removes the folder above
+// when it finds it empty, at any moment.
+func (m *Manager) mkdir(dir string, unified bool) error {
+	above := filepath.Dir(dir)
+	for range mkdirTries {
+		err := unix.Mkdir(dir, 0o755)
+		if err == nil {
+			return nil
+		}
+		if err != unix.ENOENT {
+			return fmt.Errorf("making %s: %w", dir, err)
+		}
+		if !usable(above) {
+			break
+		}
+		if unified {
+			delegate(above)
+		} else {
+			inheritCPUs(above)
+		}
+	}
+	return fmt.Errorf("making %s: %w", dir, unix.ENOENT)
 }
 
 // clean makes a name of an id.
@@ -90,8 +118,8 @@ func (g *Group) join(m *Manager, controller, name string) (string, error) {
 			return other, nil
 		}
 	}
-	if err := unix.Mkdir(dir, 0o755); err != nil {
-		return "", fmt.Errorf("making %s: %w", dir, err)
+	if err := m.mkdir(dir, false); err != nil {
+		return "", err
 	}
 	g.trees[controller] = dir
 	if controller == "cpuset" {
