@@ -92,7 +92,11 @@ func Run(tarball string, args []string) (string, error) {
 	if err := writeSpec(img, bundle, args); err != nil {
 		return "", err
 	}
-	cmd := exec.Command("crun", "--cgroup-manager=disabled", "run", "--bundle", bundle, filepath.Base(bundle))
+	// crun wants the unified hierarchy of cgroups, which machines with the older
+	// ones can show it in a mount namespace of its own.
+	const run = `mount --make-rprivate / && umount -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup &&
+		exec crun --cgroup-manager=disabled run --bundle "$1" "$2"`
+	cmd := exec.Command("unshare", "--mount", "sh", "-c", run, "crun", bundle, filepath.Base(bundle))
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
