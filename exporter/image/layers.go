@@ -21,6 +21,8 @@ import (
 const (
 	// madeBucket maps what decides a blob's bytes to the blob (see madeKey).
 	madeBucket = "exporter.layers"
+	// statesBucket holds the layer.States.
+	statesBucket = "exporter.states"
 	// createdBucket maps a layer to when it was first exported, in nanoseconds
 	// since 1970: an image of the same layers says the same times again.
 	createdBucket = "exporter.created"
@@ -50,11 +52,9 @@ type pending struct {
 }
 
 func newLayers(env exporter.Env, o *Options) *layers {
-	return &layers{
-		env: env, opts: o,
-		maker:   layer.NewMaker(Files(env.Cache), env.Cache.Blobs(), 0),
-		pending: map[layerKey]*pending{},
-	}
+	m := layer.NewMaker(Files(env.Cache), env.Cache.Blobs(), 0)
+	m.States = env.Cache.Bucket(statesBucket)
+	return &layers{env: env, opts: o, maker: m, pending: map[layerKey]*pending{}}
 }
 
 // get gives the blob of l, which is in the chain; images for several platforms that share layers wait

@@ -510,6 +510,20 @@ func (z *zeroReader) Seek(off int64, whence int) (int64, error) {
 
 func (z *zeroReader) Close() error { return nil }
 
+// skipWriter takes zeros without looking at them, and keeps everything else.
+type skipWriter struct {
+	bytes.Buffer
+	skipped int64
+}
+
+func (w *skipWriter) ReadFrom(r io.Reader) (int64, error) {
+	l := r.(*io.LimitedReader)
+	n := l.N
+	w.skipped += n
+	l.N = 0
+	return n, nil
+}
+
 // TestHugeFile streams a file whose size needs an extended header.
 func TestHugeFile(t *testing.T) {
 	const size = 8<<30 + 3
@@ -525,18 +539,99 @@ func TestHugeFile(t *testing.T) {
 		}
 		return s.open(e)
 	}
-	r, w := io.Pipe()
-	go func() { w.CloseWithError(Stream{Files: files}.Write(context.Background(), w, root)) }()
-	tr := tar.NewReader(r)
-	h, err := tr.Next()
+	var w skipWriter
+	if err := (Stream{Files: files}).Write(t.Context(), &w, root); err != nil {
+		t.Fatal(err)
+	}
+	if w.skipped != size {
+		t.Errorf("%d bytes of contents, want %d", w.skipped, int64(size))
+	}
+	const headers = 3 * blockSize // the extended header, its record, the header
+	h, err := tar.NewReader(bytes.NewReader(w.Bytes())).Next()
 	if err != nil || h.Size != size {
 		t.Fatalf("got %+v, %v; want a size of %d", h, err, int64(size))
 	}
+	tr := tar.NewReader(bytes.NewReader(w.Bytes()[headers+padding(size):]))
 	if h, err = tr.Next(); err != nil || h.Name != "next" {
 		t.Fatalf("got %+v, %v; want the next file", h, err)
 	}
 	if data, err := io.ReadAll(tr); err != nil || string(data) != "after it" {
 		t.Errorf("got %q, %v", data, err)
+	}
+}
+
+// states is a fake of a bucket.
+type states struct {
+	kept map[string][]byte
+	hits int
+}
+
+func (s *states) Get(key []byte) ([]byte, bool) {
+	v, ok := s.kept[string(key)]
+	if ok {
+		s.hits++
+	}
+	return v, ok
+}
+
+func (s *states) Put(key, value []byte) error {
+	s.kept[string(key)] = bytes.Clone(value)
+	return nil
+}
+
+// TestStatesSpareReading edits files at several places of a layer: what lies
+// before is not read, and the DiffID is right all the same.
+func TestStatesSpareReading(t *testing.T) {
+	s := newStore()
+	files := s.mixed(6000, 8)
+	st := &states{kept: map[string][]byte{}}
+	maker := NewMaker(s.Files(), s, 2)
+	maker.States = st
+	first, err := maker.Make(t.Context(), s.root(t, files), Options{}, Method{}, blob.Digest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(st.kept) != len(first.Chunks)/stateEvery || len(st.kept) < 3 {
+		t.Fatalf("%d states of %d pieces", len(st.kept), len(first.Chunks))
+	}
+	all := s.opens
+	// Paths are sorted as text: dir0 comes first, dir9 last.
+	for _, e := range []struct {
+		name string
+		most int // files that may be read
+	}{
+		{"dir0/sub0/file0", all},         // nothing before it
+		{"dir5/sub5/file5", all * 2 / 3}, // in the middle
+		{"dir9/sub99/file1007", all / 3}, // near the end
+	} {
+		edited := map[string]tree.Entry{}
+		for k, v := range files {
+			edited[k] = v
+		}
+		edited[e.name] = s.file([]byte("edited " + e.name))
+		root := s.root(t, edited)
+		want := blob.Digest(sha256.Sum256(s.stream(t, root, Options{})))
+		before := s.opens
+		m, err := maker.Make(t.Context(), root, Options{}, Method{}, blob.Digest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.DiffID != want {
+			t.Errorf("%s: DiffID %s, want %s", e.name, m.DiffID, want)
+		}
+		if got := s.opens - before; got > e.most {
+			t.Errorf("%s: %d files were read, want at most %d", e.name, got, e.most)
+		}
+	}
+	if st.hits == 0 {
+		t.Error("no state was found")
+	}
+	for k := range st.kept {
+		st.kept[k] = []byte("garbage")
+	}
+	again, err := maker.Make(t.Context(), s.root(t, files), Options{}, Method{}, blob.Digest{})
+	if err != nil || again.DiffID != first.DiffID {
+		t.Errorf("with broken states: %s, %v; want %s", again.DiffID, err, first.DiffID)
 	}
 }
 

@@ -32,6 +32,10 @@ type Made struct {
 // Maker makes layers' blobs. Several may be made at once: they share the memory
 // and the processors that one would have. Use NewMaker.
 type Maker struct {
+	// States, where it is set before the first use, spares reading the beginning
+	// of a stream that has changed further on.
+	States States
+
 	files  Files
 	chunks Chunks
 	// tokens bound the pieces that are in memory. A piece takes one, in the order
@@ -76,6 +80,7 @@ func (m *Maker) Make(ctx context.Context, root tree.Entry, o Options, how Method
 	r := &run{m: m, how: how, made: Made{DiffID: diff}}
 	if diff.IsZero() {
 		r.raw = sha256.New()
+		r.states = m.States
 	}
 	if how.Compression != Uncompressed {
 		r.out = sha256.New()
@@ -128,9 +133,10 @@ func (m *Maker) Recompress(ctx context.Context, stream io.Reader, how Method, di
 
 // run is the making of one blob.
 type run struct {
-	m   *Maker
-	how Method
-	c   *compressor // nil for uncompressed
+	m      *Maker
+	how    Method
+	c      *compressor // nil for uncompressed
+	states States      // nil where nothing is to be skipped
 
 	raw  hash.Hash // of the stream; nil where the DiffID is known
 	out  hash.Hash // of the blob; nil for uncompressed
@@ -141,10 +147,10 @@ type run struct {
 
 // job is a piece on its way.
 type job struct {
-	p   *piece
-	id  blob.ChunkID
+	planned
 	raw []byte // the piece's bytes, where they are needed
 	out []byte // the chunk
+	cid blob.ChunkID
 	buf *buffers
 
 	rawReady, outReady chan struct{} // closed when raw is set; when out or err is
@@ -161,17 +167,20 @@ func (r *run) do(ctx context.Context, plan func(context.Context, func(*piece) er
 	var workers sync.WaitGroup
 	workers.Go(func() {
 		defer close(jobs)
-		walkErr = plan(ctx, func(p *piece) error {
+		sk := &skipper{states: r.states, emit: func(p planned) error {
 			select {
 			case r.m.tokens <- struct{}{}:
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-			j := &job{p: p, rawReady: make(chan struct{}), outReady: make(chan struct{})}
+			j := &job{planned: p, rawReady: make(chan struct{}), outReady: make(chan struct{})}
 			workers.Go(func() { r.work(j) })
 			jobs <- j
 			return nil
-		})
+		}}
+		if walkErr = plan(ctx, sk.add); walkErr == nil {
+			walkErr = sk.end()
+		}
 	})
 	var err error
 	for j := range jobs {
@@ -216,13 +225,16 @@ func (r *run) take(j *job) error {
 	if j.err != nil {
 		return j.err
 	}
+	if err := r.hashState(j); err != nil {
+		return err
+	}
 	if r.out == nil {
 		r.made.Size += j.p.size
 		return nil
 	}
 	r.out.Write(j.out)
 	r.made.Size += int64(len(j.out))
-	r.made.Chunks = append(r.made.Chunks, j.id)
+	r.made.Chunks = append(r.made.Chunks, j.cid)
 	return nil
 }
 
@@ -234,17 +246,18 @@ func (r *run) work(j *job) {
 	defer close(j.outReady)
 	rawReady := sync.OnceFunc(func() { close(j.rawReady) })
 	defer rawReady()
-	kept := false
+	needed := r.raw != nil && !j.skip // for the DiffID
 	if r.c != nil {
-		j.id = j.p.id(r.how.Compression, r.how.key())
-		j.out, j.err = r.m.chunks.Chunk(j.id)
-		if kept = j.err == nil; !kept && !errors.Is(j.err, fs.ErrNotExist) {
-			j.err = fmt.Errorf("reading a chunk of a layer: %w", j.err)
+		j.cid = j.id.chunk(r.how)
+		var err error
+		j.out, err = r.m.chunks.Chunk(j.cid)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			j.err = fmt.Errorf("reading a chunk of a layer: %w", err)
 			return
 		}
-		j.err = nil
 	}
-	if kept && r.raw == nil || r.c == nil && r.raw == nil {
+	missing := r.c != nil && j.out == nil
+	if !needed && !missing {
 		return
 	}
 	b, _ := r.m.buffers.Get().(*buffers)
@@ -258,17 +271,19 @@ func (r *run) work(j *job) {
 	if b.raw, j.err = j.p.read(&r.m.files, b.raw[:0]); j.err != nil {
 		return
 	}
-	j.raw = b.raw
-	rawReady()
-	if kept || r.c == nil {
+	if needed {
+		j.raw = b.raw
+		rawReady()
+	}
+	if !missing {
 		return
 	}
-	if b.out, j.err = r.c.compress(b.out[:0], j.raw); j.err != nil {
+	if b.out, j.err = r.c.compress(b.out[:0], b.raw); j.err != nil {
 		return
 	}
 	j.out = b.out
 	r.compressed.Add(1)
-	if err := r.m.chunks.PutChunk(j.id, j.out); err != nil {
+	if err := r.m.chunks.PutChunk(j.cid, j.out); err != nil {
 		j.err = fmt.Errorf("keeping a chunk of a layer: %w", err)
 	}
 }

@@ -64,14 +64,22 @@ func (p *piece) add(path string, header []byte, file tree.Entry, off, n int64) {
 	p.size += int64(len(header)) + n + pt.pad
 }
 
-// id names the chunk that the piece becomes: by all that decides its bytes.
-func (p *piece) id(c Compression, level int) blob.ChunkID {
+// pieceID names the bytes of a piece by what they are made of.
+type pieceID [sha256.Size]byte
+
+func (p *piece) id() pieceID {
 	h := sha256.New()
-	fmt.Fprintf(h, "kiln layer chunk 1\n%s %d\n", c, level)
+	io.WriteString(h, "kiln layer piece 1\n")
 	p.hash(h)
-	var id blob.ChunkID
+	var id pieceID
 	h.Sum(id[:0])
 	return id
+}
+
+// chunk names what the piece becomes when it is compressed: by all that decides
+// its bytes.
+func (id pieceID) chunk(m Method) blob.ChunkID {
+	return sha256.Sum256(fmt.Appendf(nil, "kiln layer chunk 1\n%s %d\n%s", m.Compression, m.key(), id[:]))
 }
 
 // hash feeds what the piece's bytes are made of to h.
