@@ -280,15 +280,32 @@ func (b *box) run(forked func(*launch.Process), ready func()) (unix.WaitStatus, 
 	if err == nil {
 		ready()
 	}
-	var ws unix.WaitStatus
+	ws, werr := waitFor(p.Pid)
+	if err == nil {
+		err = werr
+	}
+	return ws, err
+}
+
+// waitFor waits for the end of a process that this thread has started.
+func waitFor(pid int) (unix.WaitStatus, error) {
 	for {
-		_, werr := unix.Wait4(p.Pid, &ws, 0, nil)
-		if errors.Is(werr, unix.EINTR) {
-			continue
+		var ws unix.WaitStatus
+		_, err := unix.Wait4(pid, &ws, 0, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return ws, fmt.Errorf("waiting for the process: %w", err)
+		case ws.Stopped():
+			// The process asked to be traced by its parent, which is this thread, and
+			// would wait for us for ever. It goes on as if it had not asked.
+			sig := ws.StopSignal()
+			if sig == unix.SIGTRAP {
+				sig = 0
+			}
+			unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_DETACH, uintptr(pid), 0, uintptr(sig), 0, 0)
+		default:
+			return ws, nil
 		}
-		if err == nil {
-			err = werr
-		}
-		return ws, err
 	}
 }

@@ -69,6 +69,9 @@ func (b *box) mountDev() error {
 		}
 	}
 	for _, l := range devLinks {
+		if l[0] == "core" && !b.n.kcore {
+			continue
+		}
 		if err := unix.Symlinkat(l[1], b.dev, l[0]); err != nil {
 			return err
 		}

@@ -30,6 +30,7 @@ type Native struct {
 	caps       uint64
 	lastCap    int
 	maskedSys  []string
+	kcore      bool // the kernel shows its memory as /proc/kcore
 	names      *names
 	cgroups    *cgroup.Manager // nil where the machine gives none
 }
@@ -125,6 +126,8 @@ func (n *Native) inspect() error {
 	n.setgroups = err != nil || strings.TrimSpace(string(deny)) != "deny"
 
 	n.maskedSys = maskedSys()
+	_, err = os.Lstat("/proc/kcore")
+	n.kcore = err == nil
 	return nil
 }
 

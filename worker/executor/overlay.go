@@ -16,7 +16,7 @@ import (
 // when one of them is copied up; with the others upper folders would be no layers.
 // Without a sync at the end (volatile) a step's data is in the page cache like
 // any other file's: kiln makes results durable in its own way.
-var overlayOptions = []string{"source=overlay", "index=off", "metacopy=off", "redirect_dir=off"}
+var overlayOptions = []string{"source=overlay", "index=off", "metacopy=off"}
 
 // maxString is the longest value that fsconfig takes.
 const maxString = 255
@@ -109,12 +109,15 @@ func (b *box) overlayByParts(lowers []string, upper, work string) (int, error) {
 }
 
 func (b *box) options(upper string) []string {
-	o := overlayOptions
-	if upper != "" {
-		o = append(o[:len(o):len(o)], "volatile")
-	}
+	o := overlayOptions[:len(overlayOptions):len(overlayOptions)]
 	if b.n.userns {
-		o = append(o[:len(o):len(o)], "userxattr")
+		// With attributes in the name of a user the kernel knows this word for the same.
+		o = append(o, "redirect_dir=nofollow", "userxattr")
+	} else {
+		o = append(o, "redirect_dir=off")
+	}
+	if upper != "" {
+		o = append(o, "volatile")
 	}
 	return o
 }

@@ -20,6 +20,12 @@ func TestParityWithRunc(t *testing.T) {
 		t.Fatalf("building the probe: %v\n%s", err, out)
 	}
 	n := newNative(t)
+	// A process that wants its parent to trace it gets no further by that, and kiln no less far.
+	traced, err := output(t, n, onLayers(t, []string{busybox, layer}, "/probe", "traceme"))
+	checkExit(t, err, 3, nil)
+	if traced != "traced\ttrue\n" {
+		t.Errorf("a traced process wrote %q", traced)
+	}
 	o, err := NewOCI(Options{Dir: t.TempDir()}, "runc")
 	if err != nil {
 		t.Fatal(err)
