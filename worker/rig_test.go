@@ -26,7 +26,7 @@ import (
 // rig is a worker on a state folder of its own, and a session whose local
 // folders are folders of the test.
 type rig struct {
-	*testing.T
+	testing.TB
 	w      *Worker
 	c      *cache.Cache
 	locals folders
@@ -67,7 +67,7 @@ func (l *lockedBuffer) take() string {
 
 const testSession = solver.SessionID("test")
 
-func newRig(t *testing.T, s Session) *rig {
+func newRig(t testing.TB, s Session) *rig {
 	t.Helper()
 	c, err := cache.Open(context.Background(), t.TempDir(), cache.Options{})
 	if err != nil {
@@ -87,7 +87,7 @@ func newRig(t *testing.T, s Session) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{T: t, w: w, c: c, locals: folders{}, done: make(map[llb.Digest][]cache.ChainID)}
+	r := &rig{TB: t, w: w, c: c, locals: folders{}, done: make(map[llb.Digest][]cache.ChainID)}
 	if s.Locals == nil {
 		s.Locals = r.locals
 	}
@@ -220,7 +220,7 @@ func (r *rig) local(name string, files map[string]string) llb.Edge {
 	r.Helper()
 	dir := r.TempDir()
 	r.locals[name] = dir
-	writeFiles(r.T, dir, files)
+	writeFiles(r.TB, dir, files)
 	return vertex(r, must(llb.Source("local://"+name, nil)))
 }
 
