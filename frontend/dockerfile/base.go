@@ -199,6 +199,7 @@ func (c *compiler) resolveFrom(ctx context.Context, s *stage, ref reference.Name
 	if isEmptyImage(img) {
 		return nil
 	}
+	s.pulled = true
 	s.state.root = imageSource(pinned, c.opts.resolveMode, platform, llb.Meta{
 		Name:        c.title(s, "FROM "+pinned, &environment{}, false),
 		Description: describe(s.code),

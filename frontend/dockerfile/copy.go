@@ -111,7 +111,7 @@ func (l *line) destination(p string) (string, error) {
 	if p == "." || p == "" {
 		p = "./"
 	}
-	return system.NormalizePath(l.stage.state.dir(), p, os, true)
+	return system.NormalizePath(l.stage.dir(), p, os, true)
 }
 
 // parseMode reads --chmod: octal, or symbolic as chmod(1) has it.

@@ -159,7 +159,7 @@ func checkConstPlatform(st *instructions.Stage, word shell.ProcessWordResult, li
 
 // checkBasePlatform finds a base image that is of another platform than was asked for.
 func (c *compiler) checkBasePlatform(s *stage, asked string) {
-	if s.replaced != nil || s.state.root == nil || s.state.image == nil || s.platform == nil {
+	if !s.pulled {
 		return
 	}
 	got := s.state.image.Platform

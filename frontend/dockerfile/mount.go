@@ -127,7 +127,7 @@ func (l *line) cacheOpt(m *instructions.Mount) *pb.CacheOpt {
 
 func (l *line) mountTarget(target string) (string, error) {
 	if !system.IsAbsolutePath(filepath.Clean(target)) {
-		target = filepath.Join("/", l.stage.state.dir(), target)
+		target = filepath.Join("/", l.stage.dir(), target)
 	}
 	if target == "/" {
 		return "", fmt.Errorf("invalid mount target %q", target)

@@ -33,7 +33,7 @@ func (l *line) run(c *instructions.RunCommand) error {
 	p.meta = &pb.Meta{
 		Args:                      args,
 		Env:                       env,
-		Cwd:                       st.dir(),
+		Cwd:                       l.stage.dir(),
 		User:                      st.image.Config.User,
 		RemoveMountStubsRecursive: true,
 	}

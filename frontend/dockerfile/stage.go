@@ -41,6 +41,7 @@ type stage struct {
 
 	noCache  bool
 	resolved bool // the base is known
+	pulled   bool // it is an image that has layers
 	done     bool // state is what the stage comes to
 
 	state   state
@@ -76,12 +77,12 @@ type need struct {
 	by instructions.Command
 }
 
-// dir is the folder in which steps run.
-func (s *state) dir() string {
-	if s.image.Config.WorkingDir == "" {
+// dir is the folder in which the stage's steps run.
+func (s *stage) dir() string {
+	if s.state.image.Config.WorkingDir == "" {
 		return "/"
 	}
-	return system.ToSlash(s.image.Config.WorkingDir, s.image.OS)
+	return system.ToSlash(s.state.image.Config.WorkingDir, s.platform.OS)
 }
 
 // counter numbers the steps of a stage for the names of vertices.
