@@ -63,6 +63,9 @@ func setAside(err error) bool {
 }
 
 func openBadger(dir string, memTable int64, warn func(error)) (b *badger.DB, err error) {
+	if !roomFor(filepath.Dir(dir), openRoom) {
+		return nil, unix.ENOSPC
+	}
 	o := badgerOptions(dir, memTable, badgerLog{warn})
 	if err := checkFiles(o); err != nil {
 		return nil, err
@@ -85,6 +88,16 @@ func (l badgerLog) Errorf(format string, args ...any) {
 func (l badgerLog) Warningf(string, ...any) {}
 func (l badgerLog) Infof(string, ...any)    {}
 func (l badgerLog) Debugf(string, ...any)   {}
+
+// openRoom is the free disk space that opening takes at most: Badger writes to
+// the first pages of new mapped files.
+const openRoom = 1 << 20
+
+// roomFor reports whether that many bytes are free on the disk of dir.
+func roomFor(dir string, bytes int64) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(dir, &fs) != nil || int64(fs.Bavail)*fs.Bsize >= bytes
+}
 
 // checkFiles looks at the files of a database before Badger does.
 //
@@ -188,6 +201,9 @@ func (d *database) compact() error {
 	d.flushMu.Lock()
 	defer d.flushMu.Unlock()
 	if d.deleted < compactAfter {
+		return nil
+	}
+	if !roomFor(d.dir, headroom) {
 		return nil
 	}
 	// A large memtable's log would keep its size: a small one has to do.

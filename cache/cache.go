@@ -13,8 +13,9 @@
 //
 // One process at a time owns a state folder. Within it everything is safe for
 // concurrent use, Prune while builds run too: what is found or put under an open
-// Lease is kept. The locks are taken in this order: Cache.stamp, Cache.layerMu,
-// a shard of the guard, database.flushMu, database.mu.
+// Lease is kept. The locks are taken in this order: Cache.pruneMu, Cache.layerMu,
+// a shard of the guard, Cache.leaseMu, epochs.closing, epochs.stamp,
+// database.flushMu, database.life, database.mu.
 package cache
 
 import (
@@ -255,7 +256,7 @@ func checkForeign(dir string) error {
 		return err
 	}
 	for _, n := range names {
-		if n.Name() != "lock" && n.Name() != "version" {
+		if n.Name() != "lock" && n.Name() != "lost+found" {
 			return fmt.Errorf("it is not empty (%q is in it) and is no state folder of kiln's: choose another", n.Name())
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,7 +37,7 @@ const (
 	flushDelay = 50 * time.Millisecond
 	// flushBytes is how much makes a flush begin at once, and twice that makes
 	// writers wait for it.
-	flushBytes = 4 << 20
+	flushBytes = 8 << 20
 	// headroom is the free disk space below which nothing is flushed: Badger maps
 	// its files into memory, and a process that writes to a mapped file on a full
 	// disk is killed. It covers a batch, the table made of it, and a compaction.
@@ -292,8 +293,7 @@ func (d *database) flush() error {
 }
 
 func (d *database) writeBatch(batch map[string][]byte, size int) error {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(d.dir, &fs); err == nil && int64(fs.Bavail)*fs.Bsize < int64(headroom+4*size) {
+	if !roomFor(d.dir, int64(headroom+4*size)) {
 		return unix.ENOSPC
 	}
 	if size > smallMemTable && !d.large {
@@ -329,48 +329,80 @@ func (d *database) writeBatch(batch map[string][]byte, size int) error {
 // page is how many keys each reads at once.
 const page = 512
 
-// each calls fn for the keys that begin with prefix, in their order, with values
-// for their values too. fn may keep what it is given, and write to d. Keys that
-// are put meanwhile may be met or not.
+// each calls fn for the keys that begin with prefix, with values for their values
+// too: those that are buffered come last, others in their order. fn may keep what
+// it is given, and write to d. Keys that are put meanwhile may be met or not.
 func (d *database) each(prefix []byte, values bool, fn func(key, value []byte) error) error {
-	if err := d.flush(); err != nil {
-		return err
-	}
-	type pair struct{ k, v []byte }
+	buffered := d.buffered(prefix)
 	for at := prefix; at != nil; {
-		var pairs []pair
-		err := d.view(func(txn *badger.Txn) error {
-			o := badger.DefaultIteratorOptions
-			o.Prefix, o.PrefetchValues = prefix, false
-			it := txn.NewIterator(o)
-			defer it.Close()
-			for it.Seek(at); it.Valid() && len(pairs) < page; it.Next() {
-				p := pair{k: it.Item().KeyCopy(nil)}
-				if values {
-					var err error
-					if p.v, err = it.Item().ValueCopy(nil); err != nil {
-						return err
-					}
-				}
-				pairs = append(pairs, p)
-			}
-			return nil
-		})
+		pairs, err := d.page(prefix, at, values)
 		if err != nil {
 			d.broken(prefix, err)
 			return fmt.Errorf("reading the cache's database: %w", err)
 		}
 		for _, p := range pairs {
+			if _, ok := buffered[string(p.k)]; ok {
+				continue
+			}
 			if err := fn(p.k, p.v); err != nil {
 				return err
 			}
 		}
 		at = nil
-		if len(pairs) == page {
-			at = append(pairs[page-1].k, 0)
+		if len(pairs) == pageSize {
+			at = append(pairs[pageSize-1].k, 0)
+		}
+	}
+	for k, v := range buffered {
+		if v == nil {
+			continue
+		}
+		if err := fn([]byte(k), v); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// buffered gives what the buffer has of the keys that begin with prefix.
+func (d *database) buffered(prefix []byte) map[string][]byte {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	found := map[string][]byte{}
+	for _, m := range []map[string][]byte{d.flushing, d.active} {
+		for k, v := range m {
+			if strings.HasPrefix(k, string(prefix)) {
+				found[k] = v
+			}
+		}
+	}
+	return found
+}
+
+type pair struct{ k, v []byte }
+
+// pageSize is how many keys each reads at once: fn runs while nothing is locked.
+const pageSize = 512
+
+func (d *database) page(prefix, at []byte, values bool) (pairs []pair, err error) {
+	err = d.view(func(txn *badger.Txn) error {
+		o := badger.DefaultIteratorOptions
+		o.Prefix, o.PrefetchValues = prefix, false
+		it := txn.NewIterator(o)
+		defer it.Close()
+		for it.Seek(at); it.Valid() && len(pairs) < pageSize; it.Next() {
+			p := pair{k: it.Item().KeyCopy(nil)}
+			if values {
+				var err error
+				if p.v, err = it.Item().ValueCopy(nil); err != nil {
+					return err
+				}
+			}
+			pairs = append(pairs, p)
+		}
+		return nil
+	})
+	return pairs, err
 }
 
 // close flushes and closes Badger. What could not be flushed is lost: a miss.

@@ -517,14 +517,37 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("got %v, want ENOSPC and what to do", err)
 	}
 	wholeness(t, c, 1)
-	for i := 0; err == nil && i < 100; i++ {
+	err = nil
+	for i := 0; err == nil && i < 10_000; i++ {
 		err = c.Store(Record{Name: "step"}, key(i+10))
+		if i%100 == 0 {
+			_ = c.db.flush()
+		}
 	}
-	_ = c.Close()
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("writing to the database: got %v, want ENOSPC", err)
+	}
+	if err := c.Close(); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("closing: got %v, want ENOSPC", err)
+	}
+
+	// No room to open, and then just so much.
+	ballast := filepath.Join(dir, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 64<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("the disk is not full: %v", err)
+	}
+	if _, err := Open(context.Background(), state, Options{}); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "make room") {
+		t.Errorf("opening: got %v, want ENOSPC and what to do", err)
+	}
+	if st, err := os.Stat(ballast); err != nil {
+		t.Fatal(err)
+	} else if err := os.Truncate(ballast, st.Size()-2<<20); err != nil {
+		t.Fatal(err)
+	}
 	c = open(t, state, Options{Warn: func(error) {}})
-	if _, err := c.Prune(context.Background(), PruneOptions{}); err != nil {
-		t.Logf("pruning: %v", err)
-	}
+	wholeness(t, c, 1)
+	prune(t, c, PruneOptions{}) // removes the files that no record leads to
+	wholeness(t, c, 1)
 	build(t, c, 2, ChainID{}, map[string]string{"a": "2"})
 	wholeness(t, c, 2)
 	closeCache(t, c)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kiln-build/kiln/cache/blob"
+	"github.com/kiln-build/kiln/cache/internal/tmpfile"
 	"github.com/kiln-build/kiln/cache/pool"
 )
 
@@ -44,6 +45,11 @@ type pruner struct {
 }
 
 func (c *Cache) prune(ctx context.Context, o PruneOptions) ([]Usage, error) {
+	if o.MaxUsed > 0 {
+		if used, err := c.DiskUsage(); err != nil || used <= o.MaxUsed {
+			return nil, err
+		}
+	}
 	c.guard.Renew()
 	all, err := c.items(ctx)
 	if err != nil {
@@ -200,8 +206,10 @@ func (p *pruner) collect(ctx context.Context, items []item) error {
 	if err != nil {
 		return err
 	}
-	// What led to a file must be gone for good before the file is.
-	if err := errors.Join(p.db.flush(), p.db.sync()); err != nil {
+	// What led to a file should be gone for good before the file is. On a full
+	// disk it cannot be, until files are gone: should the process end before that,
+	// the records that are left lead to files that are not, and are found out.
+	if err := errors.Join(p.db.flush(), p.db.sync()); err != nil && !errors.Is(err, tmpfile.ErrFull) {
 		return err
 	}
 	if err := p.sweepFiles(keep); err != nil {
@@ -389,10 +397,7 @@ func (c *Cache) tidy() error {
 			return err
 		}
 	}
-	if err := c.used.rewrite(func(id [16]byte) bool { return known[id] }); err != nil {
-		return err
-	}
-	err = c.db.compact()
 	c.removals.Wait()
-	return err
+	err = c.used.rewrite(func(id [16]byte) bool { return known[id] })
+	return errors.Join(err, c.db.compact())
 }
