@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -26,13 +27,18 @@ import (
 type OCI struct {
 	n       *Native
 	command string
+	args    []string
 	count   atomic.Int64
 }
 
 var _ Executor = (*OCI)(nil)
 
-// NewOCI prepares an executor that runs processes by the program called command.
-func NewOCI(o Options, command string) (*OCI, error) {
+// noCgroups makes crun do without cgroups.
+const noCgroups = "--cgroup-manager=disabled"
+
+// NewOCI prepares an executor that runs processes by the program called command,
+// with args before those that all runtimes know.
+func NewOCI(o Options, command string, args ...string) (*OCI, error) {
 	full, err := exec.LookPath(command)
 	if err != nil {
 		return nil, fmt.Errorf("finding OCI runtime %s: %w", command, err)
@@ -47,7 +53,7 @@ func NewOCI(o Options, command string) (*OCI, error) {
 			return nil, err
 		}
 	}
-	return &OCI{n: n, command: full}, nil
+	return &OCI{n: n, command: full, args: args}, nil
 }
 
 // Close frees what the executor holds. Nothing may be running.
@@ -140,7 +146,7 @@ func (r *ociRun) run(done chan struct{}) error {
 
 func (r *ociRun) runtime(args ...string) *exec.Cmd {
 	global := []string{"--root", r.n.path("oci"), "--log", r.log, "--log-format", "json"}
-	cmd := exec.Command(r.o.command, append(global, args...)...)
+	cmd := exec.Command(r.o.command, slices.Concat(global, r.o.args, args)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
 	return cmd
 }
@@ -226,6 +232,10 @@ func (r *ociRun) writeBundle() error {
 	spec, err := ociSpec(r.s, r.user, r.environment(), r.n.path("root"), binds)
 	if err != nil {
 		return err
+	}
+	if slices.Contains(r.o.args, noCgroups) {
+		// crun would not show a process the cgroups that it was told not to make.
+		spec.Mounts = slices.DeleteFunc(spec.Mounts, func(m specs.Mount) bool { return m.Type == "cgroup" })
 	}
 	config, err := json.Marshal(spec)
 	if err != nil {

@@ -13,9 +13,10 @@ import (
 
 // The OCI runtimes do for a step what the native executor does.
 func TestOCI(t *testing.T) {
-	for _, command := range []string{"runc", "crun"} {
+	// crun makes no cgroups on a machine that has both forms of them.
+	for command, args := range map[string][]string{"runc": nil, "crun": {noCgroups}} {
 		t.Run(command, func(t *testing.T) {
-			o, err := NewOCI(Options{Dir: t.TempDir()}, command)
+			o, err := NewOCI(Options{Dir: t.TempDir()}, command, args...)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -92,7 +92,7 @@ func TestUnprivileged(t *testing.T) {
 	t.Cleanup(func() { exec.Command("userdel", name).Run() })
 
 	// The layers of a user's builds belong to the user.
-	if out, err := exec.Command("chown", "-Rh", name, root).CombinedOutput(); err != nil {
+	if out, err := exec.Command("chown", "-Rh", name+":", root).CombinedOutput(); err != nil {
 		t.Fatalf("%v %s", err, out)
 	}
 
