@@ -33,9 +33,6 @@ type OCI struct {
 
 var _ Executor = (*OCI)(nil)
 
-// noCgroups makes crun do without cgroups.
-const noCgroups = "--cgroup-manager=disabled"
-
 // NewOCI prepares an executor that runs processes by the program called command,
 // with args before those that all runtimes know.
 func NewOCI(o Options, command string, args ...string) (*OCI, error) {
@@ -120,6 +117,8 @@ func (r *ociRun) run(done chan struct{}) error {
 	if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &unix.MountAttr{Propagation: unix.MS_PRIVATE}); err != nil {
 		return fmt.Errorf("making mounts private: %w", err)
 	}
+	// On a machine with both forms of cgroups crun wants to see one of them only.
+	unix.Unmount("/sys/fs/cgroup/unified", unix.MNT_DETACH)
 	if err := r.mountRoot(); err != nil {
 		return fmt.Errorf("mounting the root: %w", err)
 	}
@@ -232,10 +231,6 @@ func (r *ociRun) writeBundle() error {
 	spec, err := ociSpec(r.s, r.user, r.environment(), r.n.path("root"), binds)
 	if err != nil {
 		return err
-	}
-	if slices.Contains(r.o.args, noCgroups) {
-		// crun would not show a process the cgroups that it was told not to make.
-		spec.Mounts = slices.DeleteFunc(spec.Mounts, func(m specs.Mount) bool { return m.Type == "cgroup" })
 	}
 	config, err := json.Marshal(spec)
 	if err != nil {
