@@ -88,12 +88,18 @@ func TestLargeGraphs(t *testing.T) {
 			}
 			solve(t, f, Request{Edges: edges(e), Observe: observe})
 			want := len(llb.Walk(e))
+			steps := 0
+			for _, v := range llb.Walk(e) {
+				if v.Kind() != "source" {
+					steps++
+				}
+			}
 			if sources := completed - want; sources < 0 || sources > 1 {
 				t.Errorf("%d vertices completed, want %d, and a source's pin", completed, want)
 			}
 			solve(t, f, Request{Edges: edges(e), Observe: observe})
-			if cached != want {
-				t.Errorf("%d vertices cached, want %d", cached, want)
+			if cached != steps {
+				t.Errorf("%d steps cached, want %d", cached, steps)
 			}
 		})
 	}

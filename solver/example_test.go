@@ -44,6 +44,5 @@ func ExampleSolver_Solve() {
 	// ran alpine
 	// ran make
 	// ran alpine
-	// cached alpine
 	// cached make
 }

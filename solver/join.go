@@ -129,7 +129,8 @@ func (s *Solver) wantAll(a *attempt, p *plan, t *task, v *llb.Vertex) {
 }
 
 // announce tells who watches of all that is answered for: the nodes with records,
-// and everything that only they would have needed.
+// and everything that only they would have needed. Sources were told of when they
+// were pinned, and that is all that happens to them.
 func (s *Solver) announce(b *build, p *plan, a *attempt) {
 	if !b.watch.on() {
 		return
@@ -141,7 +142,7 @@ func (s *Solver) announce(b *build, p *plan, a *attempt) {
 	now := s.o.Clock()
 	for i := range p.nodes {
 		n := &p.nodes[i]
-		if wanted[n.vertex.Digest()] {
+		if wanted[n.vertex.Digest()] || n.vertex.Kind() == "source" {
 			continue
 		}
 		switch n.found {

@@ -34,7 +34,9 @@ func TestDiamondRunsEachVertexOnce(t *testing.T) {
 		if got := f.w.ran(name); got != 1 {
 			t.Errorf("after the second build %s had run %d times, want 1", name, got)
 		}
-		again.has(t, "cached "+name)
+		if name != "image" { // a source was told of when it was pinned
+			again.has(t, "cached "+name)
+		}
 	}
 }
 

@@ -57,7 +57,7 @@ func cmdOCIRun(ts *testscript.TestScript, neg bool, args []string) {
 
 func cmdFiles(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) == 1, "files TAR")
-	img, err := peer.Open(ts.MkAbs(args[0]), ts.Getenv("WORK"))
+	img, err := peer.Open(ts.MkAbs(args[0]), shared.bin)
 	ts.Check(err)
 	lines, err := peer.Files(img)
 	ts.Check(err)
@@ -66,7 +66,7 @@ func cmdFiles(ts *testscript.TestScript, neg bool, args []string) {
 
 func cmdConfig(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, !neg && len(args) == 1, "config TAR")
-	img, err := peer.Open(ts.MkAbs(args[0]), ts.Getenv("WORK"))
+	img, err := peer.Open(ts.MkAbs(args[0]), shared.bin)
 	ts.Check(err)
 	raw, err := img.RawConfigFile()
 	ts.Check(err)

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sort"
+	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
@@ -131,12 +132,31 @@ func writeSpec(img v1.Image, bundle string, args []string) error {
 	if c.WorkingDir != "" {
 		spec.Process.Cwd = c.WorkingDir
 	}
-	var uid, gid uint32
-	if n, _ := fmt.Sscanf(c.User, "%d:%d", &uid, &gid); n > 0 {
-		spec.Process.User = specs.User{UID: uid, GID: gid}
+	if spec.Process.User, err = user(filepath.Join(bundle, "rootfs"), c.User); err != nil {
+		return err
 	}
 	if data, err = json.Marshal(spec); err != nil {
 		return err
 	}
 	return os.WriteFile(conf, data, 0o644)
+}
+
+// user looks a user up, by number or in the image's own file.
+func user(root, name string) (u specs.User, err error) {
+	if n, _ := fmt.Sscanf(name, "%d:%d", &u.UID, &u.GID); n > 0 || name == "" {
+		return u, nil
+	}
+	passwd, err := os.ReadFile(filepath.Join(root, "etc/passwd"))
+	if err != nil {
+		return u, err
+	}
+	for line := range strings.Lines(string(passwd)) {
+		f := strings.Split(line, ":")
+		if len(f) < 4 || f[0] != name {
+			continue
+		}
+		_, err := fmt.Sscan(f[2]+" "+f[3], &u.UID, &u.GID)
+		return u, err
+	}
+	return u, fmt.Errorf("the image has no user %q", name)
 }
