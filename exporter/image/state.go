@@ -2,6 +2,10 @@ package image
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
 	"strings"
 	"time"
 
@@ -23,18 +27,32 @@ func State(ctx context.Context, env exporter.Env, id cache.ChainID) (tree.Entry,
 	return env.Cache.Merged(id)
 }
 
-// GoneFile turns the error of a file that a tree has and the pool does not into
-// that of its layer. Which one it was cannot be told from the state; the top one
-// stands for all, and solving again finds the others.
+// GoneFile turns the error of a file that a state has and the pool does not into
+// that of the layer that it came from. Which one that is, only a look at all of
+// them tells; where none lacks anything, the error is of something else.
 func GoneFile(c *cache.Cache, id cache.ChainID, err error) error {
-	if err == nil {
-		return nil
-	}
-	link, cerr := c.Chain(id)
-	if cerr != nil {
+	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return err
 	}
-	return gone(link.Layer, err)
+	layers, cerr := c.Layers(id)
+	if cerr != nil {
+		return errors.Join(err, cerr)
+	}
+	for _, l := range layers {
+		if l.Root.Kind == tree.None {
+			continue
+		}
+		lacks := tree.Walk(c, l.Root, func(path string, e tree.Entry) error {
+			if e.Kind == tree.File && !c.Pool().Has(e) {
+				return fmt.Errorf("the file of %q: %w", path, fs.ErrNotExist)
+			}
+			return nil
+		})
+		if lacks != nil {
+			return &cache.GoneError{Layer: l.ID, Err: lacks}
+		}
+	}
+	return err
 }
 
 // PlatformFolder gives the name of the folder that a platform's files go into

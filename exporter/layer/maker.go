@@ -38,6 +38,7 @@ type Maker struct {
 
 	files  Files
 	chunks Chunks
+	procs  int
 	// tokens bound the pieces that are in memory. A piece takes one, in the order
 	// of its stream, and gives it back when it has been hashed; so the next piece
 	// to be hashed always has one, and no two layers can wait for each other.
@@ -54,7 +55,7 @@ func NewMaker(f Files, c Chunks, procs int) *Maker {
 	if procs <= 0 {
 		procs = runtime.GOMAXPROCS(0)
 	}
-	m := &Maker{files: f, chunks: c, compressors: make(map[Method]*compressor)}
+	m := &Maker{files: f, chunks: c, procs: procs, compressors: make(map[Method]*compressor)}
 	// Two more than are worked on: one that is being hashed, one that was just read.
 	m.tokens = make(chan struct{}, procs+2)
 	return m
@@ -67,7 +68,7 @@ func (m *Maker) compressor(how Method) (*compressor, error) {
 	if c, ok := m.compressors[how]; ok {
 		return c, nil
 	}
-	c, err := newCompressor(how, cap(m.tokens))
+	c, err := newCompressor(how, m.procs)
 	if err == nil {
 		m.compressors[how] = c
 	}

@@ -99,7 +99,9 @@ func newCompressor(m Method, procs int) (*compressor, error) {
 		}
 		return c, nil
 	case Zstd:
-		o := []zstd.EOption{zstd.WithEncoderConcurrency(procs)}
+		// A frame cannot look back further than the piece is long; encoders set
+		// aside memory for as much as they are allowed.
+		o := []zstd.EOption{zstd.WithEncoderConcurrency(procs), zstd.WithWindowSize(maxPiece)}
 		if m.Leveled {
 			o = append(o, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(m.Level)))
 		}

@@ -257,7 +257,7 @@ func (w *writer) file(d *folder, of tree.Entry, path string, e tree.Entry) error
 		defer func() { err = errors.Join(err, d.Close()) }()
 		err = w.place(d, e.Name, func(dirfd int, name string) error { return w.create(dirfd, name, e) })
 		if err != nil {
-			return &layer.FileError{Path: path, Err: err}
+			return fmt.Errorf("writing %q: %w", path, err)
 		}
 		return nil
 	})
