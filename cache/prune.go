@@ -244,12 +244,13 @@ func (c *Cache) collectMount(it *item) (bool, error) {
 // sweepLinks removes the keys of records that are gone, and the chains, states
 // and layers that nothing leads to.
 func (p *pruner) sweepLinks() error {
-	err := p.db.each([]byte{prefixKey}, true, func(k, v []byte) error {
-		d := decoder{b: unstamp(v)}
-		id := d.id()
-		// Store holds the record's shard while it writes the record and its keys.
+	err := p.db.each([]byte{prefixKey}, false, func(k, _ []byte) error {
+		id := [32]byte(k[1:])
 		_, err := p.guard.Sweep(&id, func() error {
-			if p.db.has(dbKey(prefixRecord, &id)) {
+			// A key may lead to another record by now.
+			d := decoder{b: unstamp(p.db.get(k))}
+			record := d.id()
+			if d.end() == nil && p.db.has(dbKey(prefixRecord, &record)) {
 				return nil
 			}
 			return p.db.delete(k)

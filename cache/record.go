@@ -80,20 +80,31 @@ func (c *Cache) Lookup(k Key) (Record, error) {
 func (c *Cache) Store(r Record, keys ...Key) error {
 	body := r.encode()
 	id := RecordID(sha256.Sum256(body))
-	defer c.guard.Use((*[32]byte)(&id)).RUnlock()
-	key := dbKey(prefixRecord, (*[32]byte)(&id))
-	if !c.db.has(key) {
-		if err := c.stamped(key, body); err != nil {
-			return err
-		}
-		c.used.note((*[32]byte)(&id), c.opt.Clock())
+	if err := c.storeRecord(&id, body); err != nil {
+		return err
 	}
+	// The record's shard is let go before a key's is taken: nobody holds two.
 	for i := range keys {
-		if err := c.stamped(dbKey(prefixKey, (*[32]byte)(&keys[i])), id[:]); err != nil {
+		if err := c.storeKey(&keys[i], &id); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (c *Cache) storeRecord(id *RecordID, body []byte) error {
+	defer c.guard.Use((*[32]byte)(id)).RUnlock()
+	key := dbKey(prefixRecord, (*[32]byte)(id))
+	if c.db.has(key) {
+		return nil
+	}
+	c.used.note((*[32]byte)(id), c.opt.Clock())
+	return c.stamped(key, body)
+}
+
+func (c *Cache) storeKey(k *Key, id *RecordID) error {
+	defer c.guard.Use((*[32]byte)(k)).RUnlock()
+	return c.stamped(dbKey(prefixKey, (*[32]byte)(k)), id[:])
 }
 
 // goneIfMissing makes a GoneError of an error that says that a layer's data is not here.
