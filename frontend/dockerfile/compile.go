@@ -16,6 +16,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	"github.com/moby/patternmatcher"
+	"golang.org/x/sync/errgroup"
 )
 
 // compiler compiles a Dockerfile for one platform. It is used once.
@@ -131,11 +132,8 @@ func (c *compiler) evaluateStages(ctx context.Context) (*stage, error) {
 	if err := c.connectStages(); err != nil {
 		return nil, err
 	}
-	needed, err := c.resolveBases(ctx, target)
+	needed, err := c.askOutside(ctx, target)
 	if err != nil {
-		return nil, err
-	}
-	if err := c.readIgnore(ctx); err != nil {
 		return nil, err
 	}
 	for _, s := range c.stages.list {
@@ -152,6 +150,18 @@ func (c *compiler) evaluateStages(ctx context.Context) (*stage, error) {
 	// Everything of the target is used: by the exporter.
 	target.reads.add("/")
 	return target, nil
+}
+
+// askOutside finds the bases and reads the ignore file, at the same time, and gives
+// the stages that the target needs.
+func (c *compiler) askOutside(ctx context.Context, target *stage) (needed map[*stage]bool, err error) {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() (err error) {
+		needed, err = c.resolveBases(ctx, target)
+		return err
+	})
+	group.Go(func() error { return c.readIgnore(ctx) })
+	return needed, group.Wait()
 }
 
 // What a Dockerfile may hold at most. BuildKit sets no limits but that of a line;
