@@ -88,6 +88,10 @@ func (b *box) mountAll() error {
 	if err := b.mountRoot(); err != nil {
 		return fmt.Errorf("mounting the root: %w", err)
 	}
+	var err error
+	if b.user, err = lookUpUser(b.root, b.s.User); err != nil {
+		return err // before anything is mounted over the image's own files
+	}
 	if err := b.mountKernel(); err != nil {
 		return err
 	}
@@ -101,10 +105,6 @@ func (b *box) mountAll() error {
 		if err := b.mountOne(m); err != nil {
 			return fmt.Errorf("mounting %s: %w", m.Dest, err)
 		}
-	}
-	var err error
-	if b.user, err = lookUpUser(b.root, b.s.User); err != nil {
-		return err
 	}
 	if err := b.makeCwd(); err != nil {
 		return fmt.Errorf("making working folder %s: %w", b.s.Cwd, err)

@@ -1,7 +1,23 @@
 // Package executor runs a process in a sandbox of kiln's own: namespaces, an
-// overlay root, capabilities, seccomp and cgroups, set up by a copy of this very
-// program that lives in memory, so that nothing in the sandbox can reach the
-// host's file.
+// overlay root, capabilities, seccomp and cgroups.
+//
+// A sandbox (box) is set up by a thread of kiln's own that leaves the host's
+// namespaces for new ones, mounts everything there and forks. So no mount is ever
+// made in the host's mount namespace, and a kiln that is killed leaves none. What
+// only the new process can do (/proc, pivot_root, dropping privileges) is a list
+// of system calls that a stub of a few hundred bytes makes before it becomes the
+// step's program (package launch): no copy of kiln itself is ever executed inside,
+// and /proc/self/exe never leads to its file.
+//
+// Paths of a root are resolved by openat2 inside that root, and mounted on by
+// descriptor, as an image may hold any link (rootDir). Mount points that have to
+// be made are stubs, and go when the process has ended (stub).
+//
+// The network is the host's, unless NetworkNone is asked for: kiln makes no
+// bridge, as BuildKit does not where no CNI is configured. A step then reaches
+// what listens on the host's loopback and abstract sockets, too.
+//
+// It needs Linux 5.14 or later.
 package executor
 
 import (
@@ -45,7 +61,7 @@ type Spec struct {
 type Overlay struct {
 	Lower    []string // bottom first; may be empty
 	Upper    string   // what the step writes lands here; empty is a read-only root
-	Work     string   // beside Upper, for overlayfs's own use
+	Work     string   // beside Upper, for overlayfs's own use; new for each run, and the caller's to remove
 	ReadOnly bool
 }
 

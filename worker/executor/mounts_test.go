@@ -268,7 +268,7 @@ func TestHostileImage(t *testing.T) {
 		{"working folder through /proc", nil, "", "", "/proc/self/fd/5", "working folder /proc/self/fd/5"},
 		{"passwd is a link", map[string]string{"etc/passwd": "->/../../../../etc/shadow"}, "", "ann", "", "not in the image's /etc/passwd"},
 		{"passwd is a fifo", map[string]string{"etc/passwd": "fifo"}, "", "ann", "", "not a regular file"},
-		{"passwd is a device", map[string]string{"etc/passwd": "->/dev/zero"}, "", "ann", "", "not a regular file"},
+		{"passwd is a device", map[string]string{"etc/passwd": "->/dev/zero"}, "", "ann", "", "not in the image's /etc/passwd"},
 		{"passwd is huge", map[string]string{"etc/passwd": strings.Repeat("x", maxUserFile+1)}, "", "ann", "", "larger than"},
 	}
 	for _, c := range cases {

@@ -272,6 +272,9 @@ func (b *box) supervise(ctx context.Context) (unix.WaitStatus, error) {
 	close(done)
 	group.Wait()
 	b.io.finish()
+	if b.ptmx != nil {
+		b.ptmx.Close()
+	}
 	return r.ws, r.err
 }
 

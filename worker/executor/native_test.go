@@ -24,6 +24,9 @@ func TestMain(m *testing.M) {
 		println("making the root of the tests (Debian package busybox-static):", err.Error())
 		os.Exit(1)
 	}
+	if dir := os.Getenv("KILN_EXECUTOR_DOOMED"); dir != "" {
+		runDoomed(dir)
+	}
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)

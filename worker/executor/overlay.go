@@ -44,7 +44,11 @@ func (b *box) overlay(o Overlay, extra ...string) (int, error) {
 		if err != nil {
 			return -1, fmt.Errorf("mounting layer %s: %w", lowers[0], err)
 		}
-		return fd, restrict(fd, unix.MOUNT_ATTR_RDONLY)
+		if err := restrict(fd, unix.MOUNT_ATTR_RDONLY); err != nil {
+			unix.Close(fd)
+			return -1, err
+		}
+		return fd, nil
 	}
 	if !noLowerdirPlus.Load() {
 		fd, err := b.overlayByParts(lowers, o.Upper, o.Work)
