@@ -110,17 +110,27 @@ func (s *Images) Resolve(ctx context.Context, cred registry.Credentials, ref str
 	if err != nil {
 		return Image{}, err
 	}
-	img.Digest = d.Digest
-	m, d, err := s.manifest(ctx, cred, r, d, data, p)
+	err = img.describe(d, data, p, func(d blob.Descriptor) ([]byte, error) { return s.fetch(ctx, cred, r, d) })
 	if err != nil {
-		return Image{}, fmt.Errorf("image %s: %w", r, err)
-	}
-	img.Manifest = d
-	if err := s.config(ctx, cred, r, m, &img); err != nil {
 		return Image{}, fmt.Errorf("image %s: %w", r, err)
 	}
 	return img, nil
 }
+
+// describe fills an image in, from the bytes of what its reference names and what
+// fetch gives of the manifests and the config below that.
+func (img *Image) describe(d blob.Descriptor, data []byte, p ocispecs.Platform, fetch fetchFunc) error {
+	img.Digest = d.Digest
+	m, d, err := findManifest(d, data, p, fetch)
+	if err != nil {
+		return err
+	}
+	img.Manifest = d
+	return img.readConfig(m, fetch)
+}
+
+// fetchFunc gives the bytes of a manifest or config.
+type fetchFunc func(d blob.Descriptor) ([]byte, error)
 
 // named gives the descriptor and bytes of what r names.
 func (s *Images) named(ctx context.Context, cred registry.Credentials, r registry.Reference, mode Mode) (blob.Descriptor, []byte, error) {
@@ -248,37 +258,54 @@ func (s *Images) recall(r registry.Reference) (d blob.Digest, ok bool) {
 // that they make and the image's config. limit is how many layers count, from the
 // bottom; 0 is all.
 func (s *Images) Chain(ctx context.Context, img Image, limit int) (cache.ChainID, []byte, error) {
-	var id cache.ChainID
-	if limit > len(img.layers) {
-		return id, nil, fmt.Errorf("image %s has %d layers, and a limit of %d", img.Ref, len(img.layers), limit)
-	}
-	if limit == 0 {
-		limit = len(img.layers)
-	}
 	r, err := registry.ParseReference(img.Ref)
 	if err != nil {
-		return id, nil, err
+		return cache.ChainID{}, nil, err
 	}
-	for _, l := range img.layers[:limit] {
-		layer := cache.Layer{
-			ID:      cache.ImageLayerID(l.diff),
-			DiffID:  l.diff,
-			Blobs:   []blob.Descriptor{l.blob},
-			Origins: []string{r.Repository()},
-		}
-		if err := s.cache.PutLayer(layer); err != nil {
-			return id, nil, fmt.Errorf("image %s: %w", img.Ref, err)
-		}
-		if id, err = s.cache.Extend(id, layer.ID); err != nil {
-			return id, nil, fmt.Errorf("image %s: %w", img.Ref, err)
-		}
+	id, err := img.chain(s.cache, limit, []string{r.Repository()})
+	if err != nil {
+		return id, nil, fmt.Errorf("image %s: %w", img.Ref, err)
 	}
 	return id, img.Config, ctx.Err()
 }
 
-// config fetches the config of a manifest and fills in what it says.
-func (s *Images) config(ctx context.Context, cred registry.Credentials, r registry.Reference, m manifest, img *Image) error {
-	data, err := s.fetch(ctx, cred, r, m.Config)
+// chain puts the layers, which the origins have, into the cache.
+func (img *Image) chain(c *cache.Cache, limit int, origins []string) (id cache.ChainID, err error) {
+	layers, err := img.limited(limit)
+	if err != nil {
+		return id, err
+	}
+	for _, l := range layers {
+		layer := cache.Layer{
+			ID:      cache.ImageLayerID(l.diff),
+			DiffID:  l.diff,
+			Blobs:   []blob.Descriptor{l.blob},
+			Origins: origins,
+		}
+		if err := c.PutLayer(layer); err != nil {
+			return id, err
+		}
+		if id, err = c.Extend(id, layer.ID); err != nil {
+			return id, err
+		}
+	}
+	return id, nil
+}
+
+// limited gives the lowest layers; a limit of 0 is all.
+func (img *Image) limited(limit int) ([]imageLayer, error) {
+	switch {
+	case limit < 0 || limit > len(img.layers):
+		return nil, fmt.Errorf("it has %d layers, and the limit is %d", len(img.layers), limit)
+	case limit == 0:
+		limit = len(img.layers)
+	}
+	return img.layers[:limit], nil
+}
+
+// readConfig fetches the config of a manifest and fills in what it says.
+func (img *Image) readConfig(m manifest, fetch fetchFunc) error {
+	data, err := fetch(m.Config)
 	if err != nil {
 		return fmt.Errorf("its config: %w", err)
 	}

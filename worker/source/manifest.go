@@ -1,7 +1,6 @@
 package source
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -80,8 +79,8 @@ func isIndexType(t string) bool {
 	return t == ocispecs.MediaTypeImageIndex || t == "application/vnd.docker.distribution.manifest.list.v2+json"
 }
 
-// manifest goes from what a reference names down to the manifest for a platform.
-func (s *Images) manifest(ctx context.Context, cred registry.Credentials, r registry.Reference, d blob.Descriptor, data []byte, p ocispecs.Platform) (manifest, blob.Descriptor, error) {
+// findManifest goes from what a reference names down to the manifest for a platform.
+func findManifest(d blob.Descriptor, data []byte, p ocispecs.Platform, fetch fetchFunc) (manifest, blob.Descriptor, error) {
 	for range maxNesting + 1 {
 		m, err := parseManifest(data)
 		if err != nil {
@@ -96,7 +95,7 @@ func (s *Images) manifest(ctx context.Context, cred registry.Credentials, r regi
 		if d, err = choose(m.Manifests, p); err != nil {
 			return m, d, err
 		}
-		if data, err = s.fetch(ctx, cred, r, d); err != nil {
+		if data, err = fetch(d); err != nil {
 			return m, d, err
 		}
 	}
