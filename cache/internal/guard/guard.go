@@ -43,14 +43,16 @@ type Guard struct {
 		_ [40]byte // one cache line each
 	}
 
-	// newest is where uses are noted; nil while no lease is open.
+	// newest is where uses are noted; nil before the first lease.
 	newest atomic.Pointer[generation]
 
-	mu   sync.Mutex // guards gens
+	mu   sync.Mutex // guards what follows
+	open int        // leases
 	gens []*generation
 }
 
-// generation is the uses between two sweeps, or since the first lease.
+// generation is the uses between two calls of Renew. One is kept when the last
+// lease ends, for the next: its bits then keep more than they must, until Renew.
 type generation struct {
 	leases int // that began in it; guarded by Guard.mu
 	bits   [1 << (nameBits - 5)]atomic.Uint32
@@ -89,6 +91,9 @@ func (g *Guard) Used(id *[32]byte) bool {
 	word, mask := bit(id)
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.open == 0 {
+		return false
+	}
 	for _, gen := range g.gens {
 		if gen.bits[word].Load()&mask != 0 {
 			return true
@@ -106,14 +111,14 @@ func (g *Guard) Begin() (end func()) {
 	}
 	gen := g.gens[len(g.gens)-1]
 	gen.leases++
+	g.open++
 	return sync.OnceFunc(func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		gen.leases--
-		g.trim()
-		if len(g.gens) == 1 && g.gens[0].leases == 0 {
-			g.gens = nil
-			g.newest.Store(nil)
+		g.open--
+		for len(g.gens) > 1 && g.gens[0].leases == 0 {
+			g.gens = g.gens[1:]
 		}
 	})
 }
@@ -123,7 +128,11 @@ func (g *Guard) Begin() (end func()) {
 func (g *Guard) Renew() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.gens) > 0 && g.gens[len(g.gens)-1].leases > 0 {
+	switch {
+	case g.open == 0:
+		g.gens = nil
+		g.newest.Store(nil)
+	case g.gens[len(g.gens)-1].leases > 0:
 		g.renew()
 	}
 }
@@ -132,13 +141,6 @@ func (g *Guard) renew() {
 	gen := new(generation)
 	g.gens = append(g.gens, gen)
 	g.newest.Store(gen)
-}
-
-// trim drops the oldest generations while no lease began in them; the newest stays.
-func (g *Guard) trim() {
-	for len(g.gens) > 1 && g.gens[0].leases == 0 {
-		g.gens = g.gens[1:]
-	}
 }
 
 // SetDirty notes that something was written that is not durable yet.
