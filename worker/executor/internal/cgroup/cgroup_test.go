@@ -50,6 +50,11 @@ func TestGroup(t *testing.T) {
 		t.Fatalf("no cgroups on this machine: %v", err)
 	}
 	defer m.Close()
+	other, err := Find("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other.Close() // takes the folders away
 	g, err := m.Create("a/b c", Limits{PIDs: 5, Memory: 1 << 24}, false)
 	if err != nil {
 		t.Fatal(err)
@@ -80,8 +85,8 @@ func TestGroup(t *testing.T) {
 			continue
 		}
 		ns, _, _ := strings.Cut(m.owner, ".")
-		dead, other := filepath.Join(top, ns+".999999999.1.1-x"), filepath.Join(top, "1.999999999.1.1-x")
-		for _, d := range []string{dead, other} {
+		dead, foreign := filepath.Join(top, ns+".999999999.1.1-x"), filepath.Join(top, "1.999999999.1.1-x")
+		for _, d := range []string{dead, foreign} {
 			if err := os.Mkdir(d, 0o755); err != nil {
 				t.Fatal(err)
 			}
@@ -90,7 +95,7 @@ func TestGroup(t *testing.T) {
 		if _, err := os.Stat(dead); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s is left: %v", dead, err)
 		}
-		if err := os.Remove(other); err != nil { // of another pid namespace: not ours to judge
+		if err := os.Remove(foreign); err != nil { // of another pid namespace: not ours to judge
 			t.Error(err)
 		}
 	}
