@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/fstest"
 	"time"
+
+	"github.com/kiln-build/kiln/llb"
 )
 
 func tgz(t *testing.T, files map[string]time.Time) []byte {
@@ -76,6 +78,19 @@ func TestRemoteContext(t *testing.T) {
 			b := &testBuild{opts: tt.opts, bridge: fakeBridge{folders: tt.folders}}
 			sameText(t, "graph", draw(mustBuild(t, b).Root), tt.want)
 		})
+	}
+}
+
+// TestCredentials looks for the password of a context where people see it.
+func TestCredentials(t *testing.T) {
+	b := &testBuild{
+		dockerfile: lines("FROM scratch", "COPY --from=r a /", "COPY --from=d context /"),
+		opts:       opts("context:r=https://user:hush@h/r.git", "context:d=https://hush@h/f"),
+	}
+	for _, v := range llb.Walk(mustBuild(t, b).Root) {
+		if strings.Contains(v.Meta().Name, "hush") {
+			t.Errorf("a vertex is called %q", v.Meta().Name)
+		}
 	}
 }
 
@@ -249,5 +264,17 @@ func TestEpochErrors(t *testing.T) {
 				t.Errorf("error = %v, want one that contains %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// TestExplain asks the vertex of a COPY.
+func TestExplain(t *testing.T) {
+	img := mustBuild(t, &testBuild{dockerfile: lines("FROM base", "COPY docs/a.md /"), ignore: "bin\n**/*.md\n"})
+	hint, ok := Explain(img.Root.Vertex, "/docs/a.md")
+	if want := `"/docs/a.md" is left out of the context by the pattern "**/*.md" of the ignore file`; !ok || hint != want {
+		t.Errorf("hint = %q, %v, want %q", hint, ok, want)
+	}
+	if hint, ok := Explain(img.Root.Vertex, "/docs/a.txt"); ok {
+		t.Errorf("a path that no pattern matches: %q", hint)
 	}
 }

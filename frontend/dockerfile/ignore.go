@@ -3,13 +3,17 @@ package dockerfile
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path"
 	"path/filepath"
+	"strings"
 
 	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/llb"
+	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/patternmatcher"
 	"github.com/moby/patternmatcher/ignorefile"
 )
@@ -81,4 +85,23 @@ func IgnoredBy(patterns []string, name string) (pattern string, ok bool) {
 		}
 	}
 	return pattern, ok
+}
+
+// Explain says why the vertex v may not find the path name in a local folder that it
+// reads: a pattern of the ignore file leaves it out.
+func Explain(v *llb.Vertex, name string) (hint string, ok bool) {
+	for _, in := range v.Inputs() {
+		src := in.Vertex.Op().GetSource()
+		if !strings.HasPrefix(src.GetIdentifier(), "local://") {
+			continue
+		}
+		var patterns []string
+		if err := json.Unmarshal([]byte(src.Attrs[pb.AttrExcludePatterns]), &patterns); err != nil {
+			continue
+		}
+		if p, ok := IgnoredBy(patterns, name); ok {
+			return fmt.Sprintf("%q is left out of the context by the pattern %q of the ignore file", name, p), true
+		}
+	}
+	return "", false
 }

@@ -78,7 +78,7 @@ func (n *namedContext) load(ctx context.Context) (*fsys, *Image, error) {
 		if f, ok, err := n.git(); ok {
 			return f, nil, err
 		}
-		return httpSource(n.spec, httpContextFile, "", llb.Meta{Name: n.title(n.spec)}), nil, nil
+		return httpSource(n.spec, httpContextFile, "", llb.Meta{Name: n.title(redacted(n.spec))}), nil, nil
 	}
 	return nil, nil, fmt.Errorf("unsupported context source %s for %s", kind, n.key)
 }
@@ -189,7 +189,7 @@ func (n *namedContext) git() (*fsys, bool, error) {
 		checksum: ref.Checksum,
 		mtime:    ref.MTime,
 		advice:   n.c.opts.gitAdvice,
-		meta:     llb.Meta{Name: "[internal] load git source " + n.spec},
+		meta:     llb.Meta{Name: "[internal] load git source " + redacted(n.spec)},
 	}.fsys(), true, nil
 }
 

@@ -31,7 +31,7 @@ func (o *origin) openGit(url string, ref *dfgitutil.GitRef) {
 		checksum: ref.Checksum,
 		mtime:    ref.MTime,
 		advice:   o.opts.gitAdvice,
-		meta:     llb.Meta{Name: "[internal] load git source " + url},
+		meta:     llb.Meta{Name: "[internal] load git source " + redacted(url)},
 	}
 	if src.mtime == "" && o.opts.buildArgs["SOURCE_DATE_EPOCH"] != "" {
 		src.mtime = "commit"

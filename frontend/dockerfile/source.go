@@ -87,6 +87,10 @@ func httpFilename(src string) string {
 
 // parseGit reads a git URL. Where ok is false s is none, whatever the error.
 func parseGit(s string) (ref *dfgitutil.GitRef, ok bool, err error) {
+	// Most words that come here are paths, and being told so by the parser is dear.
+	if !strings.Contains(s, ":") && !strings.HasPrefix(s, "github.com/") {
+		return nil, false, nil
+	}
 	ref, isGit, err := dfgitutil.ParseGitRef(s)
 	if err != nil {
 		return nil, isGit, err
@@ -161,6 +165,17 @@ func (s gitSource) addAttrs(attrs map[string]string) {
 	if s.mtime != "" {
 		attrs[pb.AttrGitMTime] = s.mtime
 	}
+}
+
+// redacted is a URL as it may be shown: without a user and a password, which over
+// http are credentials.
+func redacted(s string) string {
+	u, err := url.Parse(s)
+	if err != nil || u.User == nil || u.Scheme != "http" && u.Scheme != "https" {
+		return s
+	}
+	u.User = url.User("xxxxx")
+	return u.String()
 }
 
 func isGit(src string) bool {
