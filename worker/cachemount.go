@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/worker/executor"
 	"github.com/moby/buildkit/solver/pb"
 )
@@ -107,7 +108,7 @@ func (m *mounted) cacheMount(ctx context.Context, mnt *pb.Mount, dest string) er
 			if err != nil {
 				return err
 			}
-			return m.w.folders.Copy(ctx, root, dir)
+			return m.w.lost(ctx, m.w.folders.Copy(ctx, root, dir), []cache.ChainID{id})
 		}
 		if mnt.Output != int64(pb.SkipOutput) {
 			m.outs[mnt.Output] = output{chain: id}

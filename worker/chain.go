@@ -104,7 +104,7 @@ func (w *Worker) lower(ctx context.Context, job *solver.Job, id cache.ChainID) (
 		})
 	}
 	if err := group.Wait(); err != nil {
-		return nil, err
+		return nil, w.noticed(err)
 	}
 	return topmost(paths), nil
 }

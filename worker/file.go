@@ -40,12 +40,17 @@ func (w *Worker) runFile(ctx context.Context, job *solver.Job, op *pb.FileOp) ([
 		if states[i], err = w.state(ctx, job, chains[i]); err != nil {
 			return nil, err
 		}
+		if f.locals[i] == nil && w.doubt.Load() {
+			if err := w.check(ctx, chains[i]); err != nil {
+				return nil, err
+			}
+		}
 	}
 	f.bringer = newBringer(ctx, w.cache.Pool(), func(i int) *localTree { return f.locals[i] })
 	run := fileop.Op{Nodes: w.cache, Inputs: states, Files: f, Now: w.clock().UnixNano()}
 	outs, err := run.Run(ctx, op.Actions)
 	if err != nil {
-		return nil, err
+		return nil, w.lost(ctx, err, chains)
 	}
 	ids := make([]cache.ChainID, len(outs))
 	for i, out := range outs {

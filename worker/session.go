@@ -1,5 +1,20 @@
 // Package worker runs operations: it resolves sources, works file operations out
 // on trees, runs processes in sandboxes, and turns what they wrote into layers.
+//
+// Each kind of op has a file of its own. What they share:
+//
+//   - A Source says what an op of its scheme stands for (its pin), and makes a
+//     chain of that. Neither fetches an image's layers, or reads more of a local
+//     folder than the stat cache asks for.
+//   - A chain is unpacked when an op looks into it (state, for a tree) or stands
+//     on it (lower, for folders that overlayfs mounts).
+//   - A local folder is a chain of one layer of a kind of its own, whose files stay
+//     where they are. A copy captures the files that it takes; every other use
+//     captures the folder, or the part that is mounted, and goes on with an
+//     ordinary chain (solid). So no chain that leaves the worker, but that of the
+//     source itself, promises files that are not in the pool.
+//   - A Session is what one build lends; a job looks for what it needs in the
+//     sessions of all builds that want it.
 package worker
 
 import (

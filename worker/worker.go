@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kiln-build/kiln/cache"
@@ -42,6 +43,7 @@ type Worker struct {
 	clock   func() time.Time
 	keyring string
 	sources map[string]Source
+	doubt   atomic.Bool // see Doubt
 
 	mu       sync.Mutex
 	sessions []*session // in the order in which they were opened

@@ -319,3 +319,48 @@ func TestContent(t *testing.T) {
 		t.Errorf("the content of a missing path gives %v, want a NotFoundError", err)
 	}
 }
+
+// TestMissingFiles removes files of the pool behind the worker's back: what reads
+// them says which layer is gone, and in the end it is the one that had them first.
+func TestMissingFiles(t *testing.T) {
+	r := newRig(t, Session{})
+	first := r.copied(llb.Edge{}, r.local("ctx", map[string]string{"d/f": "x"}), "/", "/")
+	second := r.copied(llb.Edge{}, first, "/d", "/e")
+	r.solve(second)
+	if err := os.RemoveAll(r.c.Path("files")); err != nil {
+		t.Fatal(err)
+	}
+	goneLayer := func(err error) cache.LayerID {
+		t.Helper()
+		var gone *cache.GoneError
+		if !errors.As(err, &gone) {
+			t.Fatalf("the error is %v, want a GoneError", err)
+		}
+		return gone.Layer
+	}
+	id := func(e llb.Edge) cache.LayerID {
+		c, err := r.c.Chain(r.solve(e))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Layer
+	}
+	_, err := r.try(r.run(second, "true"))
+	if goneLayer(err) != id(second) {
+		t.Error("a step on a layer without its files blames another")
+	}
+	// Solving again runs the copy again, which finds out where the file was missing first.
+	want := id(first)
+	delete(r.done, second.Vertex.Digest())
+	_, err = r.try(second)
+	if goneLayer(err) != want {
+		t.Error("the copy that is run again does not blame what it copies from")
+	}
+	// A copy that has to read the file finds it out by itself.
+	a := copyAction("/d", "/g")
+	a.Mode = 0o600
+	_, err = r.try(r.files(llb.Edge{}, func(f *llb.Files, s llb.FileState) llb.FileState { return s.Copy(f.From(first), a) }))
+	if goneLayer(err) != want {
+		t.Error("a copy that reads a missing file does not blame its source")
+	}
+}
