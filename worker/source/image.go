@@ -3,11 +3,13 @@ package source
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 
 	"github.com/containerd/platforms"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -236,7 +238,20 @@ func (s *Images) read(d blob.Digest) ([]byte, error) {
 	if size > registry.MaxManifest {
 		return nil, fmt.Errorf("blob %s of %d bytes is no manifest: %w", d, size, fs.ErrNotExist)
 	}
-	return io.ReadAll(io.LimitReader(r, registry.MaxManifest))
+	data, err := io.ReadAll(io.LimitReader(r, registry.MaxManifest))
+	if err == nil && sha256.Sum256(data) != d {
+		return nil, s.drop(d)
+	}
+	return data, err
+}
+
+// drop removes a blob that was damaged behind kiln's back, so that it is fetched
+// again. The error says that it is not here.
+func (s *Images) drop(d blob.Digest) error {
+	if err := os.Remove(s.cache.Blobs().Path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing the damaged blob %s: %w", d, err)
+	}
+	return fmt.Errorf("blob %s was damaged: %w", d, fs.ErrNotExist)
 }
 
 // remember notes what a tag meant.

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/tree"
 	"github.com/kiln-build/kiln/registry"
 	"github.com/kiln-build/kiln/registry/registrytest"
@@ -254,6 +256,34 @@ func TestSpoiledPartialDownload(t *testing.T) {
 	}
 	if got := files(t, c, id); !strings.HasPrefix(got, "a=zzz") || len(proxy.Log()) != 2 {
 		t.Errorf("got %s after the requests %q", got, proxy.Log())
+	}
+}
+
+// TestDamagedBlobs: the manifest, the config and the layers in the state folder
+// are cut short behind kiln's back.
+func TestDamagedBlobs(t *testing.T) {
+	_, p := start(t)
+	p.image("v1", testImage{layers: [][]byte{testTar(t, "a="+strings.Repeat("z", 10_000))}})
+	c := openCache(t, t.TempDir())
+	s := NewImages(c, client(), ImagesOptions{})
+	img, _, err := pull(t.Context(), s, p.repo+":v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []blob.Digest{img.Digest, img.layers[0].blob.Digest} {
+		if err := os.Truncate(c.Blobs().Path(d), 50); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.ForgetLayer(cache.ImageLayerID(img.layers[0].diff)); err != nil {
+		t.Fatal(err)
+	}
+	_, id, err := pull(t.Context(), s, p.repo+"@"+img.Digest.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := files(t, c, id); !strings.HasPrefix(got, "a=zzz") {
+		t.Errorf("got %s", got)
 	}
 }
 

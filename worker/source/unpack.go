@@ -145,7 +145,11 @@ func (s *Images) unpackBlob(ctx context.Context, cred registry.Credentials, l ca
 	}()
 	w, err := s.cache.Blobs().Ingest(ctx, d.Digest, d.Size)
 	if errors.Is(err, fs.ErrExist) {
-		return s.unpackKept(ctx, l, d, report)
+		p, err := s.unpackKept(ctx, l, d, report)
+		if err == nil || !worthDraining(ctx, err, nil) || !s.damaged(d) {
+			return p, err
+		}
+		return s.unpackBlob(ctx, cred, l, d, report)
 	}
 	if err != nil {
 		return pulled{}, err
@@ -185,6 +189,21 @@ func (s *Images) unpackBlob(ctx context.Context, cred registry.Credentials, l ca
 	}
 	in.meter.done()
 	return p, err
+}
+
+// damaged reports whether a kept blob that could not be unpacked is not what its
+// name says, and drops it then.
+func (s *Images) damaged(d blob.Descriptor) bool {
+	f, _, err := s.cache.Blobs().Open(d.Digest)
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil || blob.Digest(h.Sum(nil)) == d.Digest {
+		return false
+	}
+	return errors.Is(s.drop(d.Digest), fs.ErrNotExist)
 }
 
 // worthDraining reports whether a stream that could not be unpacked should be
