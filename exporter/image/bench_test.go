@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"runtime"
 	"testing"
 
+	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/tree"
 	"github.com/kiln-build/kiln/exporter/internal/fixture"
@@ -58,7 +60,7 @@ func BenchmarkLayer(b *testing.B) {
 	root := sources(b, c)
 	files := Files(c.Cache)
 	stream := func() int64 {
-		n := &counter{w: io.Discard}
+		n := &counter{ctx: b.Context(), w: io.Discard}
 		if err := (layer.Stream{Files: files}).Write(context.Background(), struct{ io.Writer }{n}, root); err != nil {
 			b.Fatal(err)
 		}
@@ -99,7 +101,7 @@ func BenchmarkLayer(b *testing.B) {
 	b.Run("plain-gzip-loop", func(b *testing.B) {
 		b.SetBytes(size)
 		for b.Loop() {
-			n := &counter{w: io.Discard}
+			n := &counter{ctx: b.Context(), w: io.Discard}
 			z := gzip.NewWriter(n)
 			if err := (layer.Stream{Files: files}).Write(b.Context(), z, root); err != nil {
 				b.Fatal(err)
@@ -110,4 +112,26 @@ func BenchmarkLayer(b *testing.B) {
 			b.ReportMetric(float64(n.n), "blob-bytes")
 		}
 	})
+}
+
+// BenchmarkKnown assembles an image of 30 small layers whose blobs were made
+// before: what an export costs that finds everything.
+func BenchmarkKnown(b *testing.B) {
+	c := fixture.New(b)
+	var ids []cache.LayerID
+	for i := range 30 {
+		name := fmt.Sprintf("file%d", i)
+		ids = append(ids, c.Layer(map[string]tree.Entry{name: c.File([]byte(name), nil)}))
+	}
+	r := fixture.Result(c.Chain(ids...), fixture.Config(fixture.Amd64, 30))
+	o, err := ParseOptions(nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Assemble(b.Context(), c.Env(nil), o, r, new(fixture.Steps), nil); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

@@ -46,7 +46,7 @@ func (l Layer) Open(ctx context.Context) (io.ReadCloser, error) {
 
 // Copy writes the blob to w.
 func (l Layer) Copy(ctx context.Context, w io.Writer) error {
-	c := &counter{w: w}
+	c := &counter{ctx: ctx, w: w}
 	err := l.copy(ctx, c)
 	if err == nil && c.n != l.Desc.Size {
 		err = fmt.Errorf("blob %s has %d bytes and should have %d: %w", l.Desc.Digest, c.n, l.Desc.Size, io.ErrUnexpectedEOF)
@@ -74,28 +74,52 @@ func (l Layer) copy(ctx context.Context, w io.Writer) error {
 	return err
 }
 
+// copySlice is how much is copied between two looks at whether it is still wanted.
+const copySlice = 32 << 20
+
 // counter counts what is written, and remembers whether it was the writing that
 // failed. It hands readers to w's own ReadFrom, which may copy in the kernel.
 type counter struct {
+	ctx    context.Context // of the one call that it is for
 	w      io.Writer
 	n      int64
 	failed bool
 }
 
 func (c *counter) Write(b []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
 	n, err := c.w.Write(b)
 	c.n += int64(n)
 	c.failed = c.failed || err != nil
 	return n, err
 }
 
-func (c *counter) ReadFrom(r io.Reader) (int64, error) {
-	if rf, ok := c.w.(io.ReaderFrom); ok {
-		n, err := rf.ReadFrom(r)
-		c.n += n
-		return n, err
+func (c *counter) ReadFrom(r io.Reader) (total int64, err error) {
+	rf, ok := c.w.(io.ReaderFrom)
+	if !ok {
+		return io.CopyBuffer(struct{ io.Writer }{c}, r, make([]byte, 256<<10))
 	}
-	return io.CopyBuffer(struct{ io.Writer }{c}, r, make([]byte, 256<<10))
+	if l, ok := r.(*io.LimitedReader); ok {
+		return c.readFrom(rf, l) // a slice already: the kernel sees no limit in a limit
+	}
+	for {
+		n, err := c.readFrom(rf, &io.LimitedReader{R: r, N: copySlice})
+		total += n
+		if n == 0 || err != nil {
+			return total, err
+		}
+	}
+}
+
+func (c *counter) readFrom(rf io.ReaderFrom, r *io.LimitedReader) (int64, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := rf.ReadFrom(r)
+	c.n += n
+	return n, err
 }
 
 // goneReader makes errors of reading a layer's blob into ones that name the layer.

@@ -83,7 +83,7 @@ func (p *piece) write(ctx context.Context, f *Files, w io.Writer) error {
 		} else {
 			if _, err = w.Write(buf); err == nil {
 				buf = buf[:0]
-				err = pt.copy(f, w)
+				err = pt.copy(ctx, f, w)
 			}
 		}
 		if err != nil {
@@ -95,15 +95,27 @@ func (p *piece) write(ctx context.Context, f *Files, w io.Writer) error {
 	return err
 }
 
-func (pt *part) copy(f *Files, w io.Writer) error {
+// copySlice is how much is copied between two looks at whether it is still wanted.
+const copySlice = 32 << 20
+
+func (pt *part) copy(ctx context.Context, f *Files, w io.Writer) error {
 	r, err := pt.open(f)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	n, err := io.Copy(w, io.LimitReader(r, pt.n))
-	if err == nil && n < pt.n {
-		err = fmt.Errorf("the file is shorter than its tree says: %w", io.ErrUnexpectedEOF)
+	for left := pt.n; left > 0; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := io.Copy(w, io.LimitReader(r, min(left, copySlice)))
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return fmt.Errorf("the file is shorter than its tree says: %w", io.ErrUnexpectedEOF)
+		}
+		left -= n
 	}
-	return err
+	return nil
 }
