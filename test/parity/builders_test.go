@@ -5,6 +5,7 @@ package parity
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // limit bounds one build.
@@ -174,7 +176,11 @@ func buildctlArgs(c *testCase, f *folders) (args []string, annotations string, e
 			args = append(args, name, value)
 		case "--build-context":
 			local++
-			args = append(args, namedContext(value, local)...)
+			more, err := namedContext(value, local)
+			if err != nil {
+				return nil, "", err
+			}
+			args = append(args, more...)
 		case "-f", "--file":
 			// buildctlContext reads it
 		default:
@@ -190,20 +196,27 @@ func buildctlArgs(c *testCase, f *folders) (args []string, annotations string, e
 	return args, annotations, nil
 }
 
-// namedContext gives the options for --build-context; a folder is a local source
-// of its own.
-func namedContext(value string, n int) []string {
+// namedContext gives the options for --build-context: a folder is a local source
+// of its own, an OCI layout a store and the digest of the image in it.
+func namedContext(value string, n int) ([]string, error) {
 	name, where, _ := strings.Cut(value, "=")
-	if layout, ok := strings.CutPrefix(where, "oci-layout://"); ok {
-		dir, digest, _ := strings.Cut(layout, "@")
+	if dir, ok := strings.CutPrefix(where, "oci-layout://"); ok {
+		data, err := os.ReadFile(filepath.Join(dir, "index.json"))
+		if err != nil {
+			return nil, err
+		}
+		var index v1.Index
+		if err := json.Unmarshal(data, &index); err != nil || len(index.Manifests) != 1 {
+			return nil, fmt.Errorf("%s is no layout of one image: %w", dir, err)
+		}
 		store := fmt.Sprintf("store%d", n)
-		return []string{"--oci-layout", store + "=" + dir, "--opt", "context:" + name + "=oci-layout://" + store + "@" + digest}
+		return []string{"--oci-layout", store + "=" + dir, "--opt", "context:" + name + "=oci-layout://" + store + "@" + index.Manifests[0].Digest.String()}, nil
 	}
 	if strings.HasPrefix(where, "/") {
 		local := fmt.Sprintf("ctx%d", n)
-		return []string{"--local", local + "=" + where, "--opt", "context:" + name + "=local:" + local}
+		return []string{"--local", local + "=" + where, "--opt", "context:" + name + "=local:" + local}, nil
 	}
-	return []string{"--opt", "context:" + name + "=" + where}
+	return []string{"--opt", "context:" + name + "=" + where}, nil
 }
 
 func envValue(env []string, key string) string {
