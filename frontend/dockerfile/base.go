@@ -49,32 +49,32 @@ func (c *compiler) resolveBases(ctx context.Context, target *stage) (map[*stage]
 	}
 }
 
+// maxResolving is how many images are asked for at the same time.
+const maxResolving = 32
+
+// resolveImages finds what those stages start from that start from no other stage.
 func (c *compiler) resolveImages(ctx context.Context, needed map[*stage]bool) error {
-	group, gctx := errgroup.WithContext(ctx)
-	var checks []func()
+	var images []*stage
 	for _, s := range c.stages.list {
-		if s.base != nil || s.resolved {
-			continue
-		}
-		if !needed[s] {
+		switch {
+		case s.base != nil || s.resolved:
+		case !needed[s]:
 			// Its name is checked all the same: a typing error is one in any stage.
 			if err := c.checkReference(s); err != nil {
 				return err
 			}
-			continue
+		case s.from == scratch && s.replaced == nil:
+			c.startEmpty(s)
+		default:
+			images = append(images, s)
 		}
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(maxResolving)
+	for _, s := range images {
 		s.resolved = true
-		if s.from == scratch && s.replaced == nil {
-			p := c.platforms.target
-			img := emptyImage(p)
-			s.platform, s.state.image, s.state.env = &p, &img, &environment{}
-			s.done = s.isImage
-			continue
-		}
-		asked := s.from
-		checks = append(checks, func() { c.checkBasePlatform(s, asked) })
 		group.Go(func() error {
-			if err := c.resolveBase(gctx, s); err != nil {
+			if err := c.resolveBase(ctx, s); err != nil {
 				return parser.WithLocation(err, s.location)
 			}
 			s.done = s.done || s.isImage
@@ -84,10 +84,19 @@ func (c *compiler) resolveImages(ctx context.Context, needed map[*stage]bool) er
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	for _, check := range checks {
-		check()
+	for _, s := range images {
+		c.checkBasePlatform(s)
 	}
 	return nil
+}
+
+// startEmpty is FROM scratch.
+func (c *compiler) startEmpty(s *stage) {
+	p := c.platforms.target
+	img := emptyImage(p)
+	s.platform, s.state.image, s.state.env = &p, &img, &environment{}
+	s.resolved = true
+	s.done = s.isImage
 }
 
 func (c *compiler) checkReference(s *stage) error {

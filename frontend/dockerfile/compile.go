@@ -30,7 +30,6 @@ type compiler struct {
 	// everyStage compiles stages that the target does not need, for a check of the
 	// whole file.
 	everyStage bool
-	findings   *lintDoc // where warnings go, if they are the answer
 
 	// buildArgs are the request's, with SOURCE_DATE_EPOCH in seconds.
 	buildArgs map[string]string

@@ -158,7 +158,7 @@ func checkConstPlatform(st *instructions.Stage, word shell.ProcessWordResult, li
 }
 
 // checkBasePlatform finds a base image that is of another platform than was asked for.
-func (c *compiler) checkBasePlatform(s *stage, asked string) {
+func (c *compiler) checkBasePlatform(s *stage) {
 	if !s.pulled {
 		return
 	}
@@ -166,7 +166,7 @@ func (c *compiler) checkBasePlatform(s *stage, asked string) {
 	if s.platform.OS == got.OS && s.platform.Architecture == got.Architecture {
 		return
 	}
-	c.lint.Run(&linter.RuleInvalidBaseImagePlatform, s.location, linter.RuleInvalidBaseImagePlatform.Format(asked,
+	c.lint.Run(&linter.RuleInvalidBaseImagePlatform, s.location, linter.RuleInvalidBaseImagePlatform.Format(s.from,
 		platforms.FormatAll(platforms.Normalize(*s.platform)), platforms.FormatAll(platforms.Normalize(got))))
 }
 

@@ -31,7 +31,14 @@ type question struct {
 	Metadata    []namedEntry `json:"metadata"`
 	Refs        []namedEntry `json:"refs"`
 
-	answer func(ctx context.Context, file *llb.File, c *compiler) (document, error)
+	answer func(ctx context.Context, a asked) (document, error)
+}
+
+// asked is what a question is about.
+type asked struct {
+	file     *llb.File
+	compiler *compiler
+	findings *lintDoc // where the compiler's warnings go
 }
 
 type namedEntry struct {
@@ -82,10 +89,8 @@ func answer(ctx context.Context, request string, file *llb.File, compilerFor com
 		if q.Name != request {
 			continue
 		}
-		var findings lintDoc
-		c := compilerFor(nil, findings.add)
-		c.findings = &findings
-		doc, err := q.answer(ctx, file, c)
+		findings := &lintDoc{}
+		doc, err := q.answer(ctx, asked{file: file, compiler: compilerFor(nil, findings.add), findings: findings})
 		if err != nil {
 			return nil, err
 		}
@@ -104,12 +109,12 @@ func answer(ctx context.Context, request string, file *llb.File, compilerFor com
 	return nil, fmt.Errorf("unsupported request %s", request)
 }
 
-func answerOutline(ctx context.Context, _ *llb.File, c *compiler) (document, error) {
-	target, err := c.evaluate(ctx)
+func answerOutline(ctx context.Context, a asked) (document, error) {
+	target, err := a.compiler.evaluate(ctx)
 	if err != nil {
 		return nil, err
 	}
-	doc := c.outlineOf(target)
+	doc := a.compiler.outlineOf(target)
 	return &doc, nil
 }
 
@@ -175,7 +180,8 @@ type targetDoc struct {
 	Location    *pb.Location `json:"location,omitempty"`
 }
 
-func answerTargets(_ context.Context, file *llb.File, _ *compiler) (document, error) {
+func answerTargets(_ context.Context, a asked) (document, error) {
+	file := a.file
 	ast, err := parser.Parse(bytes.NewReader(file.Data))
 	if err != nil {
 		return nil, locate(file, err)
@@ -248,8 +254,8 @@ func (d *lintDoc) status() string {
 
 // answerLint checks the target, or all stages where none is named. An error of the
 // Dockerfile is part of the answer.
-func answerLint(ctx context.Context, file *llb.File, c *compiler) (document, error) {
-	doc := c.findings
+func answerLint(ctx context.Context, a asked) (document, error) {
+	doc, file, c := a.findings, a.file, a.compiler
 	doc.Sources = []*pb.SourceInfo{{Filename: file.Name, Language: file.Language, Data: file.Data}}
 	c.everyStage = c.opts.target == ""
 	if _, err := c.evaluate(ctx); err != nil {
@@ -292,7 +298,7 @@ func linesPB(l *pb.Location) (out []Lines) {
 // describeDoc lists the questions.
 type describeDoc []question
 
-func answerDescribe(context.Context, *llb.File, *compiler) (document, error) {
+func answerDescribe(context.Context, asked) (document, error) {
 	return describeDoc(questions()), nil
 }
 
