@@ -86,6 +86,7 @@ func TestUnprivileged(t *testing.T) {
 		t.Fatal(err)
 	}
 	const name = "kilntest"
+	exec.Command("userdel", name).Run() // of a test that was killed
 	if out, err := exec.Command("useradd", "--no-create-home", "--shell", "/bin/sh", name).CombinedOutput(); err != nil {
 		t.Fatalf("making a user: %v %s", err, out)
 	}

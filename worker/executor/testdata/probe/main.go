@@ -26,7 +26,7 @@ func main() {
 	writable()
 	masked()
 	devices()
-	for _, c := range calls {
+	for _, c := range append(calls, archCalls...) {
 		try(c)
 	}
 	namespaces()
@@ -188,8 +188,6 @@ var calls = []call{
 	{"init_module", unix.SYS_INIT_MODULE, [6]uintptr{0, 0, 0}},
 	{"finit_module", unix.SYS_FINIT_MODULE, [6]uintptr{bad, 0, 0}},
 	{"delete_module", unix.SYS_DELETE_MODULE, [6]uintptr{0, 0}},
-	{"iopl", unix.SYS_IOPL, [6]uintptr{3}},
-	{"ioperm", unix.SYS_IOPERM, [6]uintptr{0, 1, 1}},
 	{"swapon", unix.SYS_SWAPON, [6]uintptr{0, 0}},
 	{"swapoff", unix.SYS_SWAPOFF, [6]uintptr{0}},
 	{"reboot", unix.SYS_REBOOT, [6]uintptr{0, 0, 0, 0}},
@@ -226,17 +224,10 @@ var calls = []call{
 	{"migrate_pages", unix.SYS_MIGRATE_PAGES, [6]uintptr{bad, 0, 0, 0}},
 	{"fanotify_init", unix.SYS_FANOTIFY_INIT, [6]uintptr{0, 0}},
 	{"lookup_dcookie", unix.SYS_LOOKUP_DCOOKIE, [6]uintptr{0, 0, 0}},
-	{"nfsservctl", 180, [6]uintptr{}},
-	{"_sysctl", 156, [6]uintptr{}},
-	{"uselib", 134, [6]uintptr{}},
-	{"ustat", 136, [6]uintptr{}},
-	{"sysfs", 139, [6]uintptr{1}},
-	{"create_module", 174, [6]uintptr{}},
 	{"setdomainname", unix.SYS_SETDOMAINNAME, [6]uintptr{bad, 1}},
 	{"sethostname", unix.SYS_SETHOSTNAME, [6]uintptr{bad, 1}},
 	{"setpriority", unix.SYS_SETPRIORITY, [6]uintptr{0, 0, ^uintptr(19)}},
 	{"sched_setscheduler", unix.SYS_SCHED_SETSCHEDULER, [6]uintptr{0, 1, 0}},
-	{"modify_ldt", unix.SYS_MODIFY_LDT, [6]uintptr{0, 0, 0}},
 	{"quotactl_fd", unix.SYS_QUOTACTL_FD, [6]uintptr{bad, 0, 0, 0}},
 	{"an unknown call", 3000, [6]uintptr{}},
 }
