@@ -23,6 +23,7 @@ import (
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/tree"
 	"github.com/kiln-build/kiln/llb"
+	"github.com/kiln-build/kiln/worker/source"
 	"github.com/klauspost/compress/zstd"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
@@ -367,5 +368,29 @@ func upload(t testing.TB, method, url, contentType string, data []byte) {
 	defer resp.Body.Close()
 	if resp.StatusCode >= 300 {
 		t.Fatalf("%s %s: %s", method, url, resp.Status)
+	}
+}
+
+// noLayouts has none.
+type noLayouts struct{}
+
+// Layout makes noLayouts Layouts.
+func (noLayouts) Layout(context.Context, string) (source.BlobReader, error) {
+	return nil, os.ErrNotExist
+}
+
+func TestOtherSources(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		io.WriteString(w, "fetched "+req.Header.Get("Authorization"))
+	}))
+	defer server.Close()
+	r := newRig(t, Session{Secrets: secrets{"login": "Bearer me"}, Layouts: noLayouts{}})
+	file := vertex(r, must(llb.Source(server.URL+"/f", map[string]string{pb.AttrHTTPAuthHeaderSecret: "login"})))
+	if got := r.read(file, "f"); got != "fetched Bearer me" {
+		t.Errorf("a file that is fetched holds %q", got)
+	}
+	image := vertex(r, must(llb.Source("oci-layout://x@sha256:"+strings.Repeat("1", 64), nil)))
+	if _, err := r.try(image); err == nil || !strings.Contains(err.Error(), `image layout "x": not found`) {
+		t.Errorf("a layout that nobody lends gives %v", err)
 	}
 }

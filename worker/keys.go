@@ -15,6 +15,7 @@ import (
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/solver"
 	"github.com/kiln-build/kiln/worker/executor"
+	"github.com/kiln-build/kiln/worker/source"
 	"github.com/moby/buildkit/solver/pb"
 	"golang.org/x/sys/unix"
 )
@@ -134,7 +135,7 @@ func (m *mounted) ssh(ctx context.Context, mnt *pb.Mount, dest string) error {
 	if o == nil {
 		return errors.New("invalid SSH mount options")
 	}
-	agent, err := m.agent(ctx, o.ID)
+	agent, err := m.w.agentOf(ctx, m.job, o.ID)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) && o.Optional {
 			return nil
@@ -172,9 +173,9 @@ func (m *mounted) ssh(ctx context.Context, mnt *pb.Mount, dest string) error {
 	return nil
 }
 
-// agent finds a session that has an ssh agent of that id.
-func (m *mounted) agent(ctx context.Context, id string) (SSH, error) {
-	for _, s := range m.w.of(m.job) {
+// agentOf finds a session that has an ssh agent of that id.
+func (w *Worker) agentOf(ctx context.Context, job *solver.Job, id string) (SSH, error) {
+	for _, s := range w.of(job) {
 		if s.SSH == nil {
 			continue
 		}
@@ -188,6 +189,29 @@ func (m *mounted) agent(ctx context.Context, id string) (SSH, error) {
 		}
 	}
 	return nil, &missingError{what: fmt.Sprintf("no SSH key %q forwarded from the client", id)}
+}
+
+// dialAgent connects to an ssh agent of one of a job's sessions.
+func (w *Worker) dialAgent(ctx context.Context, job *solver.Job, id string) (net.Conn, error) {
+	agent, err := w.agentOf(ctx, job, id)
+	if err != nil {
+		return nil, err
+	}
+	return agent.DialAgent(ctx, id)
+}
+
+// layoutOf finds an image layout in the sessions of a job.
+func (w *Worker) layoutOf(ctx context.Context, job *solver.Job, name string) (source.BlobReader, error) {
+	for _, s := range w.of(job) {
+		if s.Layouts == nil {
+			continue
+		}
+		l, err := s.Layouts.Layout(ctx, name)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return l, err
+		}
+	}
+	return nil, &missingError{what: fmt.Sprintf("image layout %q", name)}
 }
 
 // forward passes bytes between a process of the step and an agent, until either

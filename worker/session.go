@@ -22,6 +22,7 @@ import (
 	"net"
 
 	"github.com/kiln-build/kiln/registry"
+	"github.com/kiln-build/kiln/worker/source"
 )
 
 // Session is what one build lends to its steps. Nil fields lend nothing.
@@ -29,6 +30,7 @@ type Session struct {
 	Locals  Locals
 	Secrets Secrets
 	SSH     SSH
+	Layouts Layouts
 	// Credentials for registries; nil is docker's config and its helpers.
 	Credentials registry.Credentials
 	// Entitlements that were granted: "security.insecure", "network.host", "device".
@@ -55,4 +57,10 @@ type Secrets interface {
 // SSH connects to the ssh agent of that id; one that is not known wraps fs.ErrNotExist.
 type SSH interface {
 	DialAgent(ctx context.Context, id string) (net.Conn, error)
+}
+
+// Layouts gives the image layouts that a build's oci-layout sources name; one
+// that is not known wraps fs.ErrNotExist. source.OpenLayout makes one of a folder.
+type Layouts interface {
+	Layout(ctx context.Context, name string) (source.BlobReader, error)
 }

@@ -61,11 +61,24 @@ func New(c *cache.Cache, reg *registry.Client, ex executor.Executor, o Options) 
 		folders: layer.NewFolders(c), clock: o.Clock, keyring: keyring(c, o.Keyring),
 		scanner: &local.Scanner{Nodes: c, Stats: c.Bucket("stat"), Clock: o.Clock},
 	}
+	w.addSources()
+	return w, nil
+}
+
+// addSources fills the table of sources.
+func (w *Worker) addSources() {
+	git, web, layout := source.NewGit(w.cache), source.NewHTTP(w.cache), source.NewLayout(w.cache)
+	git.Secret, web.Secret = w.secretOf, w.secretOf
+	git.SSH = w.dialAgent
+	layout.Store = w.layoutOf
 	w.sources = map[string]Source{
 		"docker-image": &imageSource{w},
 		"local":        &localSource{w},
+		"git":          git,
+		"http":         web,
+		"https":        web,
+		"oci-layout":   layout,
 	}
-	return w, nil
 }
 
 // AddSource makes s the source of a scheme. It is to be called before the worker
