@@ -6,8 +6,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/kiln-build/kiln/cache"
@@ -23,8 +24,12 @@ import (
 func sources(b *testing.B, c *fixture.Cache) tree.Entry {
 	b.Helper()
 	var t tree.Builder
-	dir := filepath.Join(runtime.GOROOT(), "src")
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+	goroot, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		b.Fatal(err)
+	}
+	dir := filepath.Join(strings.TrimSpace(string(goroot)), "src")
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}

@@ -13,6 +13,17 @@
 // is found again and only read. Where the cuts are depends on the names and sizes
 // next to each cut, never on what lies before, so that an edit moves no other
 // cut. Neither the number of cores nor what was cached shows in the output.
+//
+// A piece holds whole entries, or, of a file larger than 2 MiB, a stretch of 2 MiB
+// that begins at a multiple of it. Names are made with sha256, of text and of
+// little-endian numbers of 64 bits:
+//
+//	piece = H("kiln layer piece 1\n", for each run of headers and the file behind it:
+//	          length of the headers, offset and length in the file, length of the
+//	          padding, content digest of the file (32 bytes), the headers)
+//	chunk = H("kiln layer chunk 1\n", compression, " ", level, "\n", piece)
+//
+// The level is -1 for the default one.
 package layer
 
 import (

@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"archive/tar"
 	"context"
 	"fmt"
 	"io"
@@ -42,7 +43,7 @@ func (s Stream) Add(ctx context.Context, w io.Writer, prefix string, root tree.E
 		return nil
 	}}
 	if prefix != "" {
-		h := header{name: prefix, kind: '5', mode: 0o755, mtime: s.Options.mtime(root.MTime)}
+		h := header{name: prefix, kind: tar.TypeDir, mode: 0o755, mtime: s.Options.mtime(root.MTime)}
 		if err := walker.write(h, prefix, tree.Entry{}); err != nil {
 			return err
 		}
