@@ -226,6 +226,20 @@ func (d *database) compact() error {
 	}
 }
 
+// shrink gives large memtables back.
+func (d *database) shrink() error {
+	d.flushMu.Lock()
+	defer d.flushMu.Unlock()
+	if !d.large || !roomFor(d.dir, headroom) {
+		return nil
+	}
+	d.large = false
+	if err := d.reopen(smallMemTable); err != nil {
+		return fmt.Errorf("opening the cache's database again: %w", err)
+	}
+	return nil
+}
+
 // compactAfter is how many deletions make a compaction worth its time.
 const compactAfter = 256
 

@@ -166,7 +166,7 @@ func (c *Cache) open(ctx context.Context) (err error) {
 	if err := c.beginEpochs(boot, unclean); err != nil {
 		return err
 	}
-	c.group.Go(c.closeEpochs)
+	c.group.Go(c.tend)
 	return nil
 }
 

@@ -238,6 +238,27 @@ func TestPutLayerMerges(t *testing.T) {
 	}
 }
 
+func TestStateWithMissingNodes(t *testing.T) {
+	c := open(t, t.TempDir(), Options{})
+	defer closeCache(t, c)
+	base := putChain(t, c, ChainID{}, map[string]string{"a": "1"})
+	top := putChain(t, c, base, map[string]string{"b": "2"})
+	// The state of the chain below leads to a node that is not here.
+	lost := tree.Entry{Kind: tree.Dir, Mode: 0o755, Children: tree.Ref{ID: tree.ID{1}, Addr: tree.Addr{1}}}
+	if err := c.SetMerged(base, lost); err != nil {
+		t.Fatal(err)
+	}
+	state, err := c.Merged(top)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"a", "b"} {
+		if _, err := tree.Lookup(c, state, path); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestDeepChains(t *testing.T) {
 	c := open(t, t.TempDir(), Options{})
 	defer closeCache(t, c)
@@ -291,6 +312,14 @@ func TestNodesAreVerified(t *testing.T) {
 	}
 	if _, err := c.Node(a); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v, want an error that wraps fs.ErrNotExist", err)
+	}
+	// It can be put again.
+	if err := c.PutNode(a, good); err != nil {
+		t.Fatal(err)
+	}
+	c.nodes.clear()
+	if b, err := c.Node(a); err != nil || string(b) != string(good) {
+		t.Errorf("put again: got %q, %v", b, err)
 	}
 	if _, err := c.Node(tree.Addr{1}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v, want an error that wraps fs.ErrNotExist", err)

@@ -163,31 +163,40 @@ func unstamp(v []byte) []byte {
 	return v[n:]
 }
 
-// closeEpochs closes epochs in the background.
-func (c *Cache) closeEpochs() {
+// tend closes epochs in the background, and gives memory back when no build runs.
+func (c *Cache) tend() {
 	tick := time.NewTicker(epochTick)
 	defer tick.Stop()
-	var age time.Duration
+	var age, idle time.Duration
+	if c.guard.Dirty() {
+		// An epoch that the last process left open is old enough.
+		age = epochAge - epochTick
+	}
 	for {
 		select {
 		case <-c.done:
 			return
 		case <-tick.C:
 		}
-		if !c.guard.Dirty() {
+		if idle += epochTick; c.leased() {
+			idle = 0
+		} else if idle == 2*epochTick {
+			c.nodes.clear()
+			c.warnOf(c.db.shrink())
+		}
+		if age += epochTick; !c.guard.Dirty() {
 			age = 0
-			continue
+		} else if age >= epochAge {
+			age = 0
+			c.warnOf(c.used.flush())
+			c.warnOf(c.closeEpoch())
 		}
-		if age += epochTick; age < epochAge {
-			continue
-		}
-		age = 0
-		if err := c.used.flush(); err != nil {
-			c.opt.Warn(err)
-		}
-		if err := c.closeEpoch(); err != nil {
-			c.opt.Warn(err)
-		}
+	}
+}
+
+func (c *Cache) warnOf(err error) {
+	if err != nil {
+		c.opt.Warn(err)
 	}
 }
 

@@ -47,6 +47,13 @@ func (l *Lease) Release() {
 	l.end()
 }
 
+// leased reports whether a lease is open.
+func (c *Cache) leased() bool {
+	c.leaseMu.Lock()
+	defer c.leaseMu.Unlock()
+	return len(c.leases) > 0
+}
+
 // heldChains gives the chains that leases hold.
 func (c *Cache) heldChains() map[ChainID]struct{} {
 	held := map[ChainID]struct{}{}

@@ -95,6 +95,10 @@ func (c *Cache) Node(a tree.Addr) ([]byte, error) {
 		return nil, fmt.Errorf("node %x of a tree: %w", a[:6], fs.ErrNotExist)
 	}
 	if sha256.Sum256(b) != a {
+		// PutNode must not find it here.
+		if err := c.db.delete(dbKey(prefixNode, (*[32]byte)(&a))); err != nil {
+			return nil, err
+		}
 		return nil, fmt.Errorf("node %x of a tree is damaged: %w", a[:6], fs.ErrNotExist)
 	}
 	c.nodes.put(a, b)

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -119,6 +120,36 @@ func TestCacheMounts(t *testing.T) {
 	usage, err := c.Usage(t.Context())
 	if err != nil || len(usage) != 2 || usage[0].Kind != "exec.cachemount" {
 		t.Errorf("got %+v, %v", usage, err)
+	}
+}
+
+// TestShrink writes in bulk, gives the memory back, and finds everything.
+func TestShrink(t *testing.T) {
+	c := open(t, t.TempDir(), Options{LazyClose: true})
+	defer closeCache(t, c)
+	const n = 5000
+	for round := range 3 {
+		for i := range n {
+			node := nodeOf(uint64(round*n + i))
+			if err := c.PutNode(sha256.Sum256(node), node); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := c.db.flush(); err != nil {
+			t.Fatal(err)
+		}
+		if !c.db.large {
+			t.Error("bulk writes went to small memtables")
+		}
+		c.nodes.clear()
+		if err := c.db.shrink(); err != nil || c.db.large {
+			t.Fatalf("large is %v, %v", c.db.large, err)
+		}
+		for i := range (round + 1) * n {
+			if _, err := c.Node(sha256.Sum256(nodeOf(uint64(i)))); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
 

@@ -80,7 +80,8 @@ func (s *Store) sweepFolder(dir *os.File, sub string, keep func([32]byte) bool) 
 		var id [32]byte
 		b, err := hex.DecodeString(sub + name)
 		if err != nil || len(b) != len(id) {
-			return removeTemp(fd, name)
+			tmpfile.RemoveStale(fd, name)
+			return nil
 		}
 		copy(id[:], b)
 		if keep(id) {
@@ -91,16 +92,15 @@ func (s *Store) sweepFolder(dir *os.File, sub string, keep func([32]byte) bool) 
 	})
 }
 
-// removeTemp removes a file that a process left half made. Those of this process
-// have no name where the file system knows O_TMPFILE; elsewhere a day's age tells.
-func removeTemp(fd int, name string) error {
-	var st unix.Stat_t
-	var now unix.Timespec
-	if !tmpfile.IsTemp(name) || unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil ||
-		unix.ClockGettime(unix.CLOCK_REALTIME, &now) != nil || now.Sec-st.Ctim.Sec < 24*60*60 {
-		return nil
+// Drop removes a blob whose bytes a reader found to be others, in both forms.
+func (s *Store) Drop(d Digest) error {
+	name := hex.EncodeToString(d[:])
+	for _, dir := range []*os.File{s.blobs, s.recipes} {
+		if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("removing blob %s: %w", d, err)
+		}
 	}
-	return unix.Unlinkat(fd, name, 0)
+	return nil
 }
 
 // sweepPartial removes the partial files that no Writer has now.

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/kiln-build/kiln/cache/internal/tmpfile"
+	"github.com/kiln-build/kiln/cache/tree"
 	"golang.org/x/sys/unix"
 )
 
@@ -116,9 +117,7 @@ func (p *Pool) eachIn(n byte, dirfd int, fn func(id FileID, name string) error) 
 	for _, name := range names {
 		id, ok := splitName(n, name)
 		if !ok {
-			if tmpfile.IsTemp(name) && p.old(dirfd, name) {
-				_ = unix.Unlinkat(dirfd, name, 0)
-			}
+			tmpfile.RemoveStale(dirfd, name)
 			continue
 		}
 		if err := fn(id, name); err != nil && !errors.Is(err, syscall.ENOENT) {
@@ -128,16 +127,16 @@ func (p *Pool) eachIn(n byte, dirfd int, fn func(id FileID, name string) error) 
 	return nil
 }
 
-// old reports whether a file was last changed more than a day ago: a temporary
-// one of that age is nobody's.
-func (p *Pool) old(dirfd int, name string) bool {
-	var st unix.Stat_t
-	if err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return false
+// Drop removes e's file, which a reader found to be other than e says. Layers'
+// folders that link to it keep it: they are to be made again too.
+func (p *Pool) Drop(e tree.Entry) error {
+	id := IDOf(e)
+	dirfd, name, err := p.place(&id)
+	if err != nil {
+		return err
 	}
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_REALTIME, &now); err != nil {
-		return false
+	if err := unix.Unlinkat(dirfd, name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("removing file %.12s of the pool: %w", id, err)
 	}
-	return now.Sec-st.Ctim.Sec > 24*60*60
+	return nil
 }

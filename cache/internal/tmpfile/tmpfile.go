@@ -91,6 +91,18 @@ func (f *File) Close() error {
 	return f.File.Close()
 }
 
+// RemoveStale removes the file name in the directory dirfd if it is one that a
+// process left half made: one with a temporary name that was last changed more
+// than a day ago.
+func RemoveStale(dirfd int, name string) {
+	var st unix.Stat_t
+	var now unix.Timespec
+	if IsTemp(name) && unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil &&
+		unix.ClockGettime(unix.CLOCK_REALTIME, &now) == nil && now.Sec-st.Ctim.Sec > 24*60*60 {
+		_ = unix.Unlinkat(dirfd, name, 0)
+	}
+}
+
 // IsTemp reports whether name is one that Create gives for a while.
 func IsTemp(name string) bool { return len(name) == 5+16 && name[:5] == ".tmp-" }
 
