@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -35,6 +36,7 @@ func Start(t testing.TB, extra string) *Registry {
 	}
 	cmd := exec.Command("docker-registry", "serve", conf)
 	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // a test that is killed cleans up nothing
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)

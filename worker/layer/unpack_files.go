@@ -28,9 +28,10 @@ const (
 	inFlight = 64
 	// copySize is how much of a large file is read at a time.
 	copySize = 256 << 10
-	// diskReserve is what unpacking leaves free. A disk without a byte left breaks
-	// more than the build: the state folder could not even be pruned.
-	diskReserve = 256 << 20
+	// maxReserve is what unpacking leaves free, and a fiftieth of small disks. A disk
+	// without a byte left breaks more than the build: the state folder could not
+	// even be pruned.
+	maxReserve = 256 << 20
 	// checkDisk is how many bytes are written between two looks at the free space.
 	checkDisk = 64 << 20
 )
@@ -135,9 +136,13 @@ func (w *fileWriter) diskSpace(size int64) error {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return fmt.Errorf("asking for the free space of %s: %w", dir, err)
 	}
-	free := int64(min(st.Bavail, 1<<62/uint64(st.Bsize)) * uint64(st.Bsize))
-	if size > free-diskReserve {
-		return fmt.Errorf("%w: %s has %d MB free, and %d MB are kept; kiln prune makes room", unix.ENOSPC, dir, free>>20, diskReserve>>20)
+	inBytes := func(blocks uint64) int64 {
+		return int64(min(blocks, 1<<62/uint64(st.Bsize)) * uint64(st.Bsize))
+	}
+	free, reserve := inBytes(st.Bavail), min(maxReserve, inBytes(st.Blocks)/50)
+	if size > free-reserve {
+		return fmt.Errorf("%w: %d MB are to be written where %s has %d MB free, of which %d MB are kept; kiln prune makes room",
+			unix.ENOSPC, size>>20, dir, free>>20, reserve>>20)
 	}
 	return nil
 }
