@@ -50,7 +50,24 @@ func NewOCI(o Options, command string, args ...string) (*OCI, error) {
 			return nil, err
 		}
 	}
-	return &OCI{n: n, command: full, args: args}, nil
+	oci := &OCI{n: n, command: full, args: args}
+	return oci, oci.sweep()
+}
+
+// sweep ends the containers of a kiln that was killed: the runtime's own processes
+// do not all die with it. The folder is this kiln's alone.
+func (o *OCI) sweep() error {
+	left, err := os.ReadDir(o.n.path("oci"))
+	if err != nil {
+		return err
+	}
+	for _, c := range left {
+		cmd := exec.Command(o.command, "--root", o.n.path("oci"), "delete", "--force", c.Name())
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("deleting container %s: %w: %s", c.Name(), err, bytes.TrimSpace(out))
+		}
+	}
+	return nil
 }
 
 // Close frees what the executor holds. Nothing may be running.

@@ -55,6 +55,29 @@ func TestOCI(t *testing.T) {
 	}
 }
 
+// A container that is left of a kiln that was killed goes when the next one starts.
+func TestOCISweep(t *testing.T) {
+	dir := t.TempDir()
+	first, err := NewOCI(Options{Dir: dir}, "runc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	s := shell(t, "echo up; sleep 54321")
+	up := make(chan bool, 1)
+	s.Stdout = writerFunc(func(b []byte) (int, error) { up <- true; return len(b), nil })
+	ended := make(chan error, 1)
+	go func() { ended <- first.Run(context.Background(), s) }()
+	<-up
+	second, err := NewOCI(Options{Dir: dir}, "runc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	checkExit(t, <-ended, 137, nil)
+	checkNothingLeft(t)
+}
+
 func TestOCITerminal(t *testing.T) {
 	o, err := NewOCI(Options{Dir: t.TempDir()}, "runc")
 	if err != nil {
