@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 
 	"github.com/kiln-build/kiln/cache"
@@ -47,18 +48,31 @@ func opaqueXattr() string {
 	return overlayTrusted + "opaque"
 }
 
-// InUserNamespace reports whether this process is in a user namespace that is
-// not the machine's first, where overlayfs must be mounted with userxattr.
-var InUserNamespace = sync.OnceValue(func() bool {
+// singleID reports whether this process has one user id at its disposal: a user
+// namespace without subordinate ids. Trees hold owners all the same; on disk
+// everything is that one user's, as in the pool (pool.Options.SingleID).
+var singleID = sync.OnceValue(func() bool {
 	b, err := os.ReadFile("/proc/self/uid_map")
-	if err != nil {
-		return false
-	}
 	var inside, outside, count uint32
-	if _, err := fmt.Sscan(string(b), &inside, &outside, &count); err != nil {
-		return true // an empty map: a namespace that is not set up yet
+	n, _ := fmt.Sscan(string(b), &inside, &outside, &count)
+	return err == nil && n == 3 && count == 1 && len(strings.Fields(string(b))) == 3
+})
+
+// refused passes an error on unless it is the kernel's no to an owner or xattr
+// that this process has no right to give and may do without.
+func refused(err error) error {
+	if singleID() && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOVERFLOW)) {
+		return nil
 	}
-	return inside != 0 || outside != 0 || count != 1<<32-1
+	return err
+}
+
+// InUserNamespace reports whether this process is in a user namespace that is
+// not the machine's first, where overlayfs must be mounted with userxattr, and
+// devices cannot be made.
+var InUserNamespace = sync.OnceValue(func() bool {
+	_, nested := userns.IDs()
+	return nested
 })
 
 // Have gives the path of a layer's folder if it is there.
@@ -248,6 +262,11 @@ func (b *filler) make(fd int, e tree.Entry) error {
 	default:
 		err = fmt.Errorf("an entry of unknown kind %d", e.Kind)
 	}
+	if (e.Kind == tree.CharDev || e.Kind == tree.BlockDev) && errors.Is(err, unix.EPERM) && InUserNamespace() {
+		// Steps have devices of their own in /dev; those of an image are left out,
+		// as other builders do without root.
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -258,7 +277,7 @@ func (b *filler) make(fd int, e tree.Entry) error {
 // folder that nobody else knows yet, so names serve.
 func (b *filler) nodeMeta(fd int, e tree.Entry) error {
 	if e.UID != 0 || e.GID != 0 {
-		if err := unix.Fchownat(fd, e.Name, int(e.UID), int(e.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		if err := refused(unix.Fchownat(fd, e.Name, int(e.UID), int(e.GID), unix.AT_SYMLINK_NOFOLLOW)); err != nil {
 			return err
 		}
 	}
@@ -269,7 +288,7 @@ func (b *filler) nodeMeta(fd int, e tree.Entry) error {
 		}
 	}
 	for _, x := range e.Xattrs {
-		if err := unix.Lsetxattr(dirfd.ProcPath(fd, e.Name), x.Name, []byte(x.Value), 0); err != nil {
+		if err := refused(unix.Lsetxattr(dirfd.ProcPath(fd, e.Name), x.Name, []byte(x.Value), 0)); err != nil {
 			return fmt.Errorf("setting %s: %w", x.Name, err)
 		}
 	}
@@ -283,13 +302,13 @@ func (b *filler) dirMeta(fd int, e tree.Entry) error {
 			return fmt.Errorf("making it opaque: %w", err)
 		}
 	}
-	return fdMeta(fd, e)
+	return b.folders.fdMeta(fd, e)
 }
 
 // fdMeta gives the open file or directory fd, which is 0:0's, the metadata of e.
-func fdMeta(fd int, e tree.Entry) error {
+func (f *Folders) fdMeta(fd int, e tree.Entry) error {
 	if e.UID != 0 || e.GID != 0 {
-		if err := unix.Fchown(fd, int(e.UID), int(e.GID)); err != nil {
+		if err := refused(unix.Fchown(fd, int(e.UID), int(e.GID))); err != nil {
 			return err
 		}
 	}
@@ -298,7 +317,7 @@ func fdMeta(fd int, e tree.Entry) error {
 		return err
 	}
 	for _, x := range e.Xattrs {
-		if err := unix.Fsetxattr(fd, x.Name, []byte(x.Value), 0); err != nil {
+		if err := refused(unix.Fsetxattr(fd, x.Name, []byte(x.Value), 0)); err != nil {
 			return fmt.Errorf("setting %s: %w", x.Name, err)
 		}
 	}
