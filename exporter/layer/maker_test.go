@@ -27,7 +27,7 @@ func TestMake(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s %d", how.Compression, how.key()), func(t *testing.T) {
 			s := newStore()
-			root := s.root(t, s.mixed(800, 1))
+			root := s.root(t, s.mixed(300, 1))
 			want := s.stream(t, root, Options{})
 			m, err := NewMaker(s.Files(), s, 2).Make(t.Context(), root, Options{}, how, blob.Digest{})
 			if err != nil {
@@ -86,7 +86,7 @@ func TestSameOnAnyNumberOfCores(t *testing.T) {
 	var first Made
 	for _, procs := range []int{1, 2, 8} {
 		s := newStore()
-		m, err := NewMaker(s.Files(), s, procs).Make(t.Context(), s.root(t, s.mixed(600, 2)), Options{}, Method{}, blob.Digest{})
+		m, err := NewMaker(s.Files(), s, procs).Make(t.Context(), s.root(t, s.mixed(400, 2)), Options{}, Method{}, blob.Digest{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -156,7 +156,7 @@ func TestPieceSizes(t *testing.T) {
 		return nil
 	}}
 	w := &walker{nodes: s.nodes, emit: c.add}
-	if err := w.walk(s.root(t, s.mixed(8000, 4))); err != nil {
+	if err := w.walk(s.root(t, s.mixed(5000, 4))); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.end(); err != nil {
@@ -195,7 +195,7 @@ func TestMissingFile(t *testing.T) {
 
 func TestCancel(t *testing.T) {
 	s := newStore()
-	root := s.root(t, s.mixed(2000, 5))
+	root := s.root(t, s.mixed(600, 5))
 	ctx, cancel := context.WithCancel(t.Context())
 	files := s.Files()
 	files.Open = func(e tree.Entry) (io.ReadCloser, error) {
@@ -213,7 +213,7 @@ func TestCancel(t *testing.T) {
 
 func TestRecompress(t *testing.T) {
 	s := newStore()
-	want := s.stream(t, s.root(t, s.mixed(500, 6)), Options{})
+	want := s.stream(t, s.root(t, s.mixed(300, 6)), Options{})
 	diff := blob.Digest(sha256.Sum256(want))
 	maker := NewMaker(s.Files(), s, 2)
 	m, err := maker.Recompress(t.Context(), bytes.NewReader(want), Method{Compression: Zstd}, diff)
