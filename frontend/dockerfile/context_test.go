@@ -4,11 +4,13 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"strings"
 	"testing"
 	"testing/fstest"
 	"time"
 
+	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/llb"
 )
 
@@ -78,6 +80,40 @@ func TestRemoteContext(t *testing.T) {
 			b := &testBuild{opts: tt.opts, bridge: fakeBridge{folders: tt.folders}}
 			sameText(t, "graph", draw(mustBuild(t, b).Root), tt.want)
 		})
+	}
+}
+
+// TestInputs takes Dockerfile and context from other graphs.
+func TestInputs(t *testing.T) {
+	graph := func(url string) llb.Edge {
+		v, err := llb.Source(url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return llb.Edge{Vertex: v}
+	}
+	b := &fakeBridge{folders: map[string]fstest.MapFS{
+		"https://h/dockerfile": {"Dockerfile": {Data: []byte(lines("FROM given", "COPY a /"))}},
+	}}
+	res, err := New().Build(context.Background(), frontend.Request{
+		Machine: amd64,
+		Opts: opts("context:given=input:base",
+			`input-metadata:base={"containerimage.config":"eyJjb25maWciOnsiRW52IjpbIkE9YiJdfX0="}`),
+		Inputs: map[string]llb.Edge{
+			"dockerfile": graph("https://h/dockerfile"),
+			"context":    graph("https://h/context"),
+			"base":       graph("https://h/base"),
+		},
+	}, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sameText(t, "graph", draw(res.Images[0].Root), `
+		0 https://h/base
+		1 https://h/context
+		2 copy 1:/a / on 0`)
+	if !strings.Contains(string(res.Images[0].Config), `"A=b"`) {
+		t.Errorf("config %s, want the variable that the input came with", res.Images[0].Config)
 	}
 }
 

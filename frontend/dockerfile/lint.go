@@ -4,6 +4,7 @@ import (
 	"maps"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -177,7 +178,7 @@ func (l *line) checkUndefined(unmatched map[string]struct{}) {
 		if declared || isScanArg(name) {
 			continue
 		}
-		match, _ := suggest.Search(name, l.stage.state.env.Keys(), caseSensitiveNames)
+		match, _ := suggest.Search(name, l.stage.state.env.Keys(), runtime.GOOS != "windows")
 		l.lint.Run(&linter.RuleUndefinedVar, l.step.Location(), linter.RuleUndefinedVar.Format(name, match))
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -313,6 +312,3 @@ func withPrefix(m map[string]string, prefix string) map[string]string {
 	}
 	return out
 }
-
-// caseSensitiveNames says how variables' names compare, for suggestions.
-const caseSensitiveNames = runtime.GOOS != "windows"
