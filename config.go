@@ -10,6 +10,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/kiln-build/kiln/registry"
+	"github.com/kiln-build/kiln/worker/executor/userns"
 )
 
 // Config is the configuration file, in the keys that buildkitd.toml has for the
@@ -44,7 +45,8 @@ type DNSConfig struct {
 // DefaultRoot is the state folder where none is named: the system's for root, the
 // user's own otherwise.
 func DefaultRoot() string {
-	if os.Geteuid() == 0 && os.Getenv("XDG_STATE_HOME") == "" {
+	// Root of a user namespace is the user who made it.
+	if _, nested := userns.IDs(); os.Geteuid() == 0 && !nested && os.Getenv("XDG_STATE_HOME") == "" {
 		return "/var/lib/kiln"
 	}
 	if dir := os.Getenv("XDG_STATE_HOME"); dir != "" {

@@ -21,6 +21,7 @@ import (
 	"github.com/kiln-build/kiln/solver"
 	"github.com/kiln-build/kiln/worker"
 	"github.com/kiln-build/kiln/worker/executor"
+	"github.com/kiln-build/kiln/worker/executor/userns"
 )
 
 // Options are the settings of an engine. The zero value works.
@@ -73,7 +74,10 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	if e.warn == nil {
 		e.warn = func(string) {}
 	}
-	e.cache, err = cache.Open(ctx, o.Root, cache.Options{Clock: o.Clock, Waiting: o.Waiting, Warn: func(err error) { e.warn(err.Error()) }})
+	ids, _ := userns.IDs()
+	e.cache, err = cache.Open(ctx, o.Root, cache.Options{
+		Clock: o.Clock, Waiting: o.Waiting, Warn: func(err error) { e.warn(err.Error()) }, SingleID: ids == 1,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the state folder %s: %w", o.Root, err)
 	}
@@ -114,6 +118,14 @@ func (e *Engine) executor() (executor.Executor, error) {
 		Dir:          dir,
 		CgroupParent: e.config.Worker.OCI.CgroupParent,
 		Nameservers:  e.config.DNS.Nameservers, SearchDomains: e.config.DNS.SearchDomains, DNSOptions: e.config.DNS.Options,
+	}
+	if binary := e.config.Worker.OCI.Binary; binary != "" {
+		runtime, err := executor.NewOCI(o, binary)
+		if err != nil {
+			return nil, err
+		}
+		e.close = func() error { return errors.Join(runtime.Close(), os.RemoveAll(dir)) }
+		return runtime, nil
 	}
 	native, err := executor.New(o)
 	if err != nil {

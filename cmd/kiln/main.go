@@ -11,9 +11,13 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
+	"time"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/kiln-build/kiln/worker/executor/userns"
 )
 
 // version is set by the linker.
@@ -32,6 +36,9 @@ const exitHelp = `Exit codes:
    2    the command line is wrong
    130  interrupted (Ctrl-C, SIGTERM)`
 
+// signalEcho is how long after a signal another counts as the same one.
+const signalEcho = 300 * time.Millisecond
+
 // errInterrupted is the cause of a context that a signal ended.
 var errInterrupted = errors.New("interrupted")
 
@@ -44,16 +51,40 @@ func (e usageError) Unwrap() error { return e.err }
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
 func main() {
+	if done, code, err := enterUserNamespace(os.Args); done || err != nil {
+		if err != nil {
+			code = exitCode(err, os.Stderr)
+		}
+		os.Exit(code)
+	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	go func() {
 		<-signals
 		cancel(errInterrupted)
-		<-signals // a second time: somebody does not want to wait for the cleaning up
+		// A second time, somebody does not want to wait for the cleaning up. A
+		// terminal's signal can come twice by itself: passed on by the process
+		// outside of a user namespace.
+		for first := time.Now(); time.Since(first) < signalEcho; {
+			<-signals
+		}
 		os.Exit(exitInterrupted)
 	}()
 	os.Exit(exitCode(run(ctx, os.Args, os.Stdout, os.Stderr), os.Stderr))
+}
+
+// enterUserNamespace runs a command that opens a state folder again in a user
+// namespace, where kiln is not root.
+func enterUserNamespace(args []string) (done bool, code int, err error) {
+	if len(args) < 2 || slices.Contains(args, "--help") || slices.Contains(args, "-h") {
+		return false, 0, nil
+	}
+	switch args[1] {
+	case "build", "b", "du", "prune", "debug":
+		return userns.Enter()
+	}
+	return false, 0, nil
 }
 
 // run is the whole program but for signals and the exit code.

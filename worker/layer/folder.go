@@ -14,6 +14,7 @@ import (
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/pool"
 	"github.com/kiln-build/kiln/cache/tree"
+	"github.com/kiln-build/kiln/worker/executor/userns"
 	"github.com/kiln-build/kiln/worker/internal/dirfd"
 	"golang.org/x/sync/singleflight"
 	"golang.org/x/sys/unix"
