@@ -234,10 +234,14 @@ func checkVersion(dir string) error {
 		if err := checkForeign(dir); err != nil {
 			return err
 		}
-		return os.WriteFile(path, []byte("kiln state "+strconv.Itoa(Version)+"\n"), 0o600)
+		return writeVersion(path)
 	}
 	if err != nil {
 		return err
+	}
+	if len(b) == 0 {
+		// The machine crashed before the file's bytes reached the disk.
+		return writeVersion(path)
 	}
 	n, err := strconv.Atoi(strings.TrimPrefix(strings.TrimSpace(string(b)), "kiln state "))
 	switch {
@@ -249,6 +253,14 @@ func checkVersion(dir string) error {
 	return nil
 }
 
+func writeVersion(path string) error {
+	temp := path + ".new"
+	if err := os.WriteFile(temp, []byte("kiln state "+strconv.Itoa(Version)+"\n"), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(temp, path)
+}
+
 // checkForeign keeps a folder that holds other things from being taken for an empty one.
 func checkForeign(dir string) error {
 	names, err := os.ReadDir(dir)
@@ -256,7 +268,7 @@ func checkForeign(dir string) error {
 		return err
 	}
 	for _, n := range names {
-		if n.Name() != "lock" && n.Name() != "lost+found" {
+		if n.Name() != "lock" && n.Name() != "version.new" && n.Name() != "lost+found" {
 			return fmt.Errorf("it is not empty (%q is in it) and is no state folder of kiln's: choose another", n.Name())
 		}
 	}

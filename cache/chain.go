@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -165,7 +166,11 @@ func (c *Cache) SetMerged(id ChainID, root tree.Entry) error {
 		return nil
 	}
 	defer c.guard.Use((*[32]byte)(&id)).RUnlock()
-	return c.stamped(dbKey(prefixState, (*[32]byte)(&id)), appendEntry(nil, root))
+	key, body := dbKey(prefixState, (*[32]byte)(&id)), appendEntry(nil, root)
+	if bytes.Equal(unstamp(c.db.get(key)), body) {
+		return nil
+	}
+	return c.stamped(key, body)
 }
 
 // verified are the chains whose layers are all known.

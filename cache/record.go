@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -104,7 +105,11 @@ func (c *Cache) storeRecord(id *RecordID, body []byte) error {
 
 func (c *Cache) storeKey(k *Key, id *RecordID) error {
 	defer c.guard.Use((*[32]byte)(k)).RUnlock()
-	return c.stamped(dbKey(prefixKey, (*[32]byte)(k)), id[:])
+	key := dbKey(prefixKey, (*[32]byte)(k))
+	if bytes.Equal(unstamp(c.db.get(key)), id[:]) {
+		return nil
+	}
+	return c.stamped(key, id[:])
 }
 
 // goneIfMissing makes a GoneError of an error that says that a layer's data is not here.
