@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 
 	"github.com/kiln-build/kiln/cache"
@@ -53,10 +52,8 @@ func opaqueXattr() string {
 // namespace without subordinate ids. Trees hold owners all the same; on disk
 // everything is that one user's, as in the pool (pool.Options.SingleID).
 var singleID = sync.OnceValue(func() bool {
-	b, err := os.ReadFile("/proc/self/uid_map")
-	var inside, outside, count uint32
-	n, _ := fmt.Sscan(string(b), &inside, &outside, &count)
-	return err == nil && n == 3 && count == 1 && len(strings.Fields(string(b))) == 3
+	count, _ := userns.IDs()
+	return count == 1
 })
 
 // refused passes an error on unless it is the kernel's no to an owner or xattr
@@ -303,11 +300,11 @@ func (b *filler) dirMeta(fd int, e tree.Entry) error {
 			return fmt.Errorf("making it opaque: %w", err)
 		}
 	}
-	return b.folders.fdMeta(fd, e)
+	return fdMeta(fd, e)
 }
 
 // fdMeta gives the open file or directory fd, which is 0:0's, the metadata of e.
-func (f *Folders) fdMeta(fd int, e tree.Entry) error {
+func fdMeta(fd int, e tree.Entry) error {
 	if e.UID != 0 || e.GID != 0 {
 		if err := refused(unix.Fchown(fd, int(e.UID), int(e.GID))); err != nil {
 			return err
