@@ -316,15 +316,16 @@ type kiln struct {
 
 func (k *kiln) build(c *testCase, f *folders, dest string) outcome {
 	args := []string{"build", "--root", k.root, "--config", k.config, "--progress", "plain", "--output", join("type=oci,dest="+dest, c.output)}
+	from := f.vars.Replace(c.context)
+	inFolder := !strings.Contains(from, "://") && from != "-"
 	words := f.expandAll(c.args)
 	for i, w := range words {
-		if i > 0 && (words[i-1] == "-f" || words[i-1] == "--file") && !filepath.IsAbs(w) && w != "-" && !strings.Contains(c.context, "://") && c.context != "-" {
+		if inFolder && i > 0 && (words[i-1] == "-f" || words[i-1] == "--file") && w != "-" {
 			w = filepath.Join(f.context, w)
 		}
 		args = append(args, w)
 	}
-	from := f.vars.Replace(c.context)
-	if !strings.Contains(from, "://") && from != "-" {
+	if inFolder {
 		from = filepath.Join(f.context, from)
 	}
 	var stdin io.Reader

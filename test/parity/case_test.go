@@ -40,8 +40,6 @@ type testCase struct {
 }
 
 // baseImage is an image that is built before the case and pushed to @IMAGES@/<name>.
-type txtarFile = txtar.File
-
 type baseImage struct {
 	name       string
 	dockerfile []byte
@@ -181,7 +179,7 @@ func (c *testCase) write(dir string, s *site, registry string) (*folders, error)
 		"@FAULT@", s.url+"/fault",
 		"@GIT@", s.url+"/git/"+c.name,
 		"@DIR@", f.dirs,
-		"@CONTEXT@", f.context)
+		"@GOROOT@", s.goroot)
 	for _, d := range []string{f.context, f.dirs, f.web} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, err

@@ -12,8 +12,16 @@ import (
 	"time"
 )
 
+// comparison says what is looked at beyond what always is.
+type comparison struct {
+	times bool
+	// compression makes the layers' media types count: without a compression that was
+	// asked for, BuildKit writes a layer in whichever form an earlier build left it.
+	compression bool
+}
+
 // compareImages gives a line for each thing in which two builds' images differ.
-func compareImages(want, got []*image, times bool) []string {
+func compareImages(want, got []*image, how comparison) []string {
 	if w, g := platforms(want), platforms(got); w != g {
 		return []string{fmt.Sprintf("platforms: buildkit %s, kiln %s", w, g)}
 	}
@@ -23,7 +31,7 @@ func compareImages(want, got []*image, times bool) []string {
 		if len(want) > 1 {
 			prefix = want[i].platform + ": "
 		}
-		for _, line := range compareImage(want[i], got[i], times) {
+		for _, line := range compareImage(want[i], got[i], how) {
 			out = append(out, prefix+line)
 		}
 	}
@@ -38,22 +46,22 @@ func platforms(images []*image) string {
 	return strings.Join(names, " ")
 }
 
-func compareImage(want, got *image, times bool) []string {
+func compareImage(want, got *image, how comparison) []string {
 	d := &differences{}
 	d.add("manifest media type", want.manifest.MediaType, got.manifest.MediaType)
 	d.add("config media type", want.manifest.Config.MediaType, got.manifest.Config.MediaType)
 	d.add("manifest annotations", toJSON(want.manifest.Annotations), toJSON(got.manifest.Annotations))
 	d.add("layers", fmt.Sprint(len(want.manifest.Layers)), fmt.Sprint(len(got.manifest.Layers)))
-	if len(want.manifest.Layers) == len(got.manifest.Layers) {
+	if how.compression && len(want.manifest.Layers) == len(got.manifest.Layers) {
 		for i, l := range want.manifest.Layers {
 			d.add(fmt.Sprintf("layer %d media type", i), l.MediaType, got.manifest.Layers[i].MediaType)
 		}
 	}
-	w, g := flatten(want.config, times), flatten(got.config, times)
+	w, g := flatten(want.config, how), flatten(got.config, how)
 	for _, k := range keys(w, g) {
 		d.add(k, w[k], g[k])
 	}
-	compareTrees(d, want.tree, got.tree, times)
+	compareTrees(d, want.tree, got.tree, how)
 	return d.lines
 }
 
@@ -83,12 +91,12 @@ func keys[V any](a, b map[string]V) []string {
 // flatten gives an image config as lines of "config.Env" and its JSON. Times are
 // left out unless they are asked for, and of rootfs the count is looked at alone:
 // digests cover times.
-func flatten(config map[string]any, times bool) map[string]string {
+func flatten(config map[string]any, how comparison) map[string]string {
 	out := map[string]string{}
 	for k, v := range config {
 		switch k {
 		case "created":
-			if times {
+			if how.times {
 				out[k] = toJSON(v)
 			}
 		case "rootfs":
@@ -99,7 +107,7 @@ func flatten(config map[string]any, times bool) map[string]string {
 			for i, s := range steps {
 				step, _ := s.(map[string]any)
 				for name, value := range step {
-					if name != "created" || times {
+					if name != "created" || how.times {
 						out[fmt.Sprintf("history %02d %s", i, name)] = toJSON(value)
 					}
 				}
@@ -127,7 +135,7 @@ func toJSON(v any) string {
 	return ""
 }
 
-func compareTrees(d *differences, want, got map[string]*entry, times bool) {
+func compareTrees(d *differences, want, got map[string]*entry, how comparison) {
 	wantLinks, gotLinks := hardLinks(want), hardLinks(got)
 	for _, p := range keys(want, got) {
 		w, g := want[p], got[p]
@@ -151,7 +159,7 @@ func compareTrees(d *differences, want, got map[string]*entry, times bool) {
 		d.add(at+"xattrs", toJSON(w.xattrs), toJSON(g.xattrs))
 		d.add(at+"content", fmt.Sprintf("%d bytes %.12s", w.size, w.content), fmt.Sprintf("%d bytes %.12s", g.size, g.content))
 		d.add(at+"hard links", wantLinks[w], gotLinks[g])
-		if times {
+		if how.times {
 			d.add(at+"mtime", w.mtime.UTC().Format(time.RFC3339), g.mtime.UTC().Format(time.RFC3339))
 		}
 	}

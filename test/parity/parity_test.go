@@ -42,6 +42,7 @@ type suite struct {
 	known    *knownList
 	debian   func() error // pushes debian, once
 	frontend func() error // pushes docker/dockerfile, once
+	tools    func() error // pushes toolchain, once
 
 	cases, passes, knownLines, knownCases atomic.Int64
 }
@@ -123,6 +124,13 @@ func setUp(t *testing.T) *suite {
 		}
 		return nil
 	})
+	s.tools = sync.OnceValue(func() error {
+		img, err := peer.RootFS(os.Getenv("PARITY_TOOLCHAIN"), "bash")
+		if err != nil {
+			return err
+		}
+		return peer.Push(img, s.registry+"/library/toolchain:latest")
+	})
 	s.frontend = sync.OnceValue(func() error { return s.pushFrontend(peers) })
 	return s
 }
@@ -180,23 +188,15 @@ func (s *suite) pushFrontend(peers string) error {
 
 var (
 	fromDebian   = regexp.MustCompile(`(?mi)^FROM debian`)
+	fromTools    = regexp.MustCompile(`(?mi)^FROM toolchain`)
 	fromFrontend = regexp.MustCompile(`(?m)^# syntax=docker/dockerfile`)
 )
 
 // check builds one case with both and compares.
 func (s *suite) check(t *testing.T, c *testCase) {
 	s.cases.Add(1)
-	for _, f := range append(c.files, imageFiles(c)...) {
-		if fromDebian.Match(f.Data) {
-			if err := s.debian(); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if fromFrontend.Match(f.Data) {
-			if err := s.frontend(); err != nil {
-				t.Fatal(err)
-			}
-		}
+	if err := s.provide(c); err != nil {
+		t.Fatal(err)
 	}
 	dir := t.TempDir()
 	f, err := c.write(dir, s.site, s.registry)
@@ -210,7 +210,7 @@ func (s *suite) check(t *testing.T, c *testCase) {
 		}
 	}
 	want := s.buildkit.build(c, f, s.site, filepath.Join(dir, "buildkit.tar"))
-	if problem := c.judge(want, f); problem != "" {
+	if problem := c.judge(want); problem != "" {
 		t.Fatalf("the case is wrong: with buildkit, %s", problem)
 	}
 	if os.Getenv("PARITY") == "buildkit" {
@@ -218,18 +218,33 @@ func (s *suite) check(t *testing.T, c *testCase) {
 		return
 	}
 	got := s.kiln.build(c, f, filepath.Join(dir, "kiln.tar"))
-	s.report(t, c, compare(t, c, f, want, got))
+	s.report(t, c, compare(t, c, want, got))
 }
 
-func imageFiles(c *testCase) (out []txtarFile) {
-	for _, i := range c.images {
-		out = append(out, txtarFile{Name: i.name, Data: i.dockerfile})
+// provide pushes the larger images that the case stands on, each once in a run.
+func (s *suite) provide(c *testCase) error {
+	var text []byte
+	for _, f := range c.files {
+		text = append(text, f.Data...)
 	}
-	return out
+	for _, i := range c.images {
+		text = append(text, i.dockerfile...)
+	}
+	for _, base := range []struct {
+		named *regexp.Regexp
+		push  func() error
+	}{{fromDebian, s.debian}, {fromTools, s.tools}, {fromFrontend, s.frontend}} {
+		if base.named.Match(text) {
+			if err := base.push(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // judge says in which way a build did not do what the case says it does.
-func (c *testCase) judge(o outcome, f *folders) string {
+func (c *testCase) judge(o outcome) string {
 	switch {
 	case c.fails == nil && o.err != nil:
 		return fmt.Sprintf("the build failed: %v\n%s", o.err, tail(o.log))
@@ -241,8 +256,8 @@ func (c *testCase) judge(o outcome, f *folders) string {
 	return ""
 }
 
-func compare(t *testing.T, c *testCase, f *folders, want, got outcome) []string {
-	if problem := c.judge(got, f); problem != "" {
+func compare(t *testing.T, c *testCase, want, got outcome) []string {
+	if problem := c.judge(got); problem != "" {
 		return []string{problem}
 	}
 	if c.fails != nil {
@@ -256,7 +271,7 @@ func compare(t *testing.T, c *testCase, f *folders, want, got outcome) []string 
 	if err != nil {
 		return []string{fmt.Sprintf("kiln's tarball cannot be read: %v", err)}
 	}
-	return compareImages(w, g, c.times)
+	return compareImages(w, g, comparison{times: c.times, compression: strings.Contains(c.output, "compression=")})
 }
 
 func (s *suite) report(t *testing.T, c *testCase, lines []string) {

@@ -18,10 +18,15 @@ import (
 // their git repositories, and /fault/ answers as broken servers do.
 type site struct {
 	url, dir string
+	goroot   string // of the toolchain that runs the tests
 	server   *httptest.Server
 }
 
 func startSite(dir string) (*site, error) {
+	goroot, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		return nil, fmt.Errorf("looking for Go: %w", err)
+	}
 	core, err := exec.Command("git", "--exec-path").Output()
 	if err != nil {
 		return nil, fmt.Errorf("looking for git: %w", err)
@@ -59,7 +64,7 @@ func startSite(dir string) (*site, error) {
 		w.Write([]byte("let in\n"))
 	})
 	server := httptest.NewServer(mux)
-	return &site{url: server.URL, dir: dir, server: server}, nil
+	return &site{url: server.URL, dir: dir, goroot: strings.TrimSpace(string(goroot)), server: server}, nil
 }
 
 // runPrepare runs the case's script in the context's folder, in a time zone and
