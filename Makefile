@@ -4,7 +4,7 @@ GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 export CGO_ENABLED = 0
 
-.PHONY: help build demo test test-online lint deps clean
+.PHONY: help build demo test test-online parity lint deps clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -26,6 +26,9 @@ lint: deps ## gofmt, go vet, staticcheck
 
 test: deps lint ## everything but what downloads
 	test/run.sh
+
+parity: deps ## build test/parity's Dockerfiles with kiln and with BuildKit, and compare
+	@test/parity/run.sh
 
 test-online: deps build ## builds that download packages; says so where there is no network
 	$(GO) test -count=1 -tags online -run Online ./test/...
