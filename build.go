@@ -123,7 +123,7 @@ func (b *build) end() {
 
 // open lends the worker what the request lends, and gives what the frontend gets.
 func (b *build) open(r *Request) (req frontend.Request, release func(), err error) {
-	attrs, locals, err := r.attrs()
+	in, err := r.inputs()
 	if err != nil {
 		return req, nil, err
 	}
@@ -138,14 +138,14 @@ func (b *build) open(r *Request) (req frontend.Request, release func(), err erro
 			release()
 			return req, nil, err
 		}
-		locals["dockerfile"] = dir
+		in.locals["dockerfile"] = dir
 	}
-	s := worker.Session{Locals: folders(locals), Secrets: secrets(r.Secrets), SSH: agents(r.SSH), Entitlements: map[string]bool{}}
+	s := worker.Session{Locals: in.locals, Layouts: in.layouts, Secrets: secrets(r.Secrets), SSH: agents(r.SSH), Entitlements: map[string]bool{}}
 	for _, a := range r.Allow {
 		s.Entitlements[a] = true
 	}
 	b.engine.worker.OpenSession(b.session, s)
-	return frontend.Request{Opts: attrs}, release, nil
+	return frontend.Request{Opts: in.attrs}, release, nil
 }
 
 // run compiles, solves and exports once.

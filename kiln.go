@@ -76,7 +76,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	}
 	ids, _ := userns.IDs()
 	e.cache, err = cache.Open(ctx, o.Root, cache.Options{
-		Clock: o.Clock, Waiting: o.Waiting, Warn: func(err error) { e.warn(err.Error()) }, SingleID: ids == 1,
+		Clock: o.Clock, Waiting: o.Waiting, Warn: func(err error) { e.warn(err.Error()) }, SingleID: ids == 1, LazyClose: true,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the state folder %s: %w", o.Root, err)

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/kiln-build/kiln/worker/source"
 )
 
 // Request says what to build. Its zero value builds the Dockerfile of the
@@ -102,10 +104,18 @@ func isRemote(context string) bool {
 	return false
 }
 
-// attrs gives the request as frontend attributes, and the folders that its local
-// sources name.
-func (r *Request) attrs() (attrs, locals map[string]string, err error) {
-	attrs, locals = map[string]string{}, map[string]string{}
+// inputs are what a request comes down to: frontend attributes, and what the
+// sources of the build that are on this machine name.
+type inputs struct {
+	attrs   map[string]string
+	locals  folders
+	layouts layouts
+}
+
+// inputs works a request out.
+func (r *Request) inputs() (*inputs, error) {
+	in := &inputs{attrs: map[string]string{}, locals: folders{}, layouts: layouts{}}
+	attrs := in.attrs
 	set := func(prefix string, m map[string]string) {
 		for k, v := range m {
 			attrs[prefix+k] = v
@@ -113,8 +123,8 @@ func (r *Request) attrs() (attrs, locals map[string]string, err error) {
 	}
 	set("build-arg:", r.BuildArgs)
 	set("label:", r.Labels)
-	if err := r.setContexts(attrs, locals); err != nil {
-		return nil, nil, err
+	if err := r.setContexts(in); err != nil {
+		return nil, err
 	}
 	if r.Target != "" {
 		attrs["target"] = r.Target
@@ -152,11 +162,12 @@ func (r *Request) attrs() (attrs, locals map[string]string, err error) {
 		attrs["cgroup-parent"] = r.CgroupParent
 	}
 	set("", r.Attrs)
-	return attrs, locals, nil
+	return in, nil
 }
 
 // setContexts names the folders and addresses that the build reads.
-func (r *Request) setContexts(attrs, locals map[string]string) error {
+func (r *Request) setContexts(in *inputs) error {
+	attrs, locals := in.attrs, in.locals
 	context := r.Context
 	if context == "" {
 		context = "."
@@ -180,7 +191,11 @@ func (r *Request) setContexts(attrs, locals map[string]string) error {
 		locals["dockerfile"] = context
 	}
 	for name, value := range r.Contexts {
-		switch {
+		switch layout, ok := strings.CutPrefix(value, "oci-layout://"); {
+		case ok:
+			if err := in.setLayout(name, layout); err != nil {
+				return fmt.Errorf("the build context %s: %w", name, err)
+			}
 		case strings.Contains(value, "://") || strings.HasPrefix(value, "target:") || isRemote(value):
 			attrs["context:"+name] = value
 		default:
@@ -191,6 +206,28 @@ func (r *Request) setContexts(attrs, locals map[string]string) error {
 			locals[name] = value
 		}
 	}
+	return nil
+}
+
+// setLayout names an image in an image layout: a folder, and :TAG or @DIGEST.
+func (in *inputs) setLayout(name, spec string) error {
+	dir, digest, _ := strings.Cut(spec, "@")
+	dir, tag, _ := strings.Cut(dir, ":")
+	l, err := source.OpenLayout(dir)
+	if err != nil {
+		return err
+	}
+	if digest == "" {
+		d, err := l.Lookup(tag)
+		if err != nil {
+			return err
+		}
+		digest = d.String()
+	}
+	// The name is part of no key; it only has to be one that references can have.
+	store := fmt.Sprintf("layout%d", len(in.layouts))
+	in.layouts[store] = l
+	in.attrs["context:"+name] = "oci-layout://" + store + "@" + digest
 	return nil
 }
 

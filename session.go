@@ -15,6 +15,7 @@ import (
 
 	"github.com/kiln-build/kiln/solver"
 	"github.com/kiln-build/kiln/worker"
+	"github.com/kiln-build/kiln/worker/source"
 )
 
 // maxSecret bounds a secret, as BuildKit does.
@@ -30,6 +31,18 @@ func (f folders) Local(_ context.Context, name string, _ worker.Filter) (string,
 		return "", fmt.Errorf("the build has no local folder %q", name)
 	}
 	return filepath.Abs(dir)
+}
+
+// layouts are the folders of a build that are image layouts, by name.
+type layouts map[string]source.LayoutDir
+
+// Layout gives the layout itself.
+func (l layouts) Layout(_ context.Context, name string) (source.BlobReader, error) {
+	dir, ok := l[name]
+	if !ok {
+		return nil, fmt.Errorf("image layout %s: %w", name, fs.ErrNotExist)
+	}
+	return dir, nil
 }
 
 // secrets are the secrets of a build by id.

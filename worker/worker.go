@@ -18,6 +18,7 @@ import (
 	"github.com/kiln-build/kiln/worker/source"
 	"github.com/kiln-build/kiln/worker/source/local"
 	"github.com/moby/buildkit/solver/pb"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Options are the settings of a worker; the zero value works.
@@ -36,6 +37,7 @@ type Options struct {
 type Worker struct {
 	cache   *cache.Cache
 	images  *source.Images
+	layouts *source.Layout
 	exec    executor.Executor
 	folders *layer.Folders
 	scanner *local.Scanner
@@ -71,6 +73,7 @@ func (w *Worker) addSources() {
 	git.Secret, web.Secret = w.secretOf, w.secretOf
 	git.SSH = w.dialAgent
 	layout.Store = w.layoutOf
+	w.layouts = layout
 	w.sources = map[string]Source{
 		"docker-image": &imageSource{w},
 		"local":        &localSource{w},
@@ -87,6 +90,14 @@ func (w *Worker) AddSource(scheme string, s Source) { w.sources[scheme] = s }
 
 // Images is the worker's image source.
 func (w *Worker) Images() *source.Images { return w.images }
+
+// ResolveLayout finds an image in an image layout that a session lends under the
+// name store. The reference carries the image's digest.
+func (w *Worker) ResolveLayout(ctx context.Context, id solver.SessionID, store, ref string, p ocispecs.Platform) (source.Image, error) {
+	job := &solver.Job{Sessions: func() []solver.SessionID { return []solver.SessionID{id} }}
+	op := &pb.SourceOp{Identifier: "oci-layout://" + ref, Attrs: map[string]string{pb.AttrOCILayoutStoreID: store}}
+	return w.layouts.Resolve(ctx, job, op, p)
+}
 
 // session is an open Session and what the worker remembers for it.
 type session struct {
