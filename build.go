@@ -79,6 +79,7 @@ func (e *Engine) Build(ctx context.Context, r Request) (*Result, error) {
 			break
 		}
 		e.warn(gone.Error() + "; it is built again")
+		e.worker.Doubt()
 		if err := e.solver.ForgetLayer(gone.Layer); err != nil {
 			return nil, err
 		}
