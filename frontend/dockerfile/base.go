@@ -11,7 +11,6 @@ import (
 	"github.com/kiln-build/kiln/llb"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/solver/pb"
-	"github.com/moby/buildkit/util/suggest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 )
@@ -188,7 +187,7 @@ func (c *compiler) resolveFrom(ctx context.Context, s *stage, ref reference.Name
 		} else {
 			err = fmt.Errorf("%s: %w", asked, err)
 		}
-		if match, ok := suggest.Search(asked, append(c.stages.names(), wellKnownImages()...), true); ok {
+		if match, ok := nearest(asked, append(c.stages.names(), wellKnownImages()...)); ok {
 			err = &hinted{err, "did you mean " + match + "?"}
 		}
 		return err

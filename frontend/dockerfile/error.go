@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/kiln-build/kiln/llb"
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 )
 
@@ -136,6 +137,12 @@ func locate(file *llb.File, err error, ranges ...[]parser.Range) error {
 	text = strings.Replace(text, "unsupported modifier (\uFFFD) in substitution", "missing } in substitution", 1)
 	if m := suggestion.FindStringSubmatch(text); m != nil {
 		text, e.Hint = m[1], m[2]
+	}
+	var unknown *instructions.UnknownInstructionError
+	if errors.As(err, &unknown) {
+		if match, ok := nearestInstruction(unknown.Instruction); ok {
+			e.Hint = "did you mean " + match + "?"
+		}
 	}
 	if text != err.Error() {
 		e.Err = &reworded{text: text, err: err}

@@ -10,7 +10,6 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
-	"github.com/moby/buildkit/util/suggest"
 )
 
 // globalArgs are the arguments that FROM lines see, and that a stage gets by
@@ -156,7 +155,7 @@ func (c *compiler) expandFrom(s *stage, st *instructions.Stage) error {
 // suggestArg adds to an error the argument that was perhaps meant.
 func suggestArg(err error, unmatched map[string]struct{}, env *environment) error {
 	for _, name := range slices.Sorted(maps.Keys(unmatched)) {
-		if match, ok := suggest.Search(name, env.Keys(), true); ok {
+		if match, ok := nearest(name, env.Keys()); ok {
 			return &hinted{err, "did you mean " + match + "?"}
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"maps"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 
@@ -16,7 +15,6 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
-	"github.com/moby/buildkit/util/suggest"
 )
 
 // warnFunc takes what a rule found; nil is nobody.
@@ -127,7 +125,7 @@ func (c *compiler) checkFromArgs(unmatched map[string]struct{}, at []parser.Rang
 		if slices.Contains(known, name) {
 			continue
 		}
-		match, _ := suggest.Search(name, known, true)
+		match, _ := nearest(name, known)
 		lint.Run(&linter.RuleUndefinedArgInFrom, at, linter.RuleUndefinedArgInFrom.Format(name, match))
 	}
 }
@@ -178,7 +176,7 @@ func (l *line) checkUndefined(unmatched map[string]struct{}) {
 		if declared || isScanArg(name) {
 			continue
 		}
-		match, _ := suggest.Search(name, l.stage.state.env.Keys(), runtime.GOOS != "windows")
+		match, _ := nearest(name, l.stage.state.env.Keys())
 		l.lint.Run(&linter.RuleUndefinedVar, l.step.Location(), linter.RuleUndefinedVar.Format(name, match))
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
-	"github.com/moby/buildkit/util/suggest"
 	"github.com/moby/buildkit/util/system"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -167,7 +166,7 @@ func (t *stageTable) target(name string) (*stage, error) {
 		return s, nil
 	}
 	e := &Error{Err: fmt.Errorf("target stage %q could not be found", name)}
-	if match, ok := suggest.Search(name, t.names(), true); ok {
+	if match, ok := nearest(name, t.names()); ok {
 		e.Hint = "did you mean " + match + "?"
 	} else {
 		e.Hint = "the stages are " + strings.Join(t.names(), ", ")
