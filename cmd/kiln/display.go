@@ -18,6 +18,7 @@ type display struct {
 	ch       chan *client.SolveStatus
 	done     chan struct{}
 	warnings []client.VertexWarning // once done
+	tails    *tails                 // nil where the display shows output itself
 }
 
 // newDisplay makes the display of that mode. It has shown everything when close returns.
@@ -30,6 +31,9 @@ func newDisplay(mode string, quiet bool, stderr io.Writer) (*display, error) {
 		return nil, usagef("--progress %s: %v; the ways to show progress are auto, plain, tty, rawjson and quiet", mode, err)
 	}
 	d := &display{out: stderr, ch: make(chan *client.SolveStatus, 64), done: make(chan struct{})}
+	if mode == string(progressui.QuietMode) || mode == string(progressui.RawJSONMode) {
+		d.tails = new(tails)
+	}
 	go func() {
 		defer close(d.done)
 		// Not the build's own context: the display ends with the channel, when the
@@ -41,12 +45,21 @@ func newDisplay(mode string, quiet bool, stderr io.Writer) (*display, error) {
 	return d, nil
 }
 
-func (d *display) event(e kiln.Event) { d.ch <- status.Of(e) }
+// event shows an event. It is called by one goroutine at a time.
+func (d *display) event(e kiln.Event) {
+	if d.tails != nil {
+		d.tails.event(e)
+	}
+	d.ch <- status.Of(e)
+}
 
 // close ends the display once it has shown everything, warnings last.
 func (d *display) close(quiet bool) {
 	close(d.ch)
 	<-d.done
+	if d.tails != nil {
+		d.tails.show(d.out)
+	}
 	if quiet || len(d.warnings) == 0 {
 		return
 	}
