@@ -11,7 +11,7 @@ if [ -z "$mirror" ]; then
 fi
 root=$(mktemp -d "$(dirname "$1")/root.XXXXXX")
 trap 'rm -rf "$root"' EXIT
-debootstrap --variant=minbase --include=gcc,libc6-dev,make,nodejs,python3-minimal bookworm "$root" "$mirror" >"$1.log" 2>&1 || {
+debootstrap --variant=minbase --include=gcc,libc6-dev,make,nodejs,python3 bookworm "$root" "$mirror" >"$1.log" 2>&1 || {
 	tail -n 20 "$1.log" >&2
 	exit 1
 }
