@@ -1,0 +1,164 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/kiln-build/kiln/test/internal/peer"
+)
+
+// lab is what the workloads of a run share: the tools, a registry on this machine
+// with the base images, a folder to work in.
+type lab struct {
+	settings
+	ctx      context.Context
+	dir      string
+	self     string
+	registry *peer.Registry
+	tools    []tool
+	kiln     *kilnTool
+	spins    int    // turns of W8's loop in a second
+	debian   string // reference of the base image
+}
+
+func openLab(ctx context.Context, s settings) (*lab, error) {
+	l := &lab{settings: s, ctx: ctx}
+	var err error
+	if l.self, err = os.Executable(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(s.cache, 0o755); err != nil {
+		return nil, err
+	}
+	if l.dir, err = os.MkdirTemp(s.cache, "run-"); err != nil {
+		return nil, err
+	}
+	for _, d := range []string{"out", "bin", "src"} {
+		if err := os.Mkdir(filepath.Join(l.dir, d), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	if l.registry, err = peer.StartRegistry(filepath.Join(l.dir, "registry")); err != nil {
+		return nil, err
+	}
+	l.debian = l.registry.Addr + "/debian:bookworm"
+	if _, err := l.driver(nil, "push-base", l.debian); err != nil {
+		return nil, err
+	}
+	bin := s.kilnBin
+	if bin == "" {
+		if bin, err = peer.BuildKiln(filepath.Join(l.dir, "bin")); err != nil {
+			return nil, err
+		}
+	}
+	l.kiln = &kilnTool{bin: bin, dir: l.dir}
+	for _, name := range strings.Split(s.tools, ",") {
+		switch name {
+		case "kiln":
+			l.tools = append(l.tools, l.kiln)
+		case "buildkit":
+			l.tools = append(l.tools, &buildkit{peers: s.peers, dir: l.dir})
+		case "buildah":
+			l.tools = append(l.tools, &buildah{dir: l.dir})
+		default:
+			return nil, fmt.Errorf("no tool %q: there are kiln, buildkit and buildah", name)
+		}
+	}
+	return l, nil
+}
+
+func (l *lab) close() {
+	for _, t := range l.tools {
+		if err := t.close(); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+		}
+	}
+	l.registry.Stop()
+	if !l.keep {
+		os.RemoveAll(l.dir)
+	}
+}
+
+// driver runs a part of this program in a process of its own, so that its memory
+// is not this one's, and gives what it prints.
+func (l *lab) driver(env []string, args ...string) (string, error) {
+	cmd := exec.CommandContext(l.ctx, l.self, args...)
+	var out, log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &log
+	cmd.Env = append(os.Environ(), env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%s: %w\n%s", args[0], err, log.Bytes())
+	}
+	return out.String(), nil
+}
+
+// scaled gives a number at the size of this run, 1 at least.
+func (l *lab) scaled(n int) int { return max(1, int(float64(n)*l.scale)) }
+
+// write writes a file of the work folder and gives its path.
+func (l *lab) write(name, text string) (string, error) {
+	path := filepath.Join(l.dir, "src", name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return "", err
+	}
+	return path, os.WriteFile(path, []byte(text), 0o644)
+}
+
+// empty gives an empty folder as a context.
+func (l *lab) empty() (string, error) {
+	dir := filepath.Join(l.dir, "src", "empty")
+	return dir, os.MkdirAll(dir, 0o755)
+}
+
+// warm has a tool pull a base image, which is no part of what is timed: a step
+// needs its files.
+func (r *run) warm(base string) error {
+	file, err := r.write("warm/Dockerfile", "FROM "+base+"\nRUN true\n")
+	if err != nil {
+		return err
+	}
+	return r.untimed(build{context: filepath.Dir(file), dockerfile: file})
+}
+
+// host describes the machine and the versions, a line each.
+func (l *lab) host() []string {
+	var lines []string
+	add := func(name, value string) { lines = append(lines, name+": "+strings.TrimSpace(value)) }
+	cpu := "unknown"
+	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(info)) {
+			if name, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+				cpu = v
+			}
+		}
+	}
+	add("Processors", fmt.Sprintf("%d of %s", runtime.NumCPU(), strings.TrimSpace(cpu)))
+	if kb, err := procField("/proc/meminfo", "MemTotal:"); err == nil {
+		add("Memory", fmt.Sprintf("%.0f GB", float64(kb)/(1<<20)))
+	}
+	add("System", output("uname", "-sr"))
+	add("File system of the state folders", output("stat", "-f", "-c", "%T", l.dir))
+	add("kiln", strings.ReplaceAll(output("git", "log", "-1", "--format=%h of %cs"), "\n", ""))
+	add("BuildKit", output(filepath.Join(l.peers, "buildkitd"), "--version"))
+	add("buildah", output("buildah", "--version"))
+	first, _, _ := strings.Cut(output("runc", "--version"), "\n")
+	add("runc", first)
+	add("Go", runtime.Version())
+	return lines
+}
+
+func output(name string, args ...string) string {
+	out, err := exec.Command(name, args...).Output()
+	if err != nil {
+		return "unknown (" + err.Error() + ")"
+	}
+	return string(out)
+}

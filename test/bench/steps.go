@@ -1,0 +1,149 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// W1, W2 and W3: thirty steps that do nearly nothing.
+
+func steps(l *lab) int { return l.scaled(30) }
+
+func stepsRound(r *run) error {
+	var text strings.Builder
+	fmt.Fprintf(&text, "FROM %s\n", r.debian)
+	for i := range steps(r.lab) {
+		fmt.Fprintf(&text, "RUN echo %d > /step%d\n", i, i)
+	}
+	file, err := r.write("steps/Dockerfile", text.String())
+	if err != nil {
+		return err
+	}
+	empty, err := r.empty()
+	if err != nil {
+		return err
+	}
+	if err := r.warm(r.debian); err != nil {
+		return err
+	}
+	b := build{context: empty, dockerfile: file}
+	if err := r.time("W1", b); err != nil {
+		return err
+	}
+	if err := r.time("W2", b); err != nil {
+		return err
+	}
+	b.oci = r.out("steps")
+	if err := r.untimed(b); err != nil {
+		return err
+	}
+	os.Remove(b.oci)
+	r.images["W3"], r.images["W1"] = b.oci, b.oci
+	return r.time("W3", b)
+}
+
+func stepsPlain(l *lab) (map[string][]part, error) {
+	base := filepath.Join(l.dir, "src", "rootfs")
+	dir := filepath.Join(l.dir, "src", "overlays")
+	if err := os.RemoveAll(dir); err != nil {
+		return nil, err
+	}
+	run, err := l.loop("steps", base, dir, fmt.Sprint(steps(l)))
+	if err != nil {
+		return nil, err
+	}
+	start, err := l.loop("start", l.kiln.bin, "version")
+	if err != nil {
+		return nil, err
+	}
+	tarball := filepath.Join(l.dir, "out", l.tools[0].name()+"-steps.tar")
+	copied, err := l.loop("file", tarball, filepath.Join(l.dir, "out", "copy.tar"))
+	return map[string][]part{
+		"W1": {{fmt.Sprintf("mount, clone, exec, unmount %d times", steps(l)), run}},
+		"W2": {{"start a process of that size", start}},
+		"W3": {{"copy the tarball", copied}},
+	}, err
+}
+
+// unpackBase unpacks the Debian base for the plain loops.
+func unpackBase(l *lab) error {
+	_, err := l.driver(nil, "unpack-base", filepath.Join(l.dir, "src", "rootfs"))
+	return err
+}
+
+// W4, W5 and W6: a folder of 20,000 files. W7: one of 300,000.
+
+// files is a workload that copies a context of many files.
+type files struct {
+	dir, edited      string
+	make             func(dir string, n int) error
+	count            int
+	first, one, none string // rows
+}
+
+var (
+	sources = files{"files", edited, sourceTree, 20_000, "W4", "W5", "W6"}
+	modules = files{"modules", editedModule, modulesTree, 300_000, "W7 first", "W7 edited", "W7 unchanged"}
+)
+
+const filesDockerfile = `FROM %[1]s AS build
+WORKDIR /src
+COPY . .
+RUN find /src -type f | wc -l > /count
+FROM %[1]s
+COPY --from=build /count /count
+COPY --from=build /src /app
+`
+
+func (f files) context(l *lab) string { return filepath.Join(l.dir, "src", f.dir) }
+
+func (f files) setup(l *lab) error { return f.make(f.context(l), l.scaled(f.count)) }
+
+func (f files) round(r *run) error {
+	file, err := r.write(f.dir+"-build/Dockerfile", fmt.Sprintf(filesDockerfile, r.debian))
+	if err != nil {
+		return err
+	}
+	if err := edit(f.context(r.lab), f.edited, 2*r.n); err != nil {
+		return err
+	}
+	if err := r.warm(r.debian); err != nil {
+		return err
+	}
+	b := build{context: f.context(r.lab), dockerfile: file, oci: r.out(f.dir)}
+	os.Remove(b.oci)
+	if err := r.time(f.first, b); err != nil {
+		return err
+	}
+	if err := edit(f.context(r.lab), f.edited, 2*r.n+1); err != nil {
+		return err
+	}
+	b.oci = r.out(f.dir + "-edited")
+	os.Remove(b.oci)
+	if err := r.time(f.one, b); err != nil {
+		return err
+	}
+	r.images[f.first], r.images[f.one] = r.out(f.dir), b.oci
+	b.oci = ""
+	return r.time(f.none, b)
+}
+
+func (f files) plain(l *lab) (map[string][]part, error) {
+	dir, scratch := f.context(l), filepath.Join(l.dir, "src", f.dir+"-plain")
+	defer os.RemoveAll(scratch)
+	tarball := filepath.Join(l.dir, "out", l.tools[0].name()+"-"+f.dir+".tar")
+	p, err := l.parts(
+		[]string{"copy", "copy", dir, scratch + "/copy"},
+		[]string{"hash", "hash", dir},
+		[]string{"link", "link", dir, scratch + "/link"},
+		[]string{"gzip on all processors", "compress", dir, "gzip"},
+		[]string{"copy the tarball", "file", tarball, filepath.Join(l.dir, "out", "copy.tar")},
+		[]string{"stat walk", "walk", dir},
+	)
+	if err != nil {
+		return nil, err
+	}
+	return map[string][]part{f.first: p[:5], f.one: {p[5], p[4]}, f.none: p[5:]}, nil
+}

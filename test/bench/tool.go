@@ -1,0 +1,219 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// tool is a builder that is measured.
+type tool interface {
+	name() string
+	// reset gives the tool an empty state; a daemon starts anew.
+	reset(context.Context) error
+	build(context.Context, build) (sample, error)
+	// state is the folder that holds its state.
+	state() string
+	close() error
+}
+
+// build is what a tool is to build.
+type build struct {
+	context, dockerfile string            // folder and file
+	contexts            map[string]string // further folders by name
+	oci                 string            // tarball to write; empty writes none
+	compression         string            // of its layers; empty is gzip
+	push                string            // reference to push to; empty pushes nothing
+}
+
+// kilnTool is the command of this repository, a process for each build.
+type kilnTool struct{ bin, dir string }
+
+func (k *kilnTool) name() string                { return "kiln" }
+func (k *kilnTool) state() string               { return filepath.Join(k.dir, "kiln-state") }
+func (k *kilnTool) close() error                { return os.RemoveAll(k.state()) }
+func (k *kilnTool) reset(context.Context) error { return os.RemoveAll(k.state()) }
+
+func (k *kilnTool) build(ctx context.Context, b build) (sample, error) {
+	args := []string{"build", "--root", k.state(), "--progress", "plain", "--file", b.dockerfile}
+	for name, dir := range b.contexts {
+		args = append(args, "--build-context", name+"="+dir)
+	}
+	if out := b.output(); out != "" {
+		args = append(args, "--output", out)
+	}
+	return measure(ctx, nil, k.bin, append(args, b.context)...)
+}
+
+// output gives the value of --output for kiln and buildctl.
+func (b build) output() string {
+	var out string
+	switch {
+	case b.oci != "":
+		out = "type=oci,dest=" + b.oci
+	case b.push != "":
+		out = "type=image,push=true,name=" + b.push
+	default:
+		return ""
+	}
+	if b.compression != "" {
+		out += ",compression=" + b.compression
+	}
+	return out
+}
+
+// buildkit is a daemon with runc and overlayfs, and its client.
+type buildkit struct {
+	peers, dir string
+	daemon     *exec.Cmd
+}
+
+func (b *buildkit) name() string  { return "buildkit" }
+func (b *buildkit) state() string { return filepath.Join(b.dir, "buildkit-state") }
+func (b *buildkit) addr() string  { return "unix://" + filepath.Join(b.dir, "buildkitd.sock") }
+func (b *buildkit) ctl() string   { return filepath.Join(b.peers, "buildctl") }
+
+func (b *buildkit) reset(ctx context.Context) error {
+	if err := b.close(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(b.state(), 0o700); err != nil {
+		return err
+	}
+	log, err := os.Create(filepath.Join(b.dir, "buildkitd.log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	// Garbage collection stays out of the measurement.
+	conf := filepath.Join(b.dir, "buildkitd.toml")
+	if err := os.WriteFile(conf, []byte("[worker.oci]\n  gc = false\n[worker.containerd]\n  enabled = false\n"), 0o600); err != nil {
+		return err
+	}
+	b.daemon = exec.Command(filepath.Join(b.peers, "buildkitd"), "--config", conf, "--root", b.state(), "--addr", b.addr(),
+		"--oci-worker-snapshotter", "overlayfs", "--oci-worker-binary", "runc", "--oci-worker-net", "host",
+		"--otel-socket-path", filepath.Join(b.dir, "buildkitd-otel.sock"))
+	b.daemon.Stdout, b.daemon.Stderr = log, log
+	b.daemon.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	if err := b.daemon.Start(); err != nil {
+		b.daemon = nil
+		return fmt.Errorf("starting buildkitd: %w", err)
+	}
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline) && ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
+		if exec.CommandContext(ctx, b.ctl(), "--addr", b.addr(), "debug", "workers").Run() == nil {
+			return nil
+		}
+	}
+	return errors.New("buildkitd did not come up in a minute; see " + log.Name())
+}
+
+func (b *buildkit) close() error {
+	if b.daemon != nil {
+		b.daemon.Process.Signal(syscall.SIGTERM)
+		done := make(chan struct{})
+		go func() { b.daemon.Wait(); close(done) }()
+		select {
+		case <-done:
+		case <-time.After(30 * time.Second):
+			b.daemon.Process.Kill()
+			<-done
+		}
+		b.daemon = nil
+	}
+	return os.RemoveAll(b.state())
+}
+
+func (b *buildkit) build(ctx context.Context, w build) (sample, error) {
+	args := []string{"--addr", b.addr(), "build", "--progress", "plain", "--frontend", "dockerfile.v0",
+		"--local", "context=" + w.context, "--local", "dockerfile=" + filepath.Dir(w.dockerfile), "--opt", "filename=" + filepath.Base(w.dockerfile)}
+	for name, dir := range w.contexts {
+		args = append(args, "--local", name+"="+dir, "--opt", "context:"+name+"=local:"+name)
+	}
+	if out := w.output(); out != "" {
+		args = append(args, "--output", out)
+	}
+	return b.measure(func() (sample, error) { return measure(ctx, nil, b.ctl(), args...) })
+}
+
+// measure adds what the daemon used to what its clients did. The peak is the
+// daemon's: a client beside it is small.
+func (b *buildkit) measure(client func() (sample, error)) (sample, error) {
+	pid := b.daemon.Process.Pid
+	if err := resetPeak(pid); err != nil {
+		return sample{}, err
+	}
+	before, err := usageOf(pid)
+	if err != nil {
+		return sample{}, err
+	}
+	s, err := client()
+	if err != nil {
+		return s, err
+	}
+	after, err := usageOf(pid)
+	s.CPU += after.cpu - before.cpu
+	s.Written += after.written - before.written
+	s.Memory = max(s.Memory, after.peak)
+	return s, err
+}
+
+// buildah is Debian's, with overlayfs and a process for each build.
+type buildah struct{ dir string }
+
+func (b *buildah) name() string  { return "buildah" }
+func (b *buildah) state() string { return filepath.Join(b.dir, "buildah-state") }
+
+func (b *buildah) reset(ctx context.Context) error {
+	if err := b.close(); err != nil {
+		return err
+	}
+	return os.MkdirAll(b.state(), 0o700)
+}
+
+func (b *buildah) close() error {
+	if _, err := os.Stat(filepath.Join(b.state(), "root")); err == nil {
+		exec.Command("buildah", append(b.global(), "rm", "--all")...).Run()
+	}
+	// It leaves a bind mount of its own folder.
+	syscall.Unmount(filepath.Join(b.state(), "root", "overlay"), syscall.MNT_DETACH)
+	return os.RemoveAll(b.state())
+}
+
+func (b *buildah) global() []string {
+	return []string{"--root", filepath.Join(b.state(), "root"), "--runroot", filepath.Join(b.state(), "run"), "--storage-driver", "overlay"}
+}
+
+func (b *buildah) build(ctx context.Context, w build) (sample, error) {
+	args := append(b.global(), "build", "--layers", "--quiet", "--runtime", "runc", "--network", "host", "--tls-verify=false", "--file", w.dockerfile, "--tag", "bench")
+	for name, dir := range w.contexts {
+		args = append(args, "--build-context", name+"="+dir)
+	}
+	env := []string{"TMPDIR=" + b.state()}
+	s, err := measure(ctx, env, "buildah", append(args, w.context)...)
+	if err != nil {
+		return s, err
+	}
+	push := append(b.global(), "push", "--quiet", "--tls-verify=false", "--format", "oci")
+	switch w.compression {
+	case "zstd":
+		push = append(push, "--compression-format", "zstd")
+	case "uncompressed":
+		push = append(push, "--disable-compression")
+	}
+	switch {
+	case w.oci != "":
+		os.Remove(w.oci) // it adds to an archive that exists
+		push = append(push, "bench", "oci-archive:"+w.oci)
+	case w.push != "":
+		push = append(push, "bench", "docker://"+w.push)
+	default:
+		return s, nil
+	}
+	pushed, err := measure(ctx, env, "buildah", push...)
+	return s.plus(pushed), err
+}

@@ -1,0 +1,80 @@
+package main
+
+import "runtime"
+
+// workloads are all that there are, in the order in which they run.
+var workloads = []workload{
+	{
+		name: "Thirty steps on a Debian base",
+		rows: []row{
+			{id: "W1", title: "30 trivial `RUN` steps, nothing cached, no output", goal: 0.15},
+			{id: "W2", title: "the same, all cached, no output", goal: 0.35},
+			{id: "W3", title: "the same, all cached, OCI tarball written again", goal: 0.15},
+		},
+		setup: unpackBase, round: stepsRound, plain: stepsPlain,
+	},
+	{
+		name: "A context of 20,000 files",
+		rows: []row{
+			{id: "W4", title: "first build: `COPY . .`, a short `RUN`, `COPY --from`, OCI tarball", goal: 0.20},
+			{id: "W5", title: "the same with one file edited", goal: 0.10},
+			{id: "W6", title: "the same with nothing edited, no output", goal: 0.20},
+		},
+		setup: sources.setup, round: sources.round, plain: sources.plain,
+	},
+	{
+		name: "A context of 300,000 files, as a node_modules tree is",
+		rows: []row{
+			{id: "W7 first", title: "first build, as W4", goal: 0.20},
+			{id: "W7 edited", title: "one file edited", goal: 0.10},
+			{id: "W7 unchanged", title: "nothing edited, no output", goal: 0.20},
+		},
+		rounds: 3, setup: modules.setup, round: modules.round, plain: modules.plain,
+	},
+	{
+		name: "LLB graphs",
+		rows: graphRows(), rounds: 3, setup: graphSetup, round: graphRound,
+		without: map[string]string{"buildah": "it does not take LLB"},
+	},
+	{
+		name: "Eight independent stages, against the ideal schedule",
+		rows: []row{
+			{id: "W8 compute", title: "a second of one processor each", goal: 1.1, ideal: float64(stages) / float64(min(stages, runtime.NumCPU()))},
+			{id: "W8 sleep", title: "a second of sleep each", goal: 1.1, ideal: 1},
+		},
+		round: scheduleRound, plain: schedulePlain,
+	},
+	{
+		name: "Pull and unpack of a 1 GB base of 8 layers",
+		rows: []row{
+			{id: "W9 gzip", title: "layers compressed by gzip", goal: 0.5},
+			{id: "W9 zstd", title: "layers compressed by zstd", goal: 0.5},
+		},
+		rounds: 3, setup: pullSetup, round: pullRound,
+	},
+	{
+		name: "Steps that write much, and their export",
+		rows: []row{
+			{id: "W10 1 GB step", title: "a step that writes 1 GB in 20 files", goal: 0.2},
+			{id: "W10 1 GB gzip", title: "its export, gzip", goal: 0.2},
+			{id: "W10 1 GB zstd", title: "its export, zstd", goal: 0.2},
+			{id: "W10 1 GB uncompressed", title: "its export, uncompressed", goal: 0.2},
+			{id: "W10 many step", title: "a step that writes 100,000 small files", goal: 0.2},
+			{id: "W10 many gzip", title: "its export, gzip", goal: 0.2},
+			{id: "W10 many zstd", title: "its export, zstd", goal: 0.2},
+			{id: "W10 many uncompressed", title: "its export, uncompressed", goal: 0.2},
+		},
+		rounds: 3, setup: writeSetup, round: writeRound,
+	},
+	{
+		name:  "Push of an image whose layers the registry has, all but one",
+		rows:  []row{{id: "W11", title: "the last of eleven layers is new; its step is in the time", goal: 0.3}},
+		round: pushRound,
+	},
+	{
+		name:    "Twenty concurrent builds of five Dockerfiles that share stages",
+		rows:    []row{{id: "W14", title: "from the first that starts to the last that ends", goal: 0.3}},
+		round:   concurrentRound,
+		without: map[string]string{"buildah": "it cannot share the work of builds that run at once"},
+	},
+}
