@@ -42,7 +42,7 @@ func (b bridge) ResolveImage(ctx context.Context, ref string, o frontend.Resolve
 		if o.Layout != "" {
 			r, err = b.engine.worker.ResolveLayout(ctx, b.session, o.Layout, ref, o.Platform)
 		} else {
-			r, err = b.engine.worker.Images().Resolve(ctx, b.engine.credentials(), ref, o.Platform, mode)
+			r, err = b.engine.worker.Images().Resolve(ctx, b.credentials, ref, o.Platform, mode)
 		}
 		image = frontend.Image{Ref: r.Ref, Digest: r.Digest.String(), Config: r.Config}
 		return err

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/frontend/dockerfile"
 	"github.com/kiln-build/kiln/llb"
+	"github.com/kiln-build/kiln/registry"
 	"github.com/kiln-build/kiln/solver"
 	"github.com/kiln-build/kiln/worker"
 )
@@ -52,6 +54,10 @@ type build struct {
 	engine  *Engine
 	session solver.SessionID
 	lease   *cache.Lease
+	// frontend and credentials are the request's, or else the Dockerfile frontend
+	// and docker's.
+	frontend    frontend.Frontend
+	credentials registry.Credentials
 
 	mu     sync.Mutex // guards what is below, and orders the calls of events
 	events func(Event)
@@ -102,7 +108,7 @@ func (e *Engine) Compile(ctx context.Context, r Request) ([]frontend.ResultImage
 		return nil, err
 	}
 	defer release()
-	compiled, err := dockerfile.New().Build(ctx, req, bridge{b})
+	compiled, err := b.frontend.Build(ctx, req, bridge{b})
 	if err != nil {
 		return nil, err
 	}
@@ -129,6 +135,15 @@ func (b *build) open(r *Request) (req frontend.Request, release func(), err erro
 		return req, nil, err
 	}
 	release = func() {}
+	b.frontend, b.credentials = r.Frontend, new(registry.Docker)
+	if b.frontend == nil {
+		b.frontend = dockerfile.New()
+	}
+	req = frontend.Request{Opts: in.attrs, Inputs: r.Inputs}
+	if r.Session != nil {
+		b.lend(r, *r.Session)
+		return req, release, nil
+	}
 	if len(r.DockerfileText) > 0 {
 		dir, err := os.MkdirTemp(b.engine.cache.Path("tmp"), "dockerfile-")
 		if err != nil {
@@ -141,19 +156,38 @@ func (b *build) open(r *Request) (req frontend.Request, release func(), err erro
 		}
 		in.locals["dockerfile"] = dir
 	}
-	s := worker.Session{Locals: in.locals, Layouts: in.layouts, Secrets: secrets(r.Secrets), SSH: agents(r.SSH), Entitlements: map[string]bool{}}
-	for _, a := range r.Allow {
-		s.Entitlements[a] = true
+	s := worker.Session{Locals: in.locals, Layouts: in.layouts, Secrets: secrets(r.Secrets), SSH: agents(r.SSH)}
+	b.lend(r, s)
+	return req, release, nil
+}
+
+// lend opens the build's session.
+func (b *build) lend(r *Request, s worker.Session) {
+	if s.Credentials == nil {
+		s.Credentials = b.credentials
 	}
+	b.credentials = s.Credentials
+	granted := maps.Clone(s.Entitlements)
+	if granted == nil {
+		granted = map[string]bool{}
+	}
+	for _, a := range r.Allow {
+		granted[a] = true
+	}
+	s.Entitlements = granted
 	b.engine.worker.OpenSession(b.session, s)
-	return frontend.Request{Opts: in.attrs}, release, nil
 }
 
 // run compiles, solves and exports once.
 func (b *build) run(ctx context.Context, req frontend.Request, exporters []exporter.Exporter) error {
-	compiled, err := dockerfile.New().Build(ctx, req, bridge{b})
+	compiled, err := b.frontend.Build(ctx, req, bridge{b})
 	if err != nil {
 		return err
+	}
+	for k, v := range compiled.Metadata {
+		if strings.HasPrefix(k, "frontend.") {
+			b.result.Metadata[k] = string(v)
+		}
 	}
 	edges := make([]llb.Edge, len(compiled.Images))
 	for i, image := range compiled.Images {

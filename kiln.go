@@ -105,9 +105,6 @@ func (e *Engine) wire() error {
 	return nil
 }
 
-// credentials are those that the user's docker has.
-func (e *Engine) credentials() registry.Credentials { return new(registry.Docker) }
-
 // executor gives kiln's own runtime, or the OCI runtime that the configuration names.
 func (e *Engine) executor() (executor.Executor, error) {
 	dir := e.cache.Path("tmp", "executor")

@@ -9,6 +9,10 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/kiln-build/kiln/exporter"
+	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/llb"
+	"github.com/kiln-build/kiln/worker"
 	"github.com/kiln-build/kiln/worker/source"
 )
 
@@ -61,6 +65,15 @@ type Request struct {
 	// Allow are entitlements: "network.host", "security.insecure", "device".
 	Allow []string
 
+	// Frontend compiles the build description; nil is the Dockerfile frontend.
+	Frontend frontend.Frontend
+	// Inputs are graphs that the frontend knows by name.
+	Inputs map[string]llb.Edge
+	// Session lends the build what it reads, for callers who are not on this
+	// machine. Context, Dockerfile, DockerfileText, Contexts, Secrets and SSH then
+	// say nothing.
+	Session *worker.Session
+
 	// Outputs say what to do with the result.
 	Outputs []Output
 
@@ -92,6 +105,8 @@ type Output struct {
 	// Dest is the file or folder to write; for tarballs, Writer stands in its place.
 	Dest   string
 	Writer io.Writer
+	// Target stands in the place of both for callers who are not on this machine.
+	Target exporter.Target
 }
 
 // isRemote reports whether a context is something other than a folder.
@@ -123,8 +138,10 @@ func (r *Request) inputs() (*inputs, error) {
 	}
 	set("build-arg:", r.BuildArgs)
 	set("label:", r.Labels)
-	if err := r.setContexts(in); err != nil {
-		return nil, err
+	if r.Session == nil {
+		if err := r.setContexts(in); err != nil {
+			return nil, err
+		}
 	}
 	if r.Target != "" {
 		attrs["target"] = r.Target
