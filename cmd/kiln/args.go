@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -10,7 +11,7 @@ import (
 // people write `build . -t name` as often as the other way round, and the flag
 // package stops at the first argument. What follows "--" stays as it is.
 func interspersed(app *cli.App, args []string) ([]string, error) {
-	out, rest := args[:min(1, len(args))], args[min(1, len(args)):]
+	out, rest := slices.Clip(args[:min(1, len(args))]), args[min(1, len(args)):] // os.Args stays as it is
 	commands := app.Commands
 	var flags []cli.Flag
 	for len(rest) > 0 {
