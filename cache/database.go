@@ -326,9 +326,6 @@ func (d *database) writeBatch(batch map[string][]byte, size int) error {
 	return wb.Flush()
 }
 
-// page is how many keys each reads at once.
-const page = 512
-
 // each calls fn for the keys that begin with prefix, with values for their values
 // too: those that are buffered come last, others in their order. fn may keep what
 // it is given, and write to d. Keys that are put meanwhile may be met or not.

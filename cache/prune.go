@@ -342,9 +342,13 @@ func (c *Cache) sweepFiles(keep *census) error {
 	if err != nil {
 		return err
 	}
-	return c.blobs.Sweep(
+	err = c.blobs.Sweep(
 		func(d blob.Digest) bool { _, ok := keep.blobs[d]; return ok },
 		func(id blob.ChunkID) bool { _, ok := keep.chunks[id]; return ok })
+	if err != nil {
+		return err
+	}
+	return c.sweepMounts()
 }
 
 // dropBuckets removes the values of all buckets.

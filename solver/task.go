@@ -104,18 +104,6 @@ func (t *task) class() class {
 	}
 }
 
-// chains gives the task's inputs, all of which are solved.
-func (t *task) chains() []cache.ChainID {
-	out := make([]cache.ChainID, len(t.inputs))
-	for i, in := range t.inputs {
-		out[i] = in.chain
-		if in.task != nil {
-			out[i] = in.task.outputs[in.output]
-		}
-	}
-	return out
-}
-
 // wantedBy finds the want of an attempt; nil is none.
 func (t *task) wantedBy(a *attempt) *want {
 	for i := range t.wants {

@@ -91,29 +91,6 @@ func (m *Manager) mkdir(dir string, unified bool) error {
 	return fmt.Errorf("making %s: %w", dir, unix.ENOENT)
 }
 
-// makeGroup makes a group's folder. Another kiln that ended may have taken the
-// folder around it away, as it found it empty.
-func makeGroup(dir, controller string) error {
-	err := unix.Mkdir(dir, 0o755)
-	if errors.Is(err, unix.ENOENT) {
-		top := filepath.Dir(dir)
-		usable(top)
-		if controller == "" {
-			delegate(top)
-		} else if controller == "cpuset" {
-			inheritCPUs(top)
-		}
-		err = unix.Mkdir(dir, 0o755)
-	}
-	if err != nil {
-		return fmt.Errorf("making %s: %w", dir, err)
-	}
-	if controller == "cpuset" {
-		inheritCPUs(dir)
-	}
-	return nil
-}
-
 // clean makes a name of an id.
 func clean(id string) string {
 	id = strings.Map(func(r rune) rune {

@@ -12,6 +12,7 @@ import (
 
 // The descriptors that the stub is born with. Those of Start's files follow.
 const (
+	//lint:ignore U1000 the stub holds the same number
 	programFD = 3
 	// StatusFD is the pipe on which the stub reports. A program writes one byte to
 	// it (Alive) when nothing but the exec is left.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+//lint:ignore U1000 it is code to be copied, and never called
 func stub()
 func stubAddr() uintptr
 
