@@ -61,7 +61,7 @@ type build struct {
 
 	mu     sync.Mutex // guards what is below, and orders the calls of events
 	events func(Event)
-	steps  map[llb.Digest]bool // vertices of the graph that are no sources
+	steps  map[llb.Digest]*llb.Vertex // those of the graph that are no sources
 	result Result
 }
 
@@ -217,18 +217,18 @@ func (b *build) run(ctx context.Context, req frontend.Request, exporters []expor
 // solve runs graphs for this build, and holds what they come to until it ends.
 func (b *build) solve(ctx context.Context, edges ...llb.Edge) ([]cache.ChainID, error) {
 	chains, err := b.engine.solver.Solve(ctx, solver.Request{Session: b.session, Edges: edges, Lease: b.lease, Observe: b.emit})
-	return chains, explain(err)
+	return chains, b.explain(err)
 }
 
 // count notes which vertices the result counts as steps.
 func (b *build) count(edges []llb.Edge) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.steps = map[llb.Digest]bool{}
+	b.steps = map[llb.Digest]*llb.Vertex{}
 	b.result.Ran, b.result.Cached = 0, 0
 	for _, v := range llb.Walk(edges...) {
 		if v.Op().GetSource() == nil {
-			b.steps[v.Digest()] = true
+			b.steps[v.Digest()] = v
 		}
 	}
 }
@@ -237,7 +237,7 @@ func (b *build) count(edges []llb.Edge) {
 func (b *build) emit(e Event) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.steps[e.On().Vertex] {
+	if b.steps[e.On().Vertex] != nil {
 		switch e := e.(type) {
 		case solver.VertexCached:
 			b.result.Cached++

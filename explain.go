@@ -4,11 +4,14 @@ import (
 	"errors"
 
 	"github.com/kiln-build/kiln/frontend/dockerfile"
+	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/solver"
+	"github.com/kiln-build/kiln/worker"
 )
 
-// explain gives the failure of a vertex with the lines that it was compiled from.
-func explain(err error) error {
+// explain gives the failure of a vertex with the lines that it was compiled from,
+// and with what the build description itself says of the cause.
+func (b *build) explain(err error) error {
 	var failed *solver.VertexError
 	if !errors.As(err, &failed) || len(failed.Locations) == 0 {
 		return err
@@ -19,5 +22,16 @@ func explain(err error) error {
 			e.Lines = append(e.Lines, dockerfile.Lines{Start: l.Start, End: l.End})
 		}
 	}
+	var missing *worker.NotFoundError
+	if v := b.vertex(failed.Vertex); v != nil && errors.As(err, &missing) {
+		e.Hint, _ = dockerfile.Explain(v, missing.Path)
+	}
 	return e
+}
+
+// vertex finds a step of the build's graph.
+func (b *build) vertex(d llb.Digest) *llb.Vertex {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.steps[d]
 }
