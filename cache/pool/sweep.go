@@ -33,7 +33,21 @@ func (p *Pool) Sweep(keep func(FileID) bool) (removed int, err error) {
 		}
 		return nil
 	})
-	return removed, err
+	return removed, errors.Join(err, p.removeStale())
+}
+
+// removeStale removes what a process left half made.
+func (p *Pool) removeStale() error {
+	root, err := os.Open(p.root.Name())
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	names, err := root.Readdirnames(-1)
+	for _, name := range names {
+		tmpfile.RemoveStale(int(root.Fd()), name)
+	}
+	return err
 }
 
 // DropSince removes files whose inode changed at or after since (nanoseconds
