@@ -184,10 +184,14 @@ func (b *build) run(ctx context.Context, req frontend.Request, exporters []expor
 	if err != nil {
 		return err
 	}
+	question := req.Opts["requestid"] != "" && len(compiled.Images) == 0
 	for k, v := range compiled.Metadata {
-		if strings.HasPrefix(k, "frontend.") {
+		if question || strings.HasPrefix(k, "frontend.") {
 			b.result.Metadata[k] = string(v)
 		}
+	}
+	if question {
+		return nil
 	}
 	edges := make([]llb.Edge, len(compiled.Images))
 	for i, image := range compiled.Images {

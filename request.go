@@ -55,6 +55,10 @@ type Request struct {
 	Ulimits []string
 	// CgroupParent is the cgroup that steps run below.
 	CgroupParent string
+	// Call asks about the build description, and builds nothing: "lint", "outline" or
+	// "targets". The answer is in the result's metadata, as "result.json" and
+	// "result.txt"; "result.statuscode" is other than 0 where a check found something.
+	Call string
 	// Attrs are further frontend attributes, in the names of BuildKit's clients.
 	Attrs map[string]string
 
@@ -177,6 +181,9 @@ func (r *Request) inputs() (*inputs, error) {
 	}
 	if r.CgroupParent != "" {
 		attrs["cgroup-parent"] = r.CgroupParent
+	}
+	if r.Call != "" {
+		attrs["requestid"] = "frontend." + r.Call
 	}
 	set("", r.Attrs)
 	return in, nil

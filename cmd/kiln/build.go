@@ -42,6 +42,8 @@ type buildOptions struct {
 	allow          []string
 	iidfile        string
 	metadataFile   string
+	call           string
+	check          bool
 	stdin          io.Reader
 	stdout, stderr io.Writer
 }
@@ -80,6 +82,8 @@ func newBuildCommand() *cli.Command {
 			listFlag("allow", "entitlement: network.host, security.insecure or device"),
 			&cli.StringFlag{Name: "iidfile", Usage: "write the image's digest to this file", Destination: &o.iidfile},
 			&cli.StringFlag{Name: "metadata-file", Usage: "write what is known of the result to this file, as JSON", Destination: &o.metadataFile},
+			&cli.StringFlag{Name: "call", Usage: "build, or answer from the Dockerfile: check, outline or targets[,format=json][,ignorestatus]", Value: "build", Destination: &o.call},
+			&cli.BoolFlag{Name: "check", Usage: "shorthand for --call check", Destination: &o.check},
 		),
 		Action: func(c *cli.Context) error {
 			o.stdin, o.stdout, o.stderr = os.Stdin, c.App.Writer, c.App.ErrWriter
@@ -105,9 +109,16 @@ func runBuild(ctx context.Context, o buildOptions, args []string) error {
 	if len(args) != 1 {
 		return usagef("kiln build takes one argument, the build context: a path, a URL or -; got %d", len(args))
 	}
+	asked, err := o.question()
+	if err != nil {
+		return err
+	}
 	req, err := o.request()
 	if err != nil {
 		return err
+	}
+	if req.Call = asked.name; req.Call != "" {
+		req.Outputs = nil
 	}
 	release, err := readContext(&req, args[0], o.file, o.stdin)
 	if err != nil {
@@ -133,6 +144,9 @@ func runBuild(ctx context.Context, o buildOptions, args []string) error {
 	}
 	if err != nil {
 		return err
+	}
+	if req.Call != "" {
+		return asked.answer(o.stdout, result)
 	}
 	if len(req.Outputs) == 0 && !o.quiet {
 		fmt.Fprintln(o.stderr, "No output was asked for: the result stays in the cache. Write it with --output, or push it with --push.")

@@ -32,7 +32,8 @@ const (
 
 const exitHelp = `Exit codes:
    0    done
-   1    the build or the command failed; the reason is on standard error
+   1    the build or the command failed, and the reason is on standard error; or
+        a check (--check) found something
    2    the command line is wrong
    130  interrupted (Ctrl-C, SIGTERM)`
 
@@ -87,6 +88,11 @@ func enterUserNamespace(args []string) (done bool, code int, err error) {
 	return false, 0, nil
 }
 
+// statusError ends the process with a code where all has been said.
+type statusError int
+
+func (e statusError) Error() string { return fmt.Sprintf("ended with status %d", int(e)) }
+
 // run is the whole program but for signals and the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	app := newApp(stdout, stderr)
@@ -138,12 +144,15 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 // exitCode says what went wrong, once, and which code the process ends with.
 func exitCode(err error, stderr io.Writer) int {
 	var usage usageError
+	var status statusError
 	switch {
 	case err == nil:
 		return 0
 	case errors.Is(err, errInterrupted), errors.Is(err, context.Canceled):
 		fmt.Fprintln(stderr, "kiln: interrupted")
 		return exitInterrupted
+	case errors.As(err, &status):
+		return int(status)
 	case errors.As(err, &usage):
 		fmt.Fprintf(stderr, "kiln: %v\n", err)
 		return exitUsage

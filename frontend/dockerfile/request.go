@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sort"
 	"strings"
 	"text/tabwriter"
@@ -263,6 +264,9 @@ func answerLint(ctx context.Context, a asked) (document, error) {
 		var e *Error
 		if errors.As(err, &e) {
 			doc.Error.Message = e.Err.Error()
+			if e.Hint != "" {
+				doc.Error.Message += " (" + e.Hint + ")"
+			}
 			for _, l := range e.Lines {
 				doc.Error.Location.Ranges = append(doc.Error.Location.Ranges, &pb.Range{
 					Start: &pb.Position{Line: int32(l.Start)}, End: &pb.Position{Line: int32(l.End)},
@@ -281,16 +285,43 @@ func (d *lintDoc) print(w io.Writer) {
 			fmt.Fprintf(w, " - %s", warning.URL)
 		}
 		fmt.Fprintf(w, "\n%s\n", warning.Detail)
-		src := d.Sources[0]
-		if lines := linesPB(warning.Location); len(lines) > 0 {
-			fmt.Fprintf(w, "%s:%d\n%s\n", src.Filename, lines[0].Start, excerpt(src.Data, lines))
-		}
+		printMarked(w, d.Sources[0], linesPB(warning.Location))
 	}
+}
+
+// printMarked shows lines of a file in the form that people know from BuildKit's
+// checks, and editors read: two lines around a line, one around several.
+func printMarked(w io.Writer, src *pb.SourceInfo, marked []Lines) {
+	if len(marked) == 0 {
+		return
+	}
+	text := strings.Split(string(src.Data), "\n")
+	first, last := marked[0].Start, marked[0].End
+	for _, l := range marked {
+		first, last = min(first, l.Start), max(last, l.End)
+	}
+	if first < 1 || first > len(text) {
+		return
+	}
+	around := 1
+	if first == last {
+		around = 2
+	}
+	fmt.Fprintf(w, "%s:%d\n--------------------\n", src.Filename, first)
+	for n := max(first-around, 1); n <= min(last+around, len(text)); n++ {
+		mark := "   "
+		if slices.ContainsFunc(marked, func(l Lines) bool { return n >= l.Start && n <= l.End }) {
+			mark = ">>>"
+		}
+		fmt.Fprintf(w, " %3d | %s %s\n", n, mark, text[n-1])
+	}
+	fmt.Fprint(w, "--------------------\n")
 }
 
 func linesPB(l *pb.Location) (out []Lines) {
 	for _, r := range l.GetRanges() {
-		out = append(out, Lines{Start: int(r.GetStart().GetLine()), End: int(r.GetEnd().GetLine())})
+		start, end := int(r.GetStart().GetLine()), int(r.GetEnd().GetLine())
+		out = append(out, Lines{Start: start, End: max(start, end)})
 	}
 	return out
 }

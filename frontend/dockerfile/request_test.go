@@ -89,7 +89,7 @@ func TestLintRequest(t *testing.T) {
 	}
 	text := string(res.Metadata["result.txt"])
 	for _, want := range []string{
-		"WARNING: StageNameCasing - https://docs.docker.com/go/dockerfile/rule/stage-name-casing/\nStage name 'A' should be lowercase\nDockerfile:1\n>   1 | FROM base AS A\n",
+		"WARNING: StageNameCasing - https://docs.docker.com/go/dockerfile/rule/stage-name-casing/\nStage name 'A' should be lowercase\nDockerfile:1\n--------------------\n   1 | >>> FROM base AS A\n   2 |     run x\n   3 |     FROM base\n--------------------\n",
 		"WARNING: ConsistentInstructionCasing",
 		"WARNING: JSONArgsRecommended",
 	} {
@@ -115,7 +115,7 @@ func TestLintRequestOfABrokenFile(t *testing.T) {
 	if err := json.Unmarshal(res.Metadata["result.json"], &doc); err != nil {
 		t.Fatal(err)
 	}
-	if e := doc.BuildError; e.Message != "unknown instruction: RUNN" || len(e.Location.Ranges) != 1 || e.Location.Ranges[0].Start.Line != 2 {
+	if e := doc.BuildError; e.Message != "unknown instruction: RUNN (did you mean RUN?)" || len(e.Location.Ranges) != 1 || e.Location.Ranges[0].Start.Line != 2 {
 		t.Errorf("error = %+v, want the unknown instruction on line 2", e)
 	}
 }
