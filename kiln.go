@@ -79,7 +79,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		Clock: o.Clock, Waiting: o.Waiting, Warn: func(err error) { e.warn(err.Error()) }, SingleID: ids == 1, LazyClose: true,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("opening the state folder %s: %w", o.Root, err)
+		return nil, err
 	}
 	if err := e.wire(); err != nil {
 		return nil, errors.Join(err, e.cache.Close())

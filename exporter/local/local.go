@@ -64,7 +64,7 @@ func (e *Exporter) Export(ctx context.Context, r exporter.Result, p exporter.Pro
 		return nil, err
 	}
 	if err := e.write(ctx, folder.Path(), r, p); err != nil {
-		return nil, errors.Join(err, folder.Abort())
+		return nil, errors.Join(fmt.Errorf("writing to the folder %s: %w", folder.Path(), err), folder.Abort())
 	}
 	return map[string]string{}, folder.Commit()
 }
