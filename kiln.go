@@ -10,7 +10,6 @@ package kiln
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"time"
