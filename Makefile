@@ -4,7 +4,7 @@ GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 export CGO_ENABLED = 0
 
-.PHONY: help build demo test test-online parity lint deps clean
+.PHONY: bench bench-smoke help build demo test test-online parity lint deps clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -32,6 +32,12 @@ parity: deps ## build test/parity's Dockerfiles with kiln and with BuildKit, and
 
 test-online: deps build ## builds that download packages; says so where there is no network
 	$(GO) test -count=1 -tags online -run Online ./test/...
+
+bench: deps ## kiln beside BuildKit and buildah (WORKLOAD=W4 for one); writes docs/benchmarks.md
+	test/bench/run.sh -results out/bench.json -doc docs $(WORKLOAD)
+
+bench-smoke: deps ## W1 to W6 at a tenth of their size, for ratios in two minutes
+	test/bench/run.sh -scale 0.1 -rounds 3 -tools kiln,buildkit W1 W4
 
 clean: ## remove what the targets made
 	rm -rf bin out

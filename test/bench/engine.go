@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -26,7 +25,8 @@ type engineRun struct {
 }
 
 // engineBuilds is a driver: ROOT CONCURRENCY IDLE CONTEXT DOCKERFILE… builds the
-// Dockerfiles in one engine, so many at once, and then waits IDLE seconds.
+// Dockerfiles in one engine, so many at once, and then waits IDLE seconds. Where
+// BENCH_OCI names a tarball, each writes it.
 func engineBuilds(args []string) error {
 	var concurrency, idle int
 	if _, err := fmt.Sscan(args[1]+" "+args[2], &concurrency, &idle); err != nil {
@@ -43,6 +43,10 @@ func engineBuilds(args []string) error {
 	if err != nil {
 		return err
 	}
+	var outputs []kiln.Output
+	if tarball := os.Getenv("BENCH_OCI"); tarball != "" {
+		outputs = []kiln.Output{{Type: "oci", Dest: tarball}}
+	}
 	start = time.Now()
 	errs := make([]error, len(r.Builds))
 	places := make(chan struct{}, concurrency)
@@ -52,7 +56,7 @@ func engineBuilds(args []string) error {
 		group.Go(func() {
 			defer func() { <-places }()
 			r.Builds[i], errs[i] = duration(func() error {
-				_, err := e.Build(ctx, kiln.Request{Context: args[3], Dockerfile: file})
+				_, err := e.Build(ctx, kiln.Request{Context: args[3], Dockerfile: file, Outputs: outputs})
 				return err
 			})
 		})
@@ -66,7 +70,6 @@ func engineBuilds(args []string) error {
 		}
 	}
 	if idle > 0 {
-		runtime.GC()
 		time.Sleep(time.Duration(idle) * time.Second)
 		kb, err := procField("/proc/self/status", "VmRSS:")
 		if err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -25,6 +26,7 @@ type lab struct {
 	tools    []tool
 	kiln     *kilnTool
 	spins    int    // turns of W8's loop in a second
+	edits    int    // of W13's plain loop
 	debian   string // reference of the base image
 }
 
@@ -74,11 +76,17 @@ func openLab(ctx context.Context, s settings) (*lab, error) {
 	return l, nil
 }
 
-func (l *lab) close() {
+func (l *lab) closeTools() error {
+	var errs []error
 	for _, t := range l.tools {
-		if err := t.close(); err != nil {
-			fmt.Fprintln(os.Stderr, "bench:", err)
-		}
+		errs = append(errs, t.close())
+	}
+	return errors.Join(errs...)
+}
+
+func (l *lab) close() {
+	if err := l.closeTools(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
 	}
 	l.registry.Stop()
 	if !l.keep {

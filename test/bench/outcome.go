@@ -31,6 +31,8 @@ type rowOutcome struct {
 	ID, Title string
 	Goal      float64
 	Ideal     float64
+	OverPlain bool
+	Resident  bool
 	Samples   map[string][]sample  // by tool
 	Plain     map[string][]float64 // seconds by loop
 	Loops     []string             // the keys of Plain in order
@@ -43,7 +45,7 @@ func newOutcome(w workload, l *lab) *outcome {
 	o := &outcome{Name: w.name, When: time.Now().UTC(), Commit: strings.TrimSpace(string(commit)), Scale: l.scale, Failed: map[string]string{}}
 	for _, r := range w.rows {
 		o.Rows = append(o.Rows, &rowOutcome{
-			ID: r.id, Title: r.title, Goal: r.goal, Ideal: r.ideal,
+			ID: r.id, Title: r.title, Goal: r.goal, Ideal: r.ideal, OverPlain: r.overPlain, Resident: r.memory,
 			Samples: map[string][]sample{}, Plain: map[string][]float64{}, Differs: map[string][]string{},
 		})
 	}
@@ -132,8 +134,17 @@ func (r *rowOutcome) time(tool string) float64 {
 	return median(r.values(tool, seconds))
 }
 
-// ratio is kiln's time over BuildKit's, or over the ideal.
+// ratio is what the goal is of: kiln's time over BuildKit's, over the ideal, over
+// the plain loop, or its resident bytes.
 func (r *rowOutcome) ratio() float64 {
+	switch {
+	case r.Resident && len(r.Samples["kiln"]) == 0:
+		return math.NaN()
+	case r.Resident:
+		return median(r.values("kiln", memory))
+	case r.OverPlain && len(r.Loops) > 0:
+		return r.time("kiln") / median(r.Plain[r.Loops[0]])
+	}
 	if r.Ideal > 0 {
 		return r.time("kiln") / r.Ideal
 	}
@@ -149,7 +160,7 @@ func (o *outcome) print(w io.Writer) {
 		for _, tool := range toolNames {
 			fmt.Fprintf(w, " %22s", r.cell(tool))
 		}
-		fmt.Fprintf(w, "  %7s %6s %s\n", number(r.ratio()), number(r.Goal), r.verdict())
+		fmt.Fprintf(w, "  %7s %6s %s\n", r.figure(r.ratio()), r.figure(r.Goal), r.verdict())
 		for _, name := range r.Loops {
 			fmt.Fprintf(w, "    %-40s %.3f s\n", name, median(r.Plain[name]))
 		}
@@ -170,6 +181,9 @@ func (r *rowOutcome) cell(tool string) string {
 	if len(v) == 0 {
 		return "-"
 	}
+	if r.Resident {
+		return megabytes(median(r.values(tool, memory)))
+	}
 	return fmt.Sprintf("%s s (%s-%s)", figure(median(v)), figure(slices.Min(v)), figure(slices.Max(v)))
 }
 
@@ -186,6 +200,16 @@ func figure(v float64) string {
 		return fmt.Sprintf("%.3f", v)
 	}
 }
+
+// figure gives a ratio, or bytes where the goal is of bytes.
+func (r *rowOutcome) figure(v float64) string {
+	if r.Resident && !math.IsNaN(v) {
+		return megabytes(v)
+	}
+	return number(v)
+}
+
+func megabytes(v float64) string { return fmt.Sprintf("%.0f MB", v/(1<<20)) }
 
 // number gives a ratio, a dash where there is none.
 func number(v float64) string {

@@ -131,8 +131,11 @@ func (f files) round(r *run) error {
 }
 
 func (f files) plain(l *lab) (map[string][]part, error) {
-	dir, scratch := f.context(l), filepath.Join(l.dir, "src", f.dir+"-plain")
-	defer os.RemoveAll(scratch)
+	dir := f.context(l)
+	scratch, err := os.MkdirTemp(l.dir, "trash-plain-") // see discard
+	if err != nil {
+		return nil, err
+	}
 	tarball := filepath.Join(l.dir, "out", l.tools[0].name()+"-"+f.dir+".tar")
 	p, err := l.parts(
 		[]string{"copy", "copy", dir, scratch + "/copy"},

@@ -29,6 +29,8 @@ type row struct {
 	id, title string
 	goal      float64 // kiln's time over BuildKit's
 	ideal     float64 // seconds; where it is set the goal is over this
+	overPlain bool    // the goal is over the first plain loop
+	memory    bool    // the goal is resident bytes
 }
 
 // part is a plain loop and what it took.
@@ -113,7 +115,32 @@ func (l *lab) run(w workload) (*outcome, error) {
 		o.addPlain(parts)
 	}
 	o.compare(w, trees)
-	return o, nil
+	return o, l.sweep()
+}
+
+// sweep removes what the rounds of a workload left, and lets the time pass in
+// which the file system remembers it (see discard).
+func (l *lab) sweep() error {
+	if err := l.closeTools(); err != nil {
+		return err
+	}
+	trash, err := filepath.Glob(filepath.Join(l.dir, "trash-*"))
+	if err != nil {
+		return err
+	}
+	for _, t := range append(trash, filepath.Join(l.dir, "src"), filepath.Join(l.dir, "out")) {
+		if err := os.RemoveAll(t); err != nil {
+			return err
+		}
+	}
+	for _, d := range []string{"out", "src"} {
+		if err := os.Mkdir(filepath.Join(l.dir, d), 0o755); err != nil {
+			return err
+		}
+	}
+	settle()
+	time.Sleep(time.Duration(40 * min(l.scale, 1) * float64(time.Second)))
+	return nil
 }
 
 // round runs one round and gives the lists of what its images hold, by row. A

@@ -77,4 +77,15 @@ var workloads = []workload{
 		round:   concurrentRound,
 		without: map[string]string{"buildah": "it cannot share the work of builds that run at once"},
 	},
+	{
+		name:  "A Go service with modules and a cache mount, one source line edited",
+		rows:  []row{{id: "W13", title: "the goal is the compiler alone and a tenth of its time", goal: 1.1, overPlain: true}},
+		setup: projectSetup, round: projectRound, plain: projectPlain,
+	},
+	{
+		name:   "Memory at rest, after W4's first build without an output",
+		rows:   []row{{id: "W15", title: "resident after twenty seconds", goal: 60 << 20, memory: true}},
+		rounds: 3, setup: sources.setup, round: memoryRound,
+		without: map[string]string{"buildah": "it has no process that stays"},
+	},
 }
