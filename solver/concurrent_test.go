@@ -393,6 +393,9 @@ func TestDurationsAreRemembered(t *testing.T) {
 		if got, ok := f.remembered(&node{vertex: e.Vertex, op: k}); !ok || got != 7*time.Second {
 			t.Errorf("remembered %v, want 7s", got)
 		}
+		if len(d) != 1 {
+			t.Errorf("%d durations are noted, want that of the step alone: the source took no time", len(d))
+		}
 		f.Close()
 	})
 }

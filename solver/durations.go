@@ -51,10 +51,24 @@ func (s *Solver) remembered(n *node) (time.Duration, bool) {
 	return min(time.Duration(binary.LittleEndian.Uint64(b)&(1<<62-1)), 24*time.Hour), true
 }
 
-// remember notes how long a vertex took. That it could not be noted matters to nobody.
+// brief is how long a source takes that brought nothing in.
+const brief = 100 * time.Millisecond
+
+// remember notes how long a vertex took. That it could not be noted matters to
+// nobody. Sources run in every build, and most of those bring nothing in: what
+// they took is noted only where it changes what is expected, so that a build that
+// finds everything cached writes nothing.
 func (s *Solver) remember(t *task, d time.Duration) {
 	switch t.vertex.Kind() {
 	case "exec", "build", "source":
-		_ = s.o.Durations.Put(durationKey(t.vertex, t.op, t.dk), binary.LittleEndian.AppendUint64(nil, uint64(max(d, 0))))
+	default:
+		return
 	}
+	if t.vertex.Kind() == "source" && d < brief {
+		return
+	}
+	if old, ok := s.remembered(&node{vertex: t.vertex, op: t.op, dk: t.dk}); ok && d/2 < old && old/2 < d {
+		return
+	}
+	_ = s.o.Durations.Put(durationKey(t.vertex, t.op, t.dk), binary.LittleEndian.AppendUint64(nil, uint64(max(d, 0))))
 }
