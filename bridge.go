@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"os"
 	"path"
 	"syscall"
 	"time"
@@ -64,6 +65,16 @@ func (b bridge) Warn(w frontend.Warning) {
 	b.emit(FrontendWarning{Subject: solver.Subject{Time: b.engine.clock()}, Warning: w})
 }
 
+// SourceTime tells when the content of a git or http source was made.
+func (b bridge) SourceTime(ctx context.Context, v *llb.Vertex) (time.Time, error) {
+	return b.engine.worker.SourceTime(ctx, b.session, v)
+}
+
+var (
+	_ frontend.SourceDescriber = bridge{}
+	_ frontend.RangeReader     = (*ref)(nil)
+)
+
 // ref is a solved file system.
 type ref struct {
 	*build
@@ -88,22 +99,51 @@ func (r *ref) lookup(ctx context.Context, name string) (tree.Entry, error) {
 
 // ReadFile reads a file.
 func (r *ref) ReadFile(ctx context.Context, name string) ([]byte, error) {
-	e, err := r.lookup(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	switch {
-	case e.Kind != tree.File:
-		return nil, &fs.PathError{Op: "read", Path: name, Err: fs.ErrInvalid}
-	case e.Size > maxRead:
-		return nil, &fs.PathError{Op: "read", Path: name, Err: errors.New("the file is too large")}
-	}
-	f, err := r.engine.cache.Pool().Open(e)
+	f, size, err := r.open(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return io.ReadAll(f)
+	return section(f, name, 0, size)
+}
+
+// ReadRange reads at most n bytes of a file from an offset.
+func (r *ref) ReadRange(ctx context.Context, name string, offset, n int64) ([]byte, error) {
+	if offset < 0 || n < 0 {
+		return nil, &fs.PathError{Op: "read", Path: name, Err: fs.ErrInvalid}
+	}
+	f, size, err := r.open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return section(f, name, offset, min(n, max(size-offset, 0)))
+}
+
+// open opens a file.
+func (r *ref) open(ctx context.Context, name string) (*os.File, int64, error) {
+	e, err := r.lookup(ctx, name)
+	if err != nil {
+		return nil, 0, err
+	}
+	if e.Kind != tree.File {
+		return nil, 0, &fs.PathError{Op: "read", Path: name, Err: fs.ErrInvalid}
+	}
+	f, err := r.engine.cache.Pool().Open(e)
+	return f, e.Size, err
+}
+
+// section reads n bytes, if they are not too many.
+func section(f *os.File, name string, offset, n int64) ([]byte, error) {
+	if n > maxRead {
+		return nil, &fs.PathError{Op: "read", Path: name, Err: errors.New("the file is too large")}
+	}
+	data := make([]byte, n)
+	read, err := f.ReadAt(data, offset)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return data[:read], err
 }
 
 // ReadDir lists a folder.

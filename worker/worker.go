@@ -214,6 +214,33 @@ type Source interface {
 	Chain(ctx context.Context, job *solver.Job, op *pb.SourceOp, pin string) (cache.ChainID, error)
 }
 
+// A Dater is what a Source is besides, where it can tell when its content was made.
+type Dater interface {
+	// Time gives that time for what op stands for now; zero where nobody knows it.
+	Time(ctx context.Context, job *solver.Job, op *pb.SourceOp) (time.Time, error)
+}
+
+var _, _ Dater = (*source.Git)(nil), (*source.HTTP)(nil)
+
+// SourceTime gives the time of the content that a source vertex stands for, asked
+// for with what a session lends; zero where nobody knows it.
+func (w *Worker) SourceTime(ctx context.Context, id solver.SessionID, v *llb.Vertex) (time.Time, error) {
+	op, ok := v.Op().Op.(*pb.Op_Source)
+	if !ok {
+		return time.Time{}, fmt.Errorf("vertex %s is no source and has no time", v.Digest())
+	}
+	s, err := w.source(op.Source)
+	if err != nil {
+		return time.Time{}, err
+	}
+	d, ok := s.(Dater)
+	if !ok {
+		return time.Time{}, nil
+	}
+	job := &solver.Job{Vertex: v, Sessions: func() []solver.SessionID { return []solver.SessionID{id} }}
+	return d.Time(ctx, job, op.Source)
+}
+
 // Pin says what a source vertex stands for now.
 func (w *Worker) Pin(ctx context.Context, job *solver.Job) (string, error) {
 	op, ok := job.Vertex.Op().Op.(*pb.Op_Source)

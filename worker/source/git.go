@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/moby/buildkit/solver/pb"
 
@@ -194,6 +195,37 @@ func (s *Git) Chain(ctx context.Context, job *solver.Job, op *pb.SourceOp, pin s
 	}
 	_ = s.trees.Put(key, l.ID[:]) // losing it costs an import
 	return s.cache.Extend(none, l.ID)
+}
+
+// Time gives the committer's time of the commit that op stands for now.
+func (s *Git) Time(ctx context.Context, job *solver.Job, op *pb.SourceOp) (time.Time, error) {
+	var none time.Time
+	commit, err := s.Pin(ctx, job, op)
+	if err != nil {
+		return none, err
+	}
+	g, err := parseGit(op)
+	if err != nil {
+		return none, err
+	}
+	run, err := s.runner(ctx, job, g)
+	if err != nil {
+		return none, err
+	}
+	defer run.close()
+	mirror, unlock, err := s.mirror(ctx, run, g.remote)
+	if err != nil {
+		return none, err
+	}
+	defer unlock()
+	if err := run.fetch(ctx, mirror, g.remote, g.ref, commit); err != nil {
+		return none, fmt.Errorf("%s: %w", redactURL(g.remote), err)
+	}
+	seconds, err := run.commitTime(ctx, mirror, commit)
+	if err != nil || seconds == 0 {
+		return none, err
+	}
+	return time.Unix(seconds, 0).UTC(), nil
 }
 
 // mirror gives the bare repository of a remote, locked: one fetch at a time.

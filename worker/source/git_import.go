@@ -162,15 +162,25 @@ func resolveRemote(base, u string) string {
 	return host + ":" + strings.TrimPrefix(path.Join("/", p, u), "/")
 }
 
-// files puts the listed entries into the tree and their contents into the pool.
-func (im *gitImport) files(ctx context.Context, mirror, commit, at string, entries []gitEntry) error {
-	out, err := im.run.git(ctx, mirror, "show", "-s", "--no-show-signature", "--format=%ct", commit+"^{commit}")
+// commitTime gives the committer's time of a commit that was fetched, in seconds;
+// one that is out of all bounds counts as none.
+func (r *gitRunner) commitTime(ctx context.Context, mirror, commit string) (int64, error) {
+	out, err := r.git(ctx, mirror, "show", "-s", "--no-show-signature", "--format=%ct", commit+"^{commit}")
 	if err != nil {
-		return err
+		return 0, err
 	}
 	seconds, err := strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64)
 	if err != nil || seconds < 0 || seconds > 1<<33 {
 		seconds = 0
+	}
+	return seconds, nil
+}
+
+// files puts the listed entries into the tree and their contents into the pool.
+func (im *gitImport) files(ctx context.Context, mirror, commit, at string, entries []gitEntry) error {
+	seconds, err := im.run.commitTime(ctx, mirror, commit)
+	if err != nil {
+		return err
 	}
 	mtime := seconds * int64(time.Second)
 	if im.tree.MTime == 0 {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/moby/buildkit/solver/pb"
 
@@ -326,5 +327,21 @@ func TestResolveRemote(t *testing.T) {
 		if got := resolveRemote(test.base, test.u); got != test.want {
 			t.Errorf("%s, %s: got %s, want %s", test.base, test.u, got, test.want)
 		}
+	}
+}
+
+func TestGitTime(t *testing.T) {
+	srv := newGitServer(t)
+	srv.repo("app", "a=1")
+	srv.git("app", "tag", "-a", "v1", "-m", "one")
+	s := NewGit(openCache(t, t.TempDir()))
+	for _, ref := range []string{"", "main", "v1"} {
+		got, err := s.Time(t.Context(), nil, srv.op("app", ref, nil))
+		if want := time.Unix(1e9, 0); err != nil || !got.Equal(want) {
+			t.Errorf("time of %q = %v, %v, want the committer's, %v", ref, got, err, want)
+		}
+	}
+	if _, err := s.Time(t.Context(), nil, srv.op("app", "nothere", nil)); err == nil {
+		t.Error("a ref that is not there has a time")
 	}
 }

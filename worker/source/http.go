@@ -53,7 +53,8 @@ func NewHTTP(c *cache.Cache) *HTTP {
 // httpOp is what the identifier and attributes of a source op say.
 type httpOp struct {
 	url      string
-	checksum blob.Digest // zero where none was given
+	checksum blob.Digest // what the file must have, where checked
+	checked  bool
 	filename string
 	perm     uint32
 	uid, gid uint32
@@ -87,6 +88,7 @@ func parseHTTP(op *pb.SourceOp) (*httpOp, error) {
 		var err error
 		switch k {
 		case pb.AttrHTTPChecksum:
+			h.checked = true
 			h.checksum, err = blob.Parse(v)
 		case pb.AttrHTTPFilename:
 			h.filename = v
@@ -149,7 +151,7 @@ func (s *HTTP) Pin(ctx context.Context, job *solver.Job, op *pb.SourceOp) (strin
 		return "", err
 	}
 	pin := httpPin{Digest: h.checksum, Name: fileName(h, nil)}
-	if h.checksum.IsZero() {
+	if !h.checked {
 		m, err := s.get(ctx, job, h)
 		if err != nil {
 			return "", err
@@ -198,6 +200,23 @@ func (s *HTTP) Chain(ctx context.Context, job *solver.Job, op *pb.SourceOp, text
 		return none, err
 	}
 	return s.cache.Extend(none, l.ID)
+}
+
+// Time gives the time that the server says the file was last changed; zero where
+// it says none.
+func (s *HTTP) Time(ctx context.Context, job *solver.Job, op *pb.SourceOp) (time.Time, error) {
+	h, err := parseHTTP(op)
+	if err != nil {
+		return time.Time{}, err
+	}
+	m, err := s.get(ctx, job, h)
+	if err == nil && h.checked && m.Pin.Digest != h.checksum {
+		err = fmt.Errorf("%s has the digest %s, and %s was expected", h.redacted(), m.Pin.Digest, h.checksum)
+	}
+	if err != nil || m.Pin.MTime == 0 {
+		return time.Time{}, err
+	}
+	return time.Unix(m.Pin.MTime, 0).UTC(), nil
 }
 
 // present makes sure that the bytes of a pin are in the blob store, and gives
@@ -327,7 +346,7 @@ func (s *HTTP) save(ctx context.Context, cancel context.CancelCauseFunc, job *so
 	if resp.ContentLength >= 0 && f.size != resp.ContentLength {
 		return httpMemory{}, io.ErrUnexpectedEOF
 	}
-	if !h.checksum.IsZero() && f.digest != h.checksum {
+	if h.checked && f.digest != h.checksum {
 		return httpMemory{}, fmt.Errorf("it has the digest %s, and %s was expected", f.digest, h.checksum)
 	}
 	if err := s.cache.Blobs().Put(ctx, f.digest, f.size, f); err != nil {

@@ -242,3 +242,23 @@ func TestHTTPLogin(t *testing.T) {
 		t.Errorf("a secret that is not there: %v", err)
 	}
 }
+
+func TestHTTPTime(t *testing.T) {
+	w := newWebServer(t)
+	s := NewHTTP(openCache(t, t.TempDir()))
+	op := &pb.SourceOp{Identifier: w.URL + "/file"}
+	if got, err := s.Time(t.Context(), nil, op); err != nil || !got.IsZero() {
+		t.Errorf("time of a file without Last-Modified = %v, %v, want none", got, err)
+	}
+	w.modified = time.Unix(1e9, 0)
+	w.text = "changed"
+	for range 2 { // the second time the server answers that nothing changed
+		if got, err := s.Time(t.Context(), nil, op); err != nil || !got.Equal(w.modified) {
+			t.Errorf("time = %v, %v, want that of Last-Modified, %v", got, err, w.modified)
+		}
+	}
+	op.Attrs = map[string]string{pb.AttrHTTPChecksum: "sha256:" + strings.Repeat("0", 64)}
+	if _, err := s.Time(t.Context(), nil, op); err == nil {
+		t.Error("a file with another digest than was asked for has a time")
+	}
+}
