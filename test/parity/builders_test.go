@@ -24,12 +24,16 @@ import (
 // limit bounds one build.
 const limit = 4 * time.Minute
 
-// outcome is how a build ended: a tarball, or an error with what was printed.
+// outcome is how a build ended: a tarball or an answer, or an error with what was printed.
 type outcome struct {
 	tarball string
+	answer  string
 	log     string
 	err     error
 }
+
+// questions are the requests of BuildKit's frontend by the names of --call.
+var questions = map[string]string{"check": "frontend.lint", "outline": "frontend.outline", "targets": "frontend.targets"}
 
 // buildkit is a running buildkitd.
 type buildkit struct {
@@ -118,9 +122,13 @@ func (b *buildkit) build(c *testCase, f *folders, s *site, dest string) outcome 
 		return outcome{err: err}
 	}
 	args = append(append([]string{"--addr", b.addr, "build", "--progress", "plain", "--frontend", "dockerfile.v0"}, args...), source...)
-	args = append(args, "--output", join("type=oci,dest="+dest, c.output, annotations))
-	_, log, err := run(nil, append(b.env, c.env...), b.ctl, args...)
-	return outcome{tarball: dest, log: log, err: err}
+	if c.call != "" {
+		args = append(args, "--opt", "requestid="+questions[c.call])
+	} else {
+		args = append(args, "--output", join("type=oci,dest="+dest, c.output, annotations))
+	}
+	answer, log, err := run(nil, append(b.env, c.env...), b.ctl, args...)
+	return outcome{tarball: dest, answer: answer, log: log, err: err}
 }
 
 func join(parts ...string) string {
@@ -315,12 +323,17 @@ type kiln struct {
 }
 
 func (k *kiln) build(c *testCase, f *folders, dest string) outcome {
-	args := []string{"build", "--root", k.root, "--config", k.config, "--progress", "plain", "--output", join("type=oci,dest="+dest, c.output)}
+	args := []string{"build", "--root", k.root, "--config", k.config, "--progress", "plain"}
+	if c.call != "" {
+		args = append(args, "--call", c.call+",ignorestatus")
+	} else {
+		args = append(args, "--output", join("type=oci,dest="+dest, c.output))
+	}
 	from := f.vars.Replace(c.context)
 	inFolder := !strings.Contains(from, "://") && from != "-"
 	words := f.expandAll(c.args)
 	for i, w := range words {
-		if inFolder && i > 0 && (words[i-1] == "-f" || words[i-1] == "--file") && w != "-" {
+		if inFolder && i > 0 && (words[i-1] == "-f" || words[i-1] == "--file") && w != "-" && !filepath.IsAbs(w) {
 			w = filepath.Join(f.context, w)
 		}
 		args = append(args, w)
@@ -345,8 +358,12 @@ func (k *kiln) build(c *testCase, f *folders, dest string) outcome {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	_, log, err := run(stdin, append(k.env, c.env...), k.bin, append(args, from)...)
-	return outcome{tarball: dest, log: log, err: err}
+	answer, log, err := run(stdin, append(k.env, c.env...), k.bin, append(args, from)...)
+	if c.call == "check" {
+		// buildx and kiln begin with a summary; buildctl prints the frontend's text alone.
+		_, answer, _ = strings.Cut(answer, "\n")
+	}
+	return outcome{tarball: dest, answer: answer, log: log, err: err}
 }
 
 // run runs a command in a process group of its own and gives what it printed.

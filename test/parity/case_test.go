@@ -27,6 +27,9 @@ type testCase struct {
 	stdin string
 	// output is added to the exporter's attributes, "rewrite-timestamp=true".
 	output string
+	// call asks a question of the Dockerfile in place of building it: "check",
+	// "outline" or "targets".
+	call string
 	// fails is what the message of a build that has to fail matches; nil for a build that works.
 	fails *regexp.Regexp
 	// env is added to the environment of both builders.
@@ -45,7 +48,7 @@ type baseImage struct {
 	dockerfile []byte
 }
 
-var headerLine = regexp.MustCompile(`^(flags|context|stdin|output|fails|env|compare): *(.*)$`)
+var headerLine = regexp.MustCompile(`^(flags|context|stdin|output|fails|env|compare|call): *(.*)$`)
 
 // readCases reads every file below dir.
 func readCases(dir string) ([]*testCase, error) {
@@ -122,6 +125,8 @@ func (c *testCase) set(key, value string) error {
 		c.context = value
 	case "stdin":
 		c.stdin = value
+	case "call":
+		c.call = value
 	case "output":
 		c.output = value
 	case "env":

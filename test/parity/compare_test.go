@@ -180,3 +180,22 @@ func hardLinks(tree map[string]*entry) map[*entry]string {
 	}
 	return out
 }
+
+// compareAnswers gives the first line in which two texts differ.
+func compareAnswers(want, got string) []string {
+	w, g := strings.Split(strings.TrimSpace(want), "\n"), strings.Split(strings.TrimSpace(got), "\n")
+	d := &differences{}
+	for i := range max(len(w), len(g)) {
+		var a, b string
+		if i < len(w) {
+			a = strings.TrimRight(w[i], " ")
+		}
+		if i < len(g) {
+			b = strings.TrimRight(g[i], " ")
+		}
+		if d.add(fmt.Sprintf("answer, line %d", i+1), a, b); len(d.lines) > 0 {
+			break
+		}
+	}
+	return d.lines
+}

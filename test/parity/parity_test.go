@@ -271,6 +271,9 @@ func compare(t *testing.T, c *testCase, want, got outcome) []string {
 	if c.fails != nil {
 		return nil
 	}
+	if c.call != "" {
+		return compareAnswers(want.answer, got.answer)
+	}
 	w, err := readImages(want.tarball)
 	if err != nil {
 		t.Fatalf("reading buildkit's tarball: %v", err)

@@ -56,7 +56,7 @@ func startSite(dir string) (*site, error) {
 	mux.HandleFunc("/fault/moved", func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "/fault/named", http.StatusMovedPermanently)
 	})
-	mux.HandleFunc("/fault/token", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("/fault/token/", func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") != "Bearer parity" {
 			http.Error(w, "no", http.StatusUnauthorized)
 			return
