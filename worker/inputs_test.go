@@ -321,7 +321,6 @@ func TestDeepChain(t *testing.T) {
 	id := r.solve(base)
 	const depth = 700
 	for i := range depth {
-		root := tree.Entry{Kind: tree.Dir, Mode: 0o755}
 		var b tree.Builder
 		if err := b.Set("n", tree.Entry{Kind: tree.Symlink, Mode: 0o777, Target: fmt.Sprint(i)}); err != nil {
 			t.Fatal(err)
@@ -329,8 +328,8 @@ func TestDeepChain(t *testing.T) {
 		if err := b.Set(fmt.Sprintf("d/%d", i), tree.Entry{Kind: tree.Dir, Mode: 0o755}); err != nil {
 			t.Fatal(err)
 		}
-		var err error
-		if root, err = b.Root(r.c); err != nil {
+		root, err := b.Root(r.c)
+		if err != nil {
 			t.Fatal(err)
 		}
 		if id, err = r.w.extend(id, cache.Layer{ID: cache.TreeLayerID(root), Root: root}); err != nil {

@@ -91,7 +91,7 @@ func (m *mounted) add(ctx context.Context, mnt *pb.Mount, cwd string) error {
 	case pb.MountType_SSH:
 		return m.ssh(ctx, mnt, dest)
 	}
-	return fmt.Errorf("mount type %s not implemented", mnt.MountType)
+	return fmt.Errorf("the mount type %s is not known", mnt.MountType)
 }
 
 // bind mounts an input. What a step may write goes to an upper folder, which is

@@ -92,7 +92,8 @@ func (l *line) cmd(c *instructions.CmdCommand) error {
 	config := &l.stage.state.image.Config
 	config.Cmd = args
 	// Docker on Windows reads this, and BuildKit sets it everywhere.
-	config.ArgsEscaped = true //nolint:staticcheck // deprecated in OCI's spec, not in Docker's
+	//lint:ignore SA1019 it is deprecated in OCI's spec, not in Docker's
+	config.ArgsEscaped = true
 	l.commit(fmt.Sprintf("CMD %q", args), false)
 	return nil
 }

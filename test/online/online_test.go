@@ -122,10 +122,11 @@ func TestOnlineGoService(t *testing.T) {
 FROM scratch AS build
 COPY --from=goroot . /usr/local/go
 COPY --from=busybox busybox /bin/sh
+WORKDIR /var/tmp
 WORKDIR /src
 COPY go.mod go.sum ./
 ARG GOPROXY
-ENV CGO_ENABLED=0 GOTOOLCHAIN=local GOSUMDB=off HOME=/root PATH=/usr/local/go/bin:/bin TMPDIR=/src
+ENV CGO_ENABLED=0 GOTOOLCHAIN=local GOSUMDB=off HOME=/root PATH=/usr/local/go/bin:/bin TMPDIR=/var/tmp
 RUN --mount=type=cache,target=/root/go --mount=type=secret,id=ca SSL_CERT_FILE=/run/secrets/ca go mod download
 COPY main.go .
 RUN --mount=type=cache,target=/root/go --mount=type=cache,target=/root/.cache go build -o /service .
