@@ -74,6 +74,7 @@ type Images struct {
 	registry *registry.Client
 	tags     *cache.Bucket // what tags meant, see remember
 
+	remote    Remote
 	resolving singleflight.Group
 	unpacking flights
 	slots     *semaphore.Weighted // layers that are fetched at once
@@ -84,6 +85,17 @@ type ImagesOptions struct {
 	// Parallel is how many layers are fetched and unpacked at once; 0 is 6. More
 	// than processors, since part of the time is spent waiting for the registry.
 	Parallel int
+	// Remote is asked for what no origin has; nil is nobody.
+	Remote Remote
+}
+
+// Remote are the remote caches that running builds use.
+type Remote interface {
+	// Holds reports whether one of them lists a layer. Where such a layer cannot be
+	// had it is gone, and no failure of the build: it can be built.
+	Holds(id cache.LayerID) bool
+	// Blob reads a blob from offset on, unverified. Nobody's wraps fs.ErrNotExist.
+	Blob(ctx context.Context, d blob.Descriptor, offset int64) (io.ReadCloser, error)
 }
 
 // NewImages makes the image source of a state folder.
@@ -91,7 +103,7 @@ func NewImages(c *cache.Cache, r *registry.Client, o ImagesOptions) *Images {
 	if o.Parallel <= 0 {
 		o.Parallel = 6
 	}
-	s := &Images{cache: c, registry: r, tags: c.Bucket("image tags"), slots: semaphore.NewWeighted(int64(o.Parallel))}
+	s := &Images{cache: c, registry: r, tags: c.Bucket("image tags"), remote: o.Remote, slots: semaphore.NewWeighted(int64(o.Parallel))}
 	s.unpacking.m = make(map[cache.LayerID]*flight)
 	return s
 }

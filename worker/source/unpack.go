@@ -106,8 +106,24 @@ func (s *Images) unpackLayer(ctx context.Context, cred registry.Credentials, l c
 			first = err
 		}
 	}
-	return pulled{}, first
+	return pulled{}, s.goneIfMade(ctx, l, first)
 }
+
+// goneIfMade makes a failure to fetch a layer that can be built, or that came from
+// a remote cache, into its being gone: the build goes on without it.
+func (s *Images) goneIfMade(ctx context.Context, l cache.Layer, err error) error {
+	var gone *cache.GoneError
+	if err == nil || ctx.Err() != nil || errors.As(err, &gone) || errors.Is(err, unix.ENOSPC) {
+		return err
+	}
+	if isMade(l) || s.remote != nil && s.remote.Holds(l.ID) {
+		return &cache.GoneError{Layer: l.ID, Err: err}
+	}
+	return err
+}
+
+// isMade reports whether a layer is one that a build made, and no image's.
+func isMade(l cache.Layer) bool { return l.ID != cache.ImageLayerID(l.DiffID) }
 
 // disown forgets blobs that a config wrongly said to be this layer's. It is the
 // config of another image then: what one image says must not spoil another's layer.
@@ -253,8 +269,12 @@ func (s *Images) unpackStream(ctx context.Context, l cache.Layer, d blob.Descrip
 	return p, nil
 }
 
-// put makes an unpacked layer known.
+// put makes an unpacked layer known. The identity of one that a build made is that
+// of its tree, which a remote cache may have wrong.
 func (s *Images) put(l cache.Layer, root tree.Entry, size int64) error {
+	if isMade(l) && cache.TreeLayerID(root) != l.ID {
+		return &cache.GoneError{Layer: l.ID, Err: errors.New("what its blob unpacks to is another layer")}
+	}
 	err := s.cache.PutLayer(cache.Layer{ID: l.ID, DiffID: l.DiffID, Root: root, Size: size})
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", l.DiffID, err)
@@ -335,15 +355,72 @@ func (s *Images) Blob(ctx context.Context, cred registry.Credentials, l cache.La
 // open reads a blob from offset on at the first of its layer's origins that has
 // it. Where all of them say that they do not, the layer is gone.
 func (s *Images) open(ctx context.Context, cred registry.Credentials, l cache.Layer, d blob.Descriptor, offset int64) (io.ReadCloser, error) {
-	return s.fromOrigins(l, d, func(origin string) (io.ReadCloser, error) {
+	r, err := s.fromOrigins(l, d, func(origin string) (io.ReadCloser, error) {
 		return s.registry.FetchFrom(ctx, cred, origin, d, offset)
 	})
+	return s.orRemote(ctx, l, d, offset, r, err)
+}
+
+// orRemote gives what a remote cache has where the origins gave an error.
+func (s *Images) orRemote(ctx context.Context, l cache.Layer, d blob.Descriptor, offset int64, r io.ReadCloser, err error) (io.ReadCloser, error) {
+	if err == nil || s.remote == nil || ctx.Err() != nil {
+		return r, s.goneIfMade(ctx, l, err)
+	}
+	r, rerr := s.remote.Blob(ctx, d, offset)
+	switch {
+	case rerr == nil:
+		return r, nil
+	case !errors.Is(rerr, fs.ErrNotExist):
+		err = errors.Join(rerr, err)
+	}
+	return nil, s.goneIfMade(ctx, l, err)
 }
 
 func (s *Images) openVerified(ctx context.Context, cred registry.Credentials, l cache.Layer, d blob.Descriptor) (io.ReadCloser, error) {
-	return s.fromOrigins(l, d, func(origin string) (io.ReadCloser, error) {
+	r, err := s.fromOrigins(l, d, func(origin string) (io.ReadCloser, error) {
 		return s.registry.Fetch(ctx, cred, origin, d)
 	})
+	if err == nil {
+		return &goneReads{r, s, ctx, l}, nil
+	}
+	if r, err = s.orRemote(ctx, l, d, 0, r, err); err != nil {
+		return nil, err
+	}
+	return &goneReads{&verified{ReadCloser: r, hash: sha256.New(), want: d}, s, ctx, l}, nil
+}
+
+// goneReads is a blob on its way here; a layer whose blob breaks off may be gone.
+type goneReads struct {
+	io.ReadCloser
+	images *Images
+	ctx    context.Context // of the one download
+	layer  cache.Layer
+}
+
+func (g *goneReads) Read(p []byte) (int, error) {
+	n, err := g.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		err = g.images.goneIfMade(g.ctx, g.layer, err)
+	}
+	return n, err
+}
+
+// verified checks, at its end, that a blob was the one that was wanted.
+type verified struct {
+	io.ReadCloser
+	hash hash.Hash
+	n    int64
+	want blob.Descriptor
+}
+
+func (v *verified) Read(p []byte) (int, error) {
+	n, err := v.ReadCloser.Read(p)
+	v.hash.Write(p[:n])
+	v.n += int64(n)
+	if v.n > v.want.Size || err == io.EOF && (v.n != v.want.Size || blob.Digest(v.hash.Sum(nil)) != v.want.Digest) {
+		return 0, fmt.Errorf("blob %s: a remote cache sent something else", v.want.Digest)
+	}
+	return n, err
 }
 
 func (s *Images) fromOrigins(l cache.Layer, d blob.Descriptor, open func(origin string) (io.ReadCloser, error)) (io.ReadCloser, error) {

@@ -1,0 +1,238 @@
+package remote
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/cache/blob"
+)
+
+// version is that of the index. It goes up with every change that older code
+// would misread.
+const version = 1
+
+// Bounds of an index. Those of one layer or record are far above what kiln writes.
+const (
+	maxRecords = 20_000
+	maxDepth   = 10_000
+	maxPerItem = 256
+	maxBlob    = 1 << 40
+)
+
+// id is an identity of package cache as it is written: hex digits.
+type id [32]byte
+
+func (i id) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, i[:]), nil }
+
+func (i *id) UnmarshalText(b []byte) error {
+	if len(b) != hex.EncodedLen(len(i)) {
+		return fmt.Errorf("%.80q is no identity", b)
+	}
+	_, err := hex.Decode(i[:], b)
+	return err
+}
+
+// index is what a cache knows.
+type index struct {
+	Version int      `json:"version"`
+	Layers  []layer  `json:"layers"`
+	Chains  []link   `json:"chains"`
+	Records []record `json:"records"`
+}
+
+// layer is a layer and who has its blobs.
+type layer struct {
+	ID      id                `json:"id"`
+	DiffID  blob.Digest       `json:"diffID"`
+	Size    int64             `json:"size,omitempty"`
+	Blobs   []blob.Descriptor `json:"blobs"`
+	Origins []string          `json:"origins,omitempty"`
+	// Held says that the cache holds the blobs itself.
+	Held bool `json:"held,omitempty"`
+}
+
+// link is a layer on top of a chain: the link of that index, which is lower than
+// this one's, or -1 for the empty chain.
+type link struct {
+	Parent int `json:"parent"`
+	Layer  int `json:"layer"`
+}
+
+// record is a cache.Record under its keys. An output is a link, or -1 for scratch.
+type record struct {
+	Keys     []id   `json:"keys"`
+	Outputs  []int  `json:"outputs"`
+	Name     string `json:"name,omitempty"`
+	Vertex   id     `json:"vertex"`
+	Inputs   []id   `json:"inputs,omitempty"`
+	Created  int64  `json:"created,omitempty"`  // seconds since 1970
+	Duration int64  `json:"duration,omitempty"` // nanoseconds
+	// Used is when an export last met the record, in seconds since 1970.
+	Used int64 `json:"used,omitempty"`
+}
+
+// decode reads an index and checks it.
+func decode(data []byte) (*index, error) {
+	var v struct {
+		Version int `json:"version"`
+	}
+	if err := json.Unmarshal(data, &v); err != nil {
+		return nil, formatf("its index cannot be read: %v", err)
+	}
+	if v.Version != version {
+		return nil, formatf("its index has version %d, and this kiln reads version %d", v.Version, version)
+	}
+	x := new(index)
+	if err := json.NewDecoder(bytes.NewReader(data)).Decode(x); err != nil {
+		return nil, formatf("its index cannot be read: %v", err)
+	}
+	if err := x.check(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// check finds what an index may not say.
+func (x *index) check() error {
+	for i, l := range x.Layers {
+		if len(l.Blobs) > maxPerItem || len(l.Origins) > maxPerItem || l.DiffID.IsZero() {
+			return formatf("layer %d of its index makes no sense", i)
+		}
+		for _, b := range l.Blobs {
+			if b.Size < 0 || b.Size > maxBlob || len(b.MediaType) > maxPerItem || len(b.Annotations) > maxPerItem {
+				return formatf("a blob of layer %d of its index makes no sense", i)
+			}
+		}
+	}
+	depth := make([]int, len(x.Chains))
+	for i, c := range x.Chains {
+		if c.Parent < -1 || c.Parent >= i || c.Layer < 0 || c.Layer >= len(x.Layers) {
+			return formatf("chain %d of its index makes no sense", i)
+		}
+		if depth[i] = 1; c.Parent >= 0 {
+			depth[i] += depth[c.Parent]
+		}
+		if depth[i] > maxDepth {
+			return formatf("chain %d of its index has more than %d layers", i, maxDepth)
+		}
+	}
+	for i, r := range x.Records {
+		if len(r.Keys) == 0 || len(r.Keys) > maxPerItem || len(r.Outputs) > maxPerItem || r.Created < 0 || r.Duration < 0 {
+			return formatf("record %d of its index makes no sense", i)
+		}
+		for _, o := range r.Outputs {
+			if o < -1 || o >= len(x.Chains) {
+				return formatf("record %d of its index makes no sense", i)
+			}
+		}
+	}
+	return nil
+}
+
+// builder puts an index together, each thing in it once.
+type builder struct {
+	index
+	layers map[id]int
+	chains map[link]int
+	keys   map[id]struct{}
+}
+
+func newBuilder() *builder {
+	return &builder{
+		index:  index{Version: version, Layers: []layer{}, Chains: []link{}, Records: []record{}},
+		layers: map[id]int{}, chains: map[link]int{}, keys: map[id]struct{}{},
+	}
+}
+
+// layer adds a layer, or what is new of it.
+func (b *builder) layer(l layer) int {
+	n, ok := b.layers[l.ID]
+	if !ok {
+		n = len(b.Layers)
+		b.layers[l.ID] = n
+		b.Layers = append(b.Layers, l)
+		return n
+	}
+	have := &b.Layers[n]
+	if l.Held && !have.Held {
+		// What is held stands: blobs that are elsewhere may go away.
+		have.Held, have.DiffID, have.Blobs = true, l.DiffID, l.Blobs
+	}
+	for _, o := range l.Origins {
+		if !slices.Contains(have.Origins, o) && len(have.Origins) < maxPerItem {
+			have.Origins = append(slices.Clip(have.Origins), o)
+		}
+	}
+	return n
+}
+
+func (b *builder) link(parent, layer int) int {
+	l := link{parent, layer}
+	n, ok := b.chains[l]
+	if !ok {
+		n = len(b.Chains)
+		b.chains[l] = n
+		b.Chains = append(b.Chains, l)
+	}
+	return n
+}
+
+// record adds a record under those of its keys that have none.
+func (b *builder) record(r record) {
+	keys := make([]id, 0, len(r.Keys))
+	for _, k := range r.Keys {
+		if _, ok := b.keys[k]; !ok {
+			b.keys[k] = struct{}{}
+			keys = append(keys, k)
+		}
+	}
+	if len(keys) > 0 {
+		r.Keys = keys
+		b.Records = append(b.Records, r)
+	}
+}
+
+// merge adds what another index has, its records used last first, as far as there
+// is room. What is there already stands.
+func (b *builder) merge(x *index) {
+	records := slices.Clone(x.Records)
+	slices.SortStableFunc(records, func(a, b record) int { return cmp.Compare(b.Used, a.Used) })
+	links := map[int]int{-1: -1}
+	for _, r := range records {
+		if len(b.Records) >= maxRecords {
+			return
+		}
+		if !slices.ContainsFunc(r.Keys, func(k id) bool { _, ok := b.keys[k]; return !ok }) {
+			continue
+		}
+		r.Outputs = slices.Clone(r.Outputs)
+		for i, o := range r.Outputs {
+			r.Outputs[i] = b.copyChain(x, o, links)
+		}
+		b.record(r)
+	}
+}
+
+// copyChain adds a chain of x; links are those that were added before.
+func (b *builder) copyChain(x *index, at int, links map[int]int) int {
+	var path []int
+	for {
+		if n, ok := links[at]; ok {
+			for _, i := range slices.Backward(path) {
+				n = b.link(n, b.layer(x.Layers[x.Chains[i].Layer]))
+				links[i] = n
+			}
+			return n
+		}
+		path = append(path, at)
+		at = x.Chains[at].Parent
+	}
+}
+
+// isImage reports whether a layer is that of an image, and not one that kiln made.
+func (l layer) isImage() bool { return cache.ImageLayerID(l.DiffID) == cache.LayerID(l.ID) }

@@ -1,0 +1,264 @@
+package remote
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kiln-build/kiln/cache/blob"
+)
+
+// Layout is a cache in a folder of this machine, which is an OCI image layout.
+type Layout struct {
+	dir    string
+	tag    string
+	digest blob.Digest
+}
+
+var _ Target = (*Layout)(nil)
+
+// NewLayout gives the cache called tag in a folder; empty is "latest". A digest
+// that is not zero is read in the tag's place.
+func NewLayout(dir, tag string, digest blob.Digest) *Layout {
+	if tag == "" {
+		tag = "latest"
+	}
+	return &Layout{dir: dir, tag: tag, digest: digest}
+}
+
+// refName is the annotation by which a layout's index.json names things.
+const refName = "org.opencontainers.image.ref.name"
+
+// named is a descriptor in index.json. Fields that are not known here are kept.
+type named map[string]json.RawMessage
+
+func (n named) name() string {
+	var a map[string]string
+	if json.Unmarshal(n["annotations"], &a) != nil {
+		return ""
+	}
+	return a[refName]
+}
+
+// readIndex reads index.json.
+func readIndex(root *os.Root) (list []named, err error) {
+	f, err := root.Open("index.json")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxIndex))
+	if err != nil {
+		return nil, err
+	}
+	var index struct {
+		Manifests []named `json:"manifests"`
+	}
+	if err := json.Unmarshal(data, &index); err != nil {
+		return nil, formatf("its index.json cannot be read: %v", err)
+	}
+	return index.Manifests, nil
+}
+
+// Manifest makes a Layout a Store.
+func (l *Layout) Manifest(_ context.Context, d blob.Digest) ([]byte, error) {
+	root, err := os.OpenRoot(l.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	if d.IsZero() {
+		d = l.digest
+	}
+	if d.IsZero() {
+		if d, err = l.lookUp(root); err != nil {
+			return nil, err
+		}
+	}
+	f, err := root.Open(blobPath(d))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxManifest+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > maxManifest || sha256.Sum256(data) != d {
+		return nil, formatf("its manifest %s is damaged", d)
+	}
+	return data, nil
+}
+
+func (l *Layout) lookUp(root *os.Root) (blob.Digest, error) {
+	list, err := readIndex(root)
+	if err != nil {
+		return blob.Digest{}, err
+	}
+	for _, n := range list {
+		if n.name() != l.tag {
+			continue
+		}
+		var d blob.Digest
+		if err := json.Unmarshal(n["digest"], &d); err != nil {
+			return d, formatf("its index.json cannot be read: %v", err)
+		}
+		return d, nil
+	}
+	return blob.Digest{}, fmt.Errorf("the layout %s has nothing called %s: %w", l.dir, l.tag, fs.ErrNotExist)
+}
+
+// Blob makes a Layout a Store.
+func (l *Layout) Blob(_ context.Context, d blob.Descriptor, offset int64) (io.ReadCloser, error) {
+	root, err := os.OpenRoot(l.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	f, err := root.OpenFile(blobPath(d.Digest), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() || st.Size() != d.Size {
+		return nil, errors.Join(formatf("blob %s of the layout is damaged", d.Digest), err, f.Close())
+	}
+	if _, err := f.Seek(offset, io.SeekStart); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// Put makes a Layout a Target.
+func (l *Layout) Put(ctx context.Context, d blob.Descriptor, _ []string, open func(context.Context) (io.ReadCloser, error)) error {
+	root, err := l.open()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	path := blobPath(d.Digest)
+	if st, err := root.Lstat(path); err == nil && st.Mode().IsRegular() && st.Size() == d.Size {
+		return nil
+	}
+	r, err := open(ctx)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return replace(root, path, func(f *os.File) error {
+		h := sha256.New()
+		n, err := io.Copy(io.MultiWriter(f, h), &contextReader{ctx, io.LimitReader(r, d.Size+1)})
+		if err == nil && (n != d.Size || blob.Digest(h.Sum(nil)) != d.Digest) {
+			err = errors.New("the bytes are not those of the blob")
+		}
+		return err
+	})
+}
+
+// contextReader fails once its context is done.
+type contextReader struct {
+	ctx context.Context // of the one copy that it is for
+	r   io.Reader
+}
+
+func (c *contextReader) Read(p []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
+	return c.r.Read(p)
+}
+
+// Commit makes a Layout a Target.
+func (l *Layout) Commit(ctx context.Context, d blob.Descriptor, manifest []byte) error {
+	open := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(manifest)), nil }
+	if err := l.Put(ctx, d, nil, open); err != nil {
+		return err
+	}
+	root, err := l.open()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	list, err := readIndex(root)
+	var format *FormatError
+	if err != nil && !isMissing(err) && !errors.As(err, &format) {
+		return err
+	}
+	list = slices.DeleteFunc(list, func(n named) bool { return n.name() == l.tag })
+	entry := struct {
+		blob.Descriptor
+		ArtifactType string `json:"artifactType"`
+	}{d, ArtifactType}
+	entry.Annotations = map[string]string{refName: l.tag}
+	index := struct {
+		SchemaVersion int    `json:"schemaVersion"`
+		MediaType     string `json:"mediaType"`
+		Manifests     []any  `json:"manifests"`
+	}{2, "application/vnd.oci.image.index.v1+json", nil}
+	for _, n := range list {
+		index.Manifests = append(index.Manifests, n)
+	}
+	index.Manifests = append(index.Manifests, entry)
+	data, err := json.MarshalIndent(index, "", "  ")
+	if err != nil {
+		return err
+	}
+	write := func(data []byte) func(*os.File) error {
+		return func(f *os.File) error { _, err := f.Write(data); return err }
+	}
+	if err := replace(root, "oci-layout", write([]byte(`{"imageLayoutVersion":"1.0.0"}`))); err != nil {
+		return err
+	}
+	return replace(root, "index.json", write(data))
+}
+
+// Origin makes a Layout a Target: a folder is no repository.
+func (l *Layout) Origin() string { return "" }
+
+// open opens the folder, making it if need be.
+func (l *Layout) open() (*os.Root, error) {
+	if err := os.MkdirAll(l.dir, 0o755); err != nil {
+		return nil, err
+	}
+	root, err := os.OpenRoot(l.dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := root.MkdirAll("blobs/sha256", 0o755); err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	return root, nil
+}
+
+func blobPath(d blob.Digest) string { return "blobs/sha256/" + hex.EncodeToString(d[:]) }
+
+// parts numbers the files that are being written.
+var parts atomic.Int64
+
+// replace writes a file beside its place and gives it its name when it is whole.
+func replace(root *os.Root, path string, write func(*os.File) error) error {
+	// Two exports may write the same blob: each has a file of its own.
+	temp := fmt.Sprintf("%s.%d-%d.part", path, os.Getpid(), parts.Add(1))
+	f, err := root.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(write(f), f.Close())
+	if err == nil {
+		err = root.Rename(temp, path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("writing %s: %w", path, err), root.Remove(temp))
+	}
+	return nil
+}

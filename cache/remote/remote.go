@@ -1,0 +1,147 @@
+// Package remote keeps records, and the layers that they lead to, where other
+// machines find them.
+//
+// A remote cache is an artifact as image-spec 1.1 has it, in a Store: a manifest
+// of ArtifactType, whose config is the index and whose layers are the blobs that
+// the cache holds itself. The index lists records under their keys, the chains
+// that they put out, and for each layer its blobs and who has them; it is drawn in
+// docs/format-cache.md. An inline cache is the same inside the config of an image.
+//
+// An Import is a cache that is read. It fetches the index and nothing else; a
+// record that hits is put into the local cache with layers that are known and not
+// unpacked, as those of a pulled image are, so that a layer moves only when
+// somebody needs its files. Export adds records to a cache, keeping what others
+// have put there.
+//
+// Nothing in a cache is believed: the index is checked as it is decoded, blobs are
+// checked against their digests, a layer's identity against the tree that it
+// unpacks to. What does not hold is a miss, with a reason for those who ask.
+package remote
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+
+	"github.com/kiln-build/kiln/cache/blob"
+)
+
+// The media types of a cache's parts.
+const (
+	ArtifactType = "application/vnd.kiln.cache.v1"
+	IndexType    = "application/vnd.kiln.cache.index.v1+json"
+
+	manifestType = "application/vnd.oci.image.manifest.v1+json"
+	emptyType    = "application/vnd.oci.empty.v1+json"
+)
+
+const (
+	// maxManifest is what registries take.
+	maxManifest = 4 << 20
+	// maxIndex is room for some 50,000 records.
+	maxIndex = 32 << 20
+	// maxImages bounds the manifests of an image index that are looked into.
+	maxImages = 64
+)
+
+// Store is where a cache lies: a name in a registry, a tag of a layout.
+type Store interface {
+	// Manifest gives the manifest that the cache's name stands for, or for a digest
+	// that is not zero the one so called. Where there is none the error wraps
+	// fs.ErrNotExist. The bytes are those of the digest.
+	Manifest(ctx context.Context, d blob.Digest) ([]byte, error)
+	// Blob reads a blob from offset on. Who reads it verifies it.
+	Blob(ctx context.Context, d blob.Descriptor, offset int64) (io.ReadCloser, error)
+}
+
+// Target is a Store that can be written.
+type Target interface {
+	Store
+	// Put puts a blob there unless it is there; origins are repositories that have it.
+	Put(ctx context.Context, d blob.Descriptor, origins []string, open func(context.Context) (io.ReadCloser, error)) error
+	// Commit makes the cache's name stand for a manifest.
+	Commit(ctx context.Context, d blob.Descriptor, manifest []byte) error
+	// Origin is the repository that the blobs are in, or empty where the store is none.
+	Origin() string
+}
+
+// FormatError says that what is under a cache's name is no cache that this
+// version of kiln reads.
+type FormatError struct{ Reason string }
+
+func (e *FormatError) Error() string { return e.Reason }
+
+func formatf(format string, args ...any) error {
+	return &FormatError{fmt.Sprintf(format, args...)}
+}
+
+// document is what is read of any manifest.
+type document struct {
+	SchemaVersion int               `json:"schemaVersion"`
+	MediaType     string            `json:"mediaType"`
+	ArtifactType  string            `json:"artifactType,omitempty"`
+	Config        *blob.Descriptor  `json:"config,omitempty"`
+	Layers        []blob.Descriptor `json:"layers"`
+	Manifests     []blob.Descriptor `json:"manifests,omitempty"`
+}
+
+// load reads the index of a cache, and gives the digest of its manifest.
+func load(ctx context.Context, s Store) (*index, blob.Digest, error) {
+	data, err := s.Manifest(ctx, blob.Digest{})
+	if err != nil {
+		return nil, blob.Digest{}, err
+	}
+	name := blob.Digest(sha256.Sum256(data))
+	var m document
+	if err := json.Unmarshal(data, &m); err != nil {
+		return nil, name, formatf("its manifest cannot be read: %v", err)
+	}
+	if m.ArtifactType == ArtifactType {
+		x, err := loadIndex(ctx, s, m)
+		return x, name, err
+	}
+	if strings.HasPrefix(m.ArtifactType, "application/vnd.kiln.cache.") {
+		return nil, name, formatf("it is a cache of another version, %s", m.ArtifactType)
+	}
+	x, err := loadInline(ctx, s, m)
+	return x, name, err
+}
+
+func loadIndex(ctx context.Context, s Store, m document) (*index, error) {
+	if m.Config == nil || m.Config.MediaType != IndexType {
+		return nil, formatf("its manifest names no index")
+	}
+	data, err := readBlob(ctx, s, *m.Config, maxIndex)
+	if err != nil {
+		return nil, fmt.Errorf("reading its index: %w", err)
+	}
+	return decode(data)
+}
+
+// readBlob reads a small blob and verifies it.
+func readBlob(ctx context.Context, s Store, d blob.Descriptor, limit int64) ([]byte, error) {
+	if d.Size < 0 || d.Size > limit {
+		return nil, formatf("%s has %d bytes, and %d at most are read", d.Digest, d.Size, limit)
+	}
+	r, err := s.Blob(ctx, d, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	data, err := io.ReadAll(io.LimitReader(r, d.Size+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) != d.Size || sha256.Sum256(data) != d.Digest {
+		return nil, formatf("%s is damaged: its bytes are others than its name says", d.Digest)
+	}
+	return data, nil
+}
+
+// isMissing reports whether a store said that it does not have something.
+func isMissing(err error) bool { return errors.Is(err, fs.ErrNotExist) }
