@@ -22,6 +22,9 @@ type Config struct {
 		OCI WorkerConfig `toml:"oci"`
 	} `toml:"worker"`
 	DNS DNSConfig `toml:"dns"`
+	// Entitlements are those that clients of a daemon may ask for: "network.host",
+	// "security.insecure", "device".
+	Entitlements []string `toml:"insecure-entitlements"`
 }
 
 // WorkerConfig says how steps run.

@@ -137,6 +137,12 @@ func (e *Engine) Close() error {
 	return errors.Join(e.close(), e.cache.Close())
 }
 
+// Path gives the path of a file or folder in the state folder.
+func (e *Engine) Path(elem ...string) string { return e.cache.Path(elem...) }
+
+// Config is the configuration that the engine was opened with.
+func (e *Engine) Config() Config { return e.config }
+
 // Usage lists what the state folder holds, largest first.
 func (e *Engine) Usage(ctx context.Context) ([]cache.Usage, error) { return e.cache.Usage(ctx) }
 

@@ -1,0 +1,83 @@
+package caller
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+
+	"github.com/moby/buildkit/session/filesync"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/kiln-build/kiln/worker"
+)
+
+// Local brings the mirror of the client's folder called name up to date, in what
+// the filter lets through, and gives it. What another filter let through before
+// stays: the worker scans with the filter too, and so does not see it.
+func (c *Caller) Local(ctx context.Context, name string, f worker.Filter) (string, error) {
+	conn, err := c.get(ctx)
+	if err != nil {
+		return "", err
+	}
+	m, err := c.mirror(conn.SharedKey(), name)
+	if err != nil {
+		return "", err
+	}
+	m.transfer.Lock()
+	defer m.transfer.Unlock()
+	ctx, cancel := context.WithCancel(conn.Context(ctx))
+	defer cancel()
+	stream, err := filesync.NewFileSyncClient(conn.Conn()).DiffCopy(metadata.NewOutgoingContext(ctx, filterHeader(name, f)))
+	if err != nil {
+		return "", fmt.Errorf("asking the client for the folder: %w", err)
+	}
+	root, err := os.OpenRoot(m.path)
+	if err != nil {
+		return "", fmt.Errorf("opening the mirror: %w", err)
+	}
+	defer root.Close()
+	if err := receive(ctx, stream, root, f); err != nil {
+		return "", fmt.Errorf("receiving the folder from the client: %w", err)
+	}
+	return m.path, stream.CloseSend()
+}
+
+// mirror gives the build's mirror of a folder.
+func (c *Caller) mirror(key, name string) (*mirror, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if m, ok := c.held[name]; ok {
+		return m, nil
+	}
+	m, err := c.mirrors.take(key, name, c.id)
+	if err != nil {
+		return nil, err
+	}
+	c.held[name] = m
+	return m, nil
+}
+
+// filterHeader says which folder is wanted, and what of it, in the headers that
+// BuildKit's clients read. Values that are not ASCII are escaped, and marked so.
+func filterHeader(name string, f worker.Filter) metadata.MD {
+	md := metadata.MD{}
+	for key, list := range map[string][]string{
+		"dir-name": {name}, "include-patterns": f.Include, "exclude-patterns": f.Exclude, "followpaths": f.Follow,
+	} {
+		if len(list) == 0 {
+			continue
+		}
+		if strings.IndexFunc(strings.Join(list, ""), func(r rune) bool { return r > 0x7f }) >= 0 {
+			escaped := make([]string, len(list))
+			for i, s := range list {
+				escaped[i] = url.QueryEscape(s)
+			}
+			list = escaped
+			md[key+"-encoded"] = []string{"1"}
+		}
+		md[key] = list
+	}
+	return md
+}

@@ -1,0 +1,215 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/solver/pb"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc/codes"
+
+	"github.com/kiln-build/kiln/daemon/internal/fault"
+	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/frontend/dockerfile"
+	"github.com/kiln-build/kiln/llb"
+)
+
+// Solve compiles or loads a graph and gives its result a name.
+func (f *Function) Solve(ctx context.Context, req *gwpb.SolveRequest) (*gwpb.SolveResponse, error) {
+	if len(req.SourcePolicies) > 0 {
+		return nil, fault.New(codes.Unimplemented, "source policies are not supported by kiln")
+	}
+	result, err := f.compile(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	encoded, err := f.encode(result)
+	if err != nil {
+		return nil, err
+	}
+	if req.Evaluate {
+		for _, image := range result.Images {
+			if image.Root.IsScratch() {
+				continue
+			}
+			if _, err := f.engine().Solve(ctx, image.Root); err != nil {
+				return nil, err
+			}
+		}
+	}
+	resp := &gwpb.SolveResponse{Result: encoded}
+	if !req.AllowResultReturn {
+		// A client from before there were results knows the one reference only.
+		one, ok := encoded.Result.(*gwpb.Result_Ref)
+		if !ok {
+			return nil, fault.New(codes.InvalidArgument, "the result has several references, which the client cannot take")
+		}
+		return &gwpb.SolveResponse{Ref: one.Ref.Id}, nil
+	}
+	if !req.AllowResultArrayRef {
+		deprecate(encoded)
+	}
+	return resp, nil
+}
+
+func (f *Function) compile(ctx context.Context, req *gwpb.SolveRequest) (*frontend.Result, error) {
+	hasGraph := req.Definition != nil && len(req.Definition.Def) > 0
+	switch {
+	case req.Frontend == "" && !hasGraph:
+		return &frontend.Result{}, nil
+	case req.Frontend == "":
+		e, err := llb.Load(req.Definition)
+		if err != nil {
+			return nil, fault.New(codes.InvalidArgument, err.Error())
+		}
+		return &frontend.Result{Images: []frontend.ResultImage{{Root: e}}}, nil
+	case hasGraph:
+		return nil, fault.New(codes.InvalidArgument, "cannot solve with Definition and Frontend specified")
+	case req.Frontend == DockerfileFrontend:
+		inputs, err := LoadInputs(req.FrontendInputs)
+		if err != nil {
+			return nil, err
+		}
+		return dockerfile.New().Build(ctx, frontend.Request{Opts: req.FrontendOpt, Inputs: inputs}, f.engine())
+	}
+	return nil, fault.New(codes.NotFound, fmt.Sprintf("invalid frontend: %s", req.Frontend))
+}
+
+// DockerfileFrontend is the name of the Dockerfile frontend in BuildKit's API.
+const DockerfileFrontend = "dockerfile.v0"
+
+// LoadInputs reads the graphs that a frontend is given by name.
+func LoadInputs(defs map[string]*pb.Definition) (map[string]llb.Edge, error) {
+	inputs := make(map[string]llb.Edge, len(defs))
+	for name, def := range defs {
+		e, err := llb.Load(def)
+		if err != nil {
+			return nil, fault.New(codes.InvalidArgument, fmt.Sprintf("the input %s: %v", name, err))
+		}
+		inputs[name] = e
+	}
+	return inputs, nil
+}
+
+// deprecate puts references into the form that they had before they were messages.
+func deprecate(r *gwpb.Result) {
+	switch res := r.Result.(type) {
+	case *gwpb.Result_Ref:
+		r.Result = &gwpb.Result_RefDeprecated{RefDeprecated: res.Ref.Id}
+	case *gwpb.Result_Refs:
+		ids := map[string]string{}
+		for k, ref := range res.Refs.Refs {
+			ids[k] = ref.Id
+		}
+		r.Result = &gwpb.Result_RefsDeprecated{RefsDeprecated: &gwpb.RefMapDeprecated{Refs: ids}}
+	}
+}
+
+// Evaluate solves a result.
+func (f *Function) Evaluate(ctx context.Context, req *gwpb.EvaluateRequest) (*gwpb.EvaluateResponse, error) {
+	if req.Ref == "" {
+		return &gwpb.EvaluateResponse{}, nil
+	}
+	_, err := f.open(ctx, req.Ref)
+	return &gwpb.EvaluateResponse{}, err
+}
+
+// ResolveImageConfig finds an image's digest and config.
+func (f *Function) ResolveImageConfig(ctx context.Context, req *gwpb.ResolveImageConfigRequest) (*gwpb.ResolveImageConfigResponse, error) {
+	if len(req.SourcePolicies) > 0 {
+		return nil, fault.New(codes.Unimplemented, "source policies are not supported by kiln")
+	}
+	o := resolveOptions(req.Platform, req.ResolveMode, req.LogName)
+	if req.ResolverType == resolverLayout {
+		o.Layout = req.StoreID
+	}
+	image, err := f.engine().ResolveImage(ctx, req.Ref, o)
+	if err != nil {
+		return nil, err
+	}
+	return &gwpb.ResolveImageConfigResponse{Digest: image.Digest, Config: image.Config, Ref: image.Ref}, nil
+}
+
+// resolverLayout is the resolver type of image layouts; 0 is that of registries.
+const resolverLayout = 1
+
+func resolveOptions(p *pb.Platform, mode, logName string) frontend.ResolveOptions {
+	o := frontend.ResolveOptions{Pull: mode == pb.AttrImageResolveModeForcePull, LogName: logName}
+	if p != nil {
+		o.Platform = ocispecs.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
+	}
+	return o
+}
+
+// ResolveSourceMeta finds what is known of a source without fetching it.
+func (f *Function) ResolveSourceMeta(ctx context.Context, req *gwpb.ResolveSourceMetaRequest) (*gwpb.ResolveSourceMetaResponse, error) {
+	switch {
+	case req.Source == nil:
+		return nil, fault.New(codes.InvalidArgument, "source is required")
+	case len(req.SourcePolicies) > 0:
+		return nil, fault.New(codes.Unimplemented, "source policies are not supported by kiln")
+	case req.Image != nil && (req.Image.AttestationChain || len(req.Image.ResolveAttestations) > 0):
+		return nil, fault.New(codes.Unimplemented, "resolving attestations is not supported by kiln")
+	}
+	scheme, ref, _ := strings.Cut(req.Source.Identifier, "://")
+	o := resolveOptions(req.Platform, req.ResolveMode, req.LogName)
+	switch scheme {
+	case "docker-image":
+	case "oci-layout":
+		o.Layout = req.Source.Attrs[pb.AttrOCILayoutStoreID]
+	default:
+		return nil, fault.New(codes.Unimplemented, fmt.Sprintf("resolving sources of the scheme %s is not supported by kiln", scheme))
+	}
+	image, err := f.engine().ResolveImage(ctx, ref, o)
+	if err != nil {
+		return nil, err
+	}
+	out := &gwpb.ResolveSourceImageResponse{Digest: image.Digest}
+	if req.Image == nil || !req.Image.NoConfig {
+		out.Config = image.Config
+	}
+	return &gwpb.ResolveSourceMetaResponse{Source: req.Source, Image: out}, nil
+}
+
+// Inputs gives the graphs that the build was asked for with.
+func (f *Function) Inputs(context.Context, *gwpb.InputsRequest) (*gwpb.InputsResponse, error) {
+	return &gwpb.InputsResponse{Definitions: f.inputs}, nil
+}
+
+// Return ends the function.
+func (f *Function) Return(_ context.Context, req *gwpb.ReturnRequest) (*gwpb.ReturnResponse, error) {
+	if req.Error != nil {
+		return &gwpb.ReturnResponse{}, f.finish(nil, fault.Foreign(req.Error))
+	}
+	if req.Result == nil {
+		return nil, fault.New(codes.InvalidArgument, "result is required")
+	}
+	result, err := f.decode(req.Result)
+	if err != nil {
+		return nil, err
+	}
+	return &gwpb.ReturnResponse{}, f.finish(result, nil)
+}
+
+// Warn tells the user something.
+func (f *Function) Warn(_ context.Context, req *gwpb.WarnRequest) (*gwpb.WarnResponse, error) {
+	w := frontend.Warning{Short: string(req.Short), URL: req.Url, Level: int(req.Level)}
+	for _, d := range req.Detail {
+		w.Detail = append(w.Detail, string(d))
+	}
+	for _, r := range req.Ranges {
+		if r == nil || r.Start == nil || r.End == nil {
+			return nil, fault.New(codes.InvalidArgument, "invalid source range")
+		}
+	}
+	if i := req.Info; i != nil && len(req.Ranges) > 0 {
+		w.Location = &llb.Location{
+			File:  &llb.File{Name: i.Filename, Language: i.Language, Data: i.Data},
+			Start: int(req.Ranges[0].Start.Line), End: int(req.Ranges[0].End.Line),
+		}
+	}
+	f.engine().Warn(w)
+	return &gwpb.WarnResponse{}, nil
+}

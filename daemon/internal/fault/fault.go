@@ -1,0 +1,134 @@
+// Package fault puts errors into the form in which BuildKit's clients take them: a
+// gRPC status whose details say which vertex failed, which lines of which file it
+// was compiled from, and how its process ended.
+//
+// A detail is an Any whose type URL names BuildKit's type and whose value is its
+// JSON. The types are written out here, since the package that holds them belongs
+// to BuildKit's solver.
+package fault
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+
+	"github.com/moby/buildkit/solver/pb"
+	spb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/kiln-build/kiln/frontend/dockerfile"
+	"github.com/kiln-build/kiln/solver"
+	"github.com/kiln-build/kiln/worker/executor"
+)
+
+const typePrefix = "github.com/moby/buildkit/"
+
+// vertex, source and exit are the details, as JSON has them.
+type (
+	vertex struct {
+		Digest string `json:"digest,omitempty"`
+	}
+	source struct {
+		Info   *pb.SourceInfo `json:"info,omitempty"`
+		Ranges []*pb.Range    `json:"ranges,omitempty"`
+	}
+	exit struct {
+		Code uint32 `json:"Code,omitempty"`
+	}
+)
+
+// New gives an error of that code.
+func New(code codes.Code, message string) error { return status.Error(code, message) }
+
+// foreign is an error that a client or a frontend handed back, details and all.
+type foreign struct{ proto *spb.Status }
+
+func (f *foreign) Error() string              { return f.proto.Message }
+func (f *foreign) GRPCStatus() *status.Status { return status.FromProto(f.proto) }
+
+// Foreign gives the error that a client or a frontend handed back.
+func Foreign(s *spb.Status) error {
+	if s.Code == int32(codes.OK) {
+		s.Code = int32(codes.Unknown)
+	}
+	return &foreign{s}
+}
+
+// Status gives err as a client sees it.
+func Status(err error) *status.Status {
+	if err == nil {
+		return nil
+	}
+	var given *foreign
+	if errors.As(err, &given) {
+		return given.GRPCStatus()
+	}
+	out := &spb.Status{Code: int32(code(err)), Message: message(err)}
+	var failed *solver.VertexError
+	if errors.As(err, &failed) {
+		out.Details = appendDetail(out.Details, "errdefs.Vertex+json", vertex{failed.Vertex.String()})
+	}
+	var ended *executor.ExitError
+	if errors.As(err, &ended) {
+		out.Details = appendDetail(out.Details, "gatewayapi.ExitMessage+json", exit{uint32(ended.Code)})
+	}
+	var placed *dockerfile.Error
+	if errors.As(err, &placed) && placed.File != nil && len(placed.Lines) > 0 {
+		out.Details = appendDetail(out.Details, "errdefs.Source+json", sourceOf(placed))
+	}
+	return status.FromProto(out)
+}
+
+func sourceOf(e *dockerfile.Error) source {
+	s := source{Info: &pb.SourceInfo{Filename: e.File.Name, Data: e.File.Data, Language: e.File.Language}}
+	for _, l := range e.Lines {
+		s.Ranges = append(s.Ranges, &pb.Range{Start: &pb.Position{Line: int32(l.Start)}, End: &pb.Position{Line: int32(l.End)}})
+	}
+	return s
+}
+
+func appendDetail(details []*anypb.Any, kind string, value any) []*anypb.Any {
+	data, err := json.Marshal(value)
+	if err != nil {
+		return details // the message says what matters
+	}
+	return append(details, &anypb.Any{TypeUrl: typePrefix + kind, Value: data})
+}
+
+func code(err error) codes.Code {
+	var s interface{ GRPCStatus() *status.Status }
+	switch {
+	case errors.As(err, &s) && s.GRPCStatus().Code() != codes.OK:
+		return s.GRPCStatus().Code()
+	case errors.Is(err, context.Canceled):
+		return codes.Canceled
+	case errors.Is(err, context.DeadlineExceeded):
+		return codes.DeadlineExceeded
+	}
+	return codes.Unknown
+}
+
+// message leaves out the lines of the Dockerfile, which clients show from the
+// details, and the name of the vertex, as BuildKit does.
+func message(err error) string {
+	var failed *solver.VertexError
+	if errors.As(err, &failed) {
+		err = failed.Err
+	}
+	var placed *dockerfile.Error
+	if !errors.As(err, &placed) {
+		var s interface{ GRPCStatus() *status.Status }
+		if errors.As(err, &s) && strings.HasPrefix(err.Error(), "rpc error:") {
+			return s.GRPCStatus().Message()
+		}
+		return err.Error()
+	}
+	m := placed.Err.Error()
+	if placed.Hint != "" {
+		m += "; " + placed.Hint
+	}
+	return m
+}

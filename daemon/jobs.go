@@ -1,0 +1,208 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/client"
+	"google.golang.org/grpc/codes"
+
+	"github.com/kiln-build/kiln"
+	"github.com/kiln-build/kiln/daemon/internal/fault"
+	"github.com/kiln-build/kiln/daemon/status"
+)
+
+const (
+	// maxJobs is how many builds the history holds, besides those that are pinned.
+	maxJobs = 50
+	// keepJobs is for how long, as with BuildKit.
+	keepJobs = 48 * time.Hour
+	// maxLog bounds the output that is kept of one job, in bytes. Beyond it, what
+	// has been kept longest goes: whoever watches has seen it, unless they are slow.
+	maxLog = 8 << 20
+	// maxStatuses bounds how many messages are kept of one job.
+	maxStatuses = 100_000
+	// arrival is how long a watcher waits for its build, whose request comes beside
+	// the watcher's own.
+	arrival = 10 * time.Second
+)
+
+// jobs are the builds that the daemon knows of. They are safe for concurrent use.
+type jobs struct {
+	clock func() time.Time
+
+	mu        sync.Mutex // guards what is below; taken before a job's
+	byRef     map[string]*job
+	order     []*job        // oldest first
+	changed   chan struct{} // closed and made anew when a job comes or ends or goes
+	listeners map[*listener]bool
+}
+
+// job is one build.
+type job struct {
+	ref     string
+	request *controlapi.SolveRequest
+
+	mu       sync.Mutex // guards what is below
+	record   *controlapi.BuildHistoryRecord
+	statuses []*client.SolveStatus
+	dropped  int // how many statuses were there before the first one kept
+	logged   int // bytes of output in statuses
+	done     bool
+	news     chan struct{} // closed and made anew with every status
+	counts   counts
+}
+
+func newJobs(clock func() time.Time) *jobs {
+	return &jobs{clock: clock, byRef: make(map[string]*job), changed: make(chan struct{}), listeners: make(map[*listener]bool)}
+}
+
+// add begins a job. A ref names one build.
+func (j *jobs) add(req *controlapi.SolveRequest) (*job, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if _, ok := j.byRef[req.Ref]; ok {
+		return nil, fault.New(codes.AlreadyExists, fmt.Sprintf("job ID %s exists", req.Ref))
+	}
+	n := &job{ref: req.Ref, request: req, news: make(chan struct{}), counts: newCounts()}
+	n.record = newRecord(req, j.clock())
+	j.byRef[req.Ref] = n
+	j.order = append(j.order, n)
+	j.tell(controlapi.BuildHistoryEventType_STARTED, n)
+	j.bump()
+	return n, nil
+}
+
+// bump wakes those who wait for a change. j.mu is held.
+func (j *jobs) bump() {
+	close(j.changed)
+	j.changed = make(chan struct{})
+}
+
+// end ends a job, and lets go of the oldest ones.
+func (j *jobs) end(n *job, result *kiln.Result, err error) {
+	n.finish(j.clock(), result, err)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.tell(controlapi.BuildHistoryEventType_COMPLETE, n)
+	if n.request.Internal {
+		j.drop(n)
+	}
+	j.trim()
+	j.bump()
+}
+
+// trim lets go of what the history need not hold. j.mu is held.
+func (j *jobs) trim() {
+	oldest := j.clock().Add(-keepJobs)
+	over := len(j.order) - maxJobs
+	for _, n := range slices.Clone(j.order) {
+		n.mu.Lock()
+		may := n.done && !n.record.Pinned && (over > 0 || n.record.CreatedAt.AsTime().Before(oldest))
+		n.mu.Unlock()
+		if may {
+			over--
+			j.drop(n)
+		}
+	}
+}
+
+// drop forgets a job. j.mu is held.
+func (j *jobs) drop(n *job) {
+	delete(j.byRef, n.ref)
+	j.order = slices.DeleteFunc(j.order, func(o *job) bool { return o == n })
+	j.tell(controlapi.BuildHistoryEventType_DELETED, n)
+}
+
+// find gives a job that is here, or comes within a moment.
+func (j *jobs) find(ctx context.Context, ref string) (*job, error) {
+	timeout := time.NewTimer(arrival)
+	defer timeout.Stop()
+	for {
+		j.mu.Lock()
+		n, changed := j.byRef[ref], j.changed
+		j.mu.Unlock()
+		if n != nil {
+			return n, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-timeout.C:
+			return nil, fault.New(codes.NotFound, fmt.Sprintf("no such job %s", ref))
+		}
+	}
+}
+
+// event notes what happened.
+func (n *job) event(e kiln.Event) {
+	s := status.Of(e)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.counts.add(s)
+	n.statuses = append(n.statuses, s)
+	for _, l := range s.Logs {
+		n.logged += len(l.Data)
+	}
+	for n.logged > maxLog || len(n.statuses) > maxStatuses {
+		for _, l := range n.statuses[0].Logs {
+			n.logged -= len(l.Data)
+		}
+		n.statuses = n.statuses[1:]
+		n.dropped++
+	}
+	close(n.news)
+	n.news = make(chan struct{})
+}
+
+// after gives what was noted from a position on, the position behind that, and a
+// channel that is closed when there is more; nil where there will be no more.
+func (n *job) after(pos int) (statuses []*client.SolveStatus, next int, more <-chan struct{}) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	pos = max(pos, n.dropped)
+	statuses = slices.Clone(n.statuses[pos-n.dropped:])
+	next = pos + len(statuses)
+	if n.done {
+		return statuses, next, nil
+	}
+	return statuses, next, n.news
+}
+
+// watch sends all that happens in a job, from its beginning to its end.
+func (n *job) watch(ctx context.Context, send func(*controlapi.StatusResponse) error) error {
+	for pos := 0; ; {
+		statuses, next, more := n.after(pos)
+		pos = next
+		for _, m := range joined(statuses).Marshal() {
+			if err := send(m); err != nil {
+				return err
+			}
+		}
+		if more == nil {
+			return nil
+		}
+		select {
+		case <-more:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// joined makes one status of many, since each is a message to the client.
+func joined(all []*client.SolveStatus) *client.SolveStatus {
+	var out client.SolveStatus
+	for _, s := range all {
+		out.Vertexes = append(out.Vertexes, s.Vertexes...)
+		out.Statuses = append(out.Statuses, s.Statuses...)
+		out.Logs = append(out.Logs, s.Logs...)
+		out.Warnings = append(out.Warnings, s.Warnings...)
+	}
+	return &out
+}

@@ -1,0 +1,174 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/containerd/platforms"
+	controlapi "github.com/moby/buildkit/api/services/control"
+	"google.golang.org/grpc/codes"
+
+	"github.com/kiln-build/kiln"
+	"github.com/kiln-build/kiln/daemon/caller"
+	"github.com/kiln-build/kiln/daemon/gateway"
+	"github.com/kiln-build/kiln/daemon/internal/fault"
+	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/llb"
+)
+
+// Solve runs a build to its end.
+func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*controlapi.SolveResponse, error) {
+	end, err := s.begin()
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	modernize(req)
+	if err := s.refuse(req); err != nil {
+		return nil, err
+	}
+	job, err := s.jobs.add(req)
+	if err != nil {
+		return nil, err
+	}
+	client := caller.New(s.sessions, req.Session, s.mirrors, s.engine.Path("tmp"))
+	defer client.Close()
+	result, err := s.build(ctx, req, client, job)
+	if err != nil && ctx.Err() != nil {
+		err = errors.Join(context.Canceled, err)
+	}
+	s.jobs.end(job, result, err)
+	if err != nil {
+		return nil, err
+	}
+	return &controlapi.SolveResponse{ExporterResponse: result.Metadata}, nil
+}
+
+// build hands the request to the engine.
+func (s *Server) build(ctx context.Context, req *controlapi.SolveRequest, client *caller.Caller, job *job) (*kiln.Result, error) {
+	compile, remove, err := s.frontend(req)
+	if err != nil {
+		return nil, err
+	}
+	defer remove()
+	inputs, err := gateway.LoadInputs(req.FrontendInputs)
+	if err != nil {
+		return nil, err
+	}
+	lent := client.Session()
+	return s.engine.Build(ctx, kiln.Request{
+		Attrs: req.FrontendAttrs, Frontend: compile, Inputs: inputs, Session: &lent,
+		Allow: req.Entitlements, Outputs: outputs(req, client), Events: job.event,
+	})
+}
+
+// frontend gives what compiles the request: the Dockerfile frontend, the request's
+// own graph, or a function of the client's. remove ends what it began.
+func (s *Server) frontend(req *controlapi.SolveRequest) (compile frontend.Frontend, remove func(), err error) {
+	hasGraph := req.Definition != nil && len(req.Definition.Def) > 0
+	remove = func() {}
+	switch {
+	case req.Frontend == gateway.DockerfileFrontend && !hasGraph:
+		return nil, remove, nil
+	case req.Frontend != "" && hasGraph:
+		return nil, nil, fault.New(codes.InvalidArgument, "cannot solve with Definition and Frontend specified")
+	case req.Frontend != "":
+		return nil, nil, fault.New(codes.NotFound, fmt.Sprintf("frontend %s not found", req.Frontend))
+	case hasGraph:
+		e, err := llb.Load(req.Definition)
+		if err != nil {
+			return nil, nil, fault.New(codes.InvalidArgument, err.Error())
+		}
+		return graph{e}, remove, nil
+	}
+	f := gateway.NewFunction(req.FrontendInputs)
+	return f, s.gateway.Add(req.Ref, f), nil
+}
+
+// graph is the frontend of a build whose graph is given.
+type graph struct{ edge llb.Edge }
+
+func (g graph) Build(context.Context, frontend.Request, frontend.Bridge) (*frontend.Result, error) {
+	p := platforms.Normalize(platforms.DefaultSpec())
+	return &frontend.Result{Images: []frontend.ResultImage{{Platform: p, Root: g.edge}}}, nil
+}
+
+// outputs gives the request's exporters, with the client's ends of them.
+func outputs(req *controlapi.SolveRequest, client *caller.Caller) []kiln.Output {
+	var out []kiln.Output
+	for i, x := range req.Exporters {
+		attrs := maps.Clone(x.Attrs)
+		if attrs == nil {
+			attrs = map[string]string{}
+		}
+		if epoch, ok := req.FrontendAttrs["build-arg:SOURCE_DATE_EPOCH"]; ok && attrs["source-date-epoch"] == "" {
+			attrs["source-date-epoch"] = epoch
+		}
+		out = append(out, kiln.Output{Type: x.Type, Attrs: attrs, Target: client.Target(i, x.Type)})
+	}
+	return out
+}
+
+// modernize puts what old clients say into the fields that took its place.
+func modernize(req *controlapi.SolveRequest) {
+	if req.Cache == nil {
+		req.Cache = &controlapi.CacheOptions{}
+	}
+	c := req.Cache
+	if c.ExportRefDeprecated != "" {
+		attrs := maps.Clone(c.ExportAttrsDeprecated)
+		if attrs == nil {
+			attrs = map[string]string{}
+		}
+		attrs["ref"] = c.ExportRefDeprecated
+		c.Exports = append(c.Exports, &controlapi.CacheOptionsEntry{Type: "registry", Attrs: attrs})
+	}
+	for _, ref := range c.ImportRefsDeprecated {
+		c.Imports = append(c.Imports, &controlapi.CacheOptionsEntry{Type: "registry", Attrs: map[string]string{"ref": ref}})
+	}
+	if len(req.Exporters) == 0 && req.ExporterDeprecated != "" {
+		req.Exporters = []*controlapi.Exporter{{Type: req.ExporterDeprecated, Attrs: req.ExporterAttrsDeprecated}}
+	}
+}
+
+// refuse says which of the request's wishes kiln cannot fulfil: none is ignored.
+func (s *Server) refuse(req *controlapi.SolveRequest) error {
+	unsupported := func(what string) error {
+		return fault.New(codes.Unimplemented, what+" not supported by kiln")
+	}
+	switch {
+	case req.Ref == "":
+		return fault.New(codes.InvalidArgument, "the request has no ref")
+	case len(req.Cache.Exports) > 0:
+		return unsupported("cache exports are")
+	case len(req.Cache.Imports) > 0:
+		return unsupported("cache imports are")
+	case req.SourcePolicy != nil && len(req.SourcePolicy.Rules) > 0, req.SourcePolicySession != "":
+		return unsupported("source policies are")
+	case req.EnableSessionExporter:
+		return unsupported("exporters that the session chooses are")
+	case req.ProxyNetwork:
+		return unsupported("the proxy network is")
+	}
+	for k, v := range req.FrontendAttrs {
+		if kind, ok := strings.CutPrefix(k, "attest:"); ok && !disabled(v) {
+			return unsupported("attestations (" + kind + ") are")
+		}
+	}
+	for _, e := range req.Entitlements {
+		name, _, _ := strings.Cut(e, "=")
+		if !slices.Contains(s.o.Entitlements, name) {
+			return fault.New(codes.PermissionDenied, name+" is not allowed by the daemon's configuration")
+		}
+	}
+	return nil
+}
+
+// disabled reports whether the value of an attestation's attribute turns it off.
+func disabled(value string) bool {
+	return value == "false" || slices.Contains(strings.Split(value, ","), "disabled=true")
+}
