@@ -52,6 +52,7 @@ func (e usageError) Unwrap() error { return e.err }
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
 func main() {
+	setHeapFloor()
 	if done, code, err := enterUserNamespace(os.Args); done || err != nil {
 		if err != nil {
 			code = exitCode(err, os.Stderr)
@@ -82,7 +83,7 @@ func enterUserNamespace(args []string) (done bool, code int, err error) {
 		return false, 0, nil
 	}
 	switch args[1] {
-	case "build", "b", "du", "prune", "debug":
+	case "build", "b", "du", "prune", "debug", "serve":
 		return userns.Enter()
 	}
 	return false, 0, nil
@@ -122,6 +123,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			newDiskUsageCommand(),
 			newPruneCommand(),
 			newDebugCommand(),
+			newServeCommand(),
 			newVersionCommand(),
 		},
 		CommandNotFound: func(c *cli.Context, name string) {},
