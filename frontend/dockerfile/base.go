@@ -74,6 +74,11 @@ func (c *compiler) resolveImages(ctx context.Context, needed map[*stage]bool) er
 		s.resolved = true
 		group.Go(func() error {
 			if err := c.resolveBase(ctx, s); err != nil {
+				if ctx.Err() != nil {
+					// It ended because of another stage, whose error it may wrap: that one
+					// has its place already, and is the one that is shown.
+					return err
+				}
 				return parser.WithLocation(err, s.location)
 			}
 			s.done = s.done || s.isImage

@@ -3,6 +3,7 @@ package dockerfile
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -264,5 +265,32 @@ func TestCancelled(t *testing.T) {
 	_, err := New().Build(ctx, frontend.Request{Machine: amd64}, b)
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("error = %v, want context.Canceled", err)
+	}
+}
+
+// waitingBridge answers for an image called slow when the build is given up, as a
+// registry client does: with the reason why.
+type waitingBridge struct{ fakeBridge }
+
+func (b *waitingBridge) ResolveImage(ctx context.Context, ref string, o frontend.ResolveOptions) (frontend.Image, error) {
+	if !strings.Contains(ref, "slow") {
+		return b.fakeBridge.ResolveImage(ctx, ref, o)
+	}
+	<-ctx.Done()
+	return frontend.Image{}, fmt.Errorf("resolving %s: %w", ref, context.Cause(ctx))
+}
+
+// TestOneStageFails gives an error of one stage while another is still looked up:
+// the lines are those of the first alone.
+func TestOneStageFails(t *testing.T) {
+	b := &waitingBridge{}
+	b.folders = map[string]fstest.MapFS{"local://dockerfile": {"Dockerfile": {Data: []byte("FROM slow AS a\nFROM none\nCOPY --from=a / /\n")}}}
+	_, err := New().Build(context.Background(), frontend.Request{Machine: amd64}, b)
+	var e *Error
+	if !errors.As(err, &e) {
+		t.Fatalf("error = %v, want an *Error", err)
+	}
+	if len(e.Lines) != 1 || e.Lines[0] != (Lines{2, 2}) || strings.Contains(e.Err.Error(), "slow") {
+		t.Errorf("got %v of lines %v, want one of line 2 alone", e.Err, e.Lines)
 	}
 }
