@@ -58,10 +58,13 @@ type build struct {
 	// and docker's.
 	frontend    frontend.Frontend
 	credentials registry.Credentials
+	caches      caches
+	roots       []cache.ChainID // of the result, by the last run
 
 	mu     sync.Mutex // guards what is below, and orders the calls of events
 	events func(Event)
 	steps  map[llb.Digest]*llb.Vertex // those of the graph that are no sources
+	edges  []llb.Edge                 // all that were solved
 	result Result
 }
 
@@ -78,6 +81,10 @@ func (e *Engine) Build(ctx context.Context, r Request) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if b.caches, err = b.parseCaches(&r); err != nil {
+		return nil, err
+	}
+	defer b.openCaches(ctx)()
 	for range maxSolves {
 		err = b.run(ctx, req, exporters)
 		var gone *cache.GoneError
@@ -89,6 +96,9 @@ func (e *Engine) Build(ctx context.Context, r Request) (*Result, error) {
 		if err := e.solver.ForgetLayer(gone.Layer); err != nil {
 			return nil, err
 		}
+	}
+	if err == nil {
+		err = b.exportCaches(ctx)
 	}
 	if err != nil {
 		return nil, err
@@ -208,6 +218,8 @@ func (b *build) run(ctx context.Context, req frontend.Request, exporters []expor
 			Platform: image.Platform, Root: chains[i], Config: image.Config, BaseConfig: image.BaseConfig,
 		})
 	}
+	b.roots = chains
+	b.addInline(ctx, &result)
 	for _, x := range exporters {
 		told, err := x.Export(ctx, result, steps{b})
 		if err != nil {
@@ -220,6 +232,9 @@ func (b *build) run(ctx context.Context, req frontend.Request, exporters []expor
 
 // solve runs graphs for this build, and holds what they come to until it ends.
 func (b *build) solve(ctx context.Context, edges ...llb.Edge) ([]cache.ChainID, error) {
+	b.mu.Lock()
+	b.edges = append(b.edges, edges...)
+	b.mu.Unlock()
 	chains, err := b.engine.solver.Solve(ctx, solver.Request{Session: b.session, Edges: edges, Lease: b.lease, Observe: b.emit})
 	return chains, b.explain(err)
 }

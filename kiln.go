@@ -21,6 +21,7 @@ import (
 	"github.com/kiln-build/kiln/worker"
 	"github.com/kiln-build/kiln/worker/executor"
 	"github.com/kiln-build/kiln/worker/executor/userns"
+	"github.com/kiln-build/kiln/worker/source"
 )
 
 // Options are the settings of an engine. The zero value works.
@@ -47,10 +48,13 @@ type Engine struct {
 	clock    func() time.Time
 	warn     func(string)
 	cache    *cache.Cache
+	records  *records
 	registry *registry.Client
-	close    func() error // of the executor
-	worker   *worker.Worker
-	solver   *solver.Solver
+	// cacheRegistry is for remote caches.
+	cacheRegistry *registry.Client
+	close         func() error // of the executor
+	worker        *worker.Worker
+	solver        *solver.Solver
 }
 
 // Open opens a state folder, making it where it is missing. It waits while another
@@ -74,6 +78,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		e.warn = func(string) {}
 	}
 	ids, _ := userns.IDs()
+	e.cacheRegistry = &registry.Client{Hosts: config.Registry, Limits: cacheLimits}
 	e.cache, err = cache.Open(ctx, o.Root, cache.Options{
 		Clock: o.Clock, Waiting: o.Waiting, Warn: func(err error) { e.warn(err.Error()) }, SingleID: ids == 1, LazyClose: true,
 	})
@@ -92,15 +97,18 @@ func (e *Engine) wire() error {
 	if err != nil {
 		return err
 	}
-	if e.worker, err = worker.New(e.cache, e.registry, run, worker.Options{Clock: e.clock}); err != nil {
+	e.records = &records{Cache: e.cache}
+	o := worker.Options{Clock: e.clock, Images: source.ImagesOptions{Remote: e.records}}
+	if e.worker, err = worker.New(e.cache, e.registry, run, o); err != nil {
 		return err
 	}
-	e.solver = solver.New(e.cache, e.worker, solver.Options{
+	e.solver = solver.New(e.records, e.worker, solver.Options{
 		Parallelism: e.config.Worker.OCI.MaxParallelism,
 		Lease:       func() solver.Lease { return e.cache.Lease() },
 		Durations:   e.cache.Bucket("time"),
 		Clock:       e.clock,
 	})
+	e.records.forget = e.solver.ForgetLayer
 	return nil
 }
 

@@ -80,6 +80,9 @@ type Request struct {
 
 	// Outputs say what to do with the result.
 	Outputs []Output
+	// CacheFrom are caches of other machines that results are looked for in, and
+	// CacheTo those that the build's results are added to.
+	CacheFrom, CacheTo []RemoteCache
 
 	// Events is called with all that happens, in order, by one goroutine; nil hears nothing.
 	Events func(Event)

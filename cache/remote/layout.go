@@ -222,9 +222,6 @@ func (l *Layout) Commit(ctx context.Context, d blob.Descriptor, manifest []byte)
 	return replace(root, "index.json", write(data))
 }
 
-// Origin makes a Layout a Target: a folder is no repository.
-func (l *Layout) Origin() string { return "" }
-
 // open opens the folder, making it if need be.
 func (l *Layout) open() (*os.Root, error) {
 	if err := os.MkdirAll(l.dir, 0o755); err != nil {

@@ -66,8 +66,6 @@ type Target interface {
 	Put(ctx context.Context, d blob.Descriptor, origins []string, open func(context.Context) (io.ReadCloser, error)) error
 	// Commit makes the cache's name stand for a manifest.
 	Commit(ctx context.Context, d blob.Descriptor, manifest []byte) error
-	// Origin is the repository that the blobs are in, or empty where the store is none.
-	Origin() string
 }
 
 // FormatError says that what is under a cache's name is no cache that this

@@ -26,6 +26,8 @@ type buildOptions struct {
 	contexts       []string
 	labels         []string
 	annotations    []string
+	cacheFrom      []string
+	cacheTo        []string
 	noCache, pull  bool
 	noCacheFilter  []string
 	outputs        []string
@@ -56,7 +58,7 @@ func newBuildCommand() *cli.Command {
 		Usage:       "build an image from a Dockerfile",
 		ArgsUsage:   "PATH | URL | -",
 		Description: "PATH is the build context; - reads a Dockerfile or a tarball of a context from standard input.\n\n" + exitHelp,
-		Flags: append(stateFlags(&o.root, &o.config),
+		Flags: append(append(stateFlags(&o.root, &o.config), cacheFlags()...),
 			&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "the Dockerfile (default: PATH/Dockerfile); - reads it from standard input", Destination: &o.file},
 			listFlag("tag", "name and tag of the image; may be repeated", "t"),
 			&cli.StringFlag{Name: "target", Usage: "the stage to build", Destination: &o.target},
@@ -97,7 +99,7 @@ func newBuildCommand() *cli.Command {
 func (o *buildOptions) lists(c *cli.Context) {
 	for name, to := range map[string]*[]string{
 		"tag": &o.tags, "build-arg": &o.buildArgs, "build-context": &o.contexts, "label": &o.labels,
-		"annotation": &o.annotations, "no-cache-filter": &o.noCacheFilter, "output": &o.outputs, "platform": &o.platforms,
+		"annotation": &o.annotations, "cache-from": &o.cacheFrom, "cache-to": &o.cacheTo, "no-cache-filter": &o.noCacheFilter, "output": &o.outputs, "platform": &o.platforms,
 		"secret": &o.secrets, "ssh": &o.ssh, "add-host": &o.addHosts, "ulimit": &o.ulimits, "allow": &o.allow,
 	} {
 		*to = c.StringSlice(name)
@@ -130,7 +132,7 @@ func runBuild(ctx context.Context, o buildOptions, args []string) error {
 	if err != nil {
 		return err
 	}
-	defer engine.Close()
+	defer closeEngine(engine, o.stderr)
 
 	display, err := newDisplay(o.progress, o.quiet, o.stderr)
 	if err != nil {
@@ -230,6 +232,12 @@ func (o *buildOptions) request() (kiln.Request, error) {
 		return r, err
 	}
 	if r.SSH, err = parseSSH(o.ssh); err != nil {
+		return r, err
+	}
+	if r.CacheFrom, err = parseCaches("cache-from", o.cacheFrom); err != nil {
+		return r, err
+	}
+	if r.CacheTo, err = parseCaches("cache-to", o.cacheTo); err != nil {
 		return r, err
 	}
 	r.Outputs, err = parseOutputs(o)
