@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/kiln-test.XXXXXX")
+chmod 711 "$work" # tests act as other users in it
 export TMPDIR=$work
 
 snapshot() {

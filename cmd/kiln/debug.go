@@ -62,7 +62,7 @@ func runDebugLLB(c *cli.Context, o debugLLBOptions) error {
 	if err != nil {
 		return err
 	}
-	defer engine.Close()
+	defer closeEngine(engine, o.stderr)
 	images, err := engine.Compile(c.Context, req)
 	if err != nil {
 		return err

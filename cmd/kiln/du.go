@@ -51,7 +51,7 @@ func runDiskUsage(c *cli.Context, o diskUsageOptions) error {
 	if err != nil {
 		return err
 	}
-	defer engine.Close()
+	defer closeEngine(engine, o.stderr)
 	all, err := engine.Usage(c.Context)
 	if err != nil {
 		return err

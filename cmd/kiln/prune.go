@@ -71,7 +71,7 @@ func runPrune(c *cli.Context, o pruneOptions) error {
 	if err != nil {
 		return err
 	}
-	defer engine.Close()
+	defer closeEngine(engine, o.stderr)
 	gone, err := engine.Prune(c.Context, p)
 	if err != nil {
 		return err

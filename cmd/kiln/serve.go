@@ -75,7 +75,7 @@ func runServe(ctx context.Context, o serveOptions) error {
 	if err != nil {
 		return err
 	}
-	defer engine.Close()
+	defer closeEngine(engine, o.stderr)
 	d := daemon.Options{Version: version, Entitlements: append(o.allow, engine.Config().Entitlements...)}
 	if o.debug {
 		d.Log = func(method string, err error) { fmt.Fprintf(o.stderr, "kiln: %s: %v\n", method, err) }

@@ -36,3 +36,11 @@ func openEngine(ctx context.Context, root, config string, stderr io.Writer) (*ki
 	}
 	return e, nil
 }
+
+// closeEngine ends the engine. That the state folder could not be written is no
+// failure of a build whose output is there: the next build does more than it had to.
+func closeEngine(e *kiln.Engine, stderr io.Writer) {
+	if err := e.Close(); err != nil {
+		fmt.Fprintf(stderr, "kiln: warning: writing the state folder: %v\n", err)
+	}
+}
