@@ -58,7 +58,7 @@ func (w *Worker) runExec(ctx context.Context, job *solver.Job, op *pb.ExecOp) ([
 	defer m.release()
 	spec.Root, spec.Mounts = m.root, m.mounts
 	if err := w.process(ctx, spec, op.Meta); err != nil {
-		return nil, err
+		return nil, explainEmulator(platformOf(job.Vertex.Op().Platform), binfmtDir, err)
 	}
 	return m.outputs(ctx)
 }
@@ -109,9 +109,9 @@ func (w *Worker) spec(job *solver.Job, op *pb.ExecOp) (executor.Spec, error) {
 	s := executor.Spec{
 		ID: "kiln-" + strings.ToLower(rand.Text()), Args: meta.Args, Cwd: meta.Cwd, User: meta.User,
 		Hostname: meta.Hostname, Insecure: op.Security == pb.SecurityMode_INSECURE,
-		StubsRecursive: meta.RemoveMountStubsRecursive,
-		Env:            append(slices.Clone(meta.Env), proxyEnv(meta.ProxyEnv)...),
-		Stdout:         job.Log(1), Stderr: job.Log(2),
+		StubsRecursive: meta.RemoveMountStubsRecursive, CgroupParent: meta.CgroupParent,
+		Env:    append(slices.Clone(meta.Env), proxyEnv(meta.ProxyEnv)...),
+		Stdout: job.Log(1), Stderr: job.Log(2),
 	}
 	if s.Cwd == "" {
 		s.Cwd = "/"

@@ -46,6 +46,9 @@ type Spec struct {
 	ExtraHosts []HostIP
 	Ulimits    []Ulimit
 	Resources  Resources
+	// CgroupParent is the cgroup below which the process gets its own, made if it
+	// is not there; empty is that of Options.
+	CgroupParent string
 	// StubsRecursive removes, after the run, the empty parents too that mount points made.
 	StubsRecursive bool
 

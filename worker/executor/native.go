@@ -33,6 +33,10 @@ type Native struct {
 	kcore      bool // the kernel shows its memory as /proc/kcore
 	names      *names
 	cgroups    *cgroup.Manager // nil where the machine gives none
+
+	mu sync.Mutex
+	// below are the managers of the parents that steps name (Spec.CgroupParent).
+	below map[string]*cgroup.Manager
 }
 
 var _ Executor = (*Native)(nil)
@@ -62,12 +66,40 @@ func New(o Options) (*Native, error) {
 	return n, nil
 }
 
+// groups gives the cgroups of steps below a parent; empty is the executor's own.
+func (n *Native) groups(parent string) (*cgroup.Manager, error) {
+	if parent == "" || n.cgroups == nil {
+		return n.cgroups, nil
+	}
+	parent = filepath.Join("/", parent) // ".." leads nowhere above the tree's root
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if m, ok := n.below[parent]; ok {
+		return m, nil
+	}
+	m, err := cgroup.Find(parent)
+	if err != nil {
+		return nil, err
+	}
+	if m == nil {
+		return nil, fmt.Errorf("no cgroup can be made below %s", parent)
+	}
+	if n.below == nil {
+		n.below = make(map[string]*cgroup.Manager)
+	}
+	n.below[parent] = m
+	return m, nil
+}
+
 // Close frees what the executor holds. Nothing may be running.
 func (n *Native) Close() error {
 	for _, f := range n.namespaces {
 		f.Close()
 	}
 	n.cgroups.Close()
+	for _, m := range n.below {
+		m.Close()
+	}
 	if n.ownDir {
 		return os.RemoveAll(n.dir)
 	}
@@ -187,8 +219,12 @@ func (n *Native) Run(ctx context.Context, s Spec) error {
 		return errors.New("running a step: no program is given")
 	}
 	b := &box{n: n, s: &s}
-	if n.cgroups != nil {
-		g, err := n.cgroups.Create(s.ID, cgroup.Limits{
+	cgroups, err := n.groups(s.CgroupParent)
+	if err != nil {
+		return err
+	}
+	if cgroups != nil {
+		g, err := cgroups.Create(s.ID, cgroup.Limits{
 			Memory: s.Resources.Memory, MemorySwap: s.Resources.MemorySwap,
 			CPUShares: s.Resources.CPUShares, CPUPeriod: s.Resources.CPUPeriod, CPUQuota: s.Resources.CPUQuota,
 			CPUs: s.Resources.CPUSetCPUs, Mems: s.Resources.CPUSetMems, PIDs: s.Resources.PIDs,

@@ -12,7 +12,6 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -153,8 +152,7 @@ func (m *Manager) prepare() (*Manager, error) {
 var needed = map[string]bool{"devices": true, "memory": true, "pids": true, "cpu": true, "cpuset": true}
 
 func usable(dir string) bool {
-	err := os.Mkdir(dir, 0o755)
-	return err == nil || errors.Is(err, fs.ErrExist)
+	return os.MkdirAll(dir, 0o755) == nil
 }
 
 // delegate turns the controllers on for the groups below dir, as far as it goes.
