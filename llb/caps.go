@@ -123,7 +123,6 @@ func (s capSet) exec(o *pb.ExecOp) {
 	s.when(o.Meta.ProxyEnv != nil, pb.CapExecMetaProxy)
 	s.when(len(o.Meta.Ulimit) > 0, pb.CapExecMetaUlimit)
 	s.when(o.Meta.CgroupParent != "", pb.CapExecMetaCgroupParent)
-	s.when(o.Meta.RemoveMountStubsRecursive, pb.CapExecMetaRemoveMountStubsRecursive)
 	s.when(len(o.Meta.ValidExitCodes) > 0, pb.CapExecValidExitCode)
 	hasPath := slices.ContainsFunc(o.Meta.Env, func(e string) bool { return strings.HasPrefix(e, "PATH=") })
 	s.when(!hasPath, pb.CapExecMetaSetsDefaultPath)
