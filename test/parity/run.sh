@@ -3,6 +3,21 @@
 # run.sh [REGEXP of case names].
 set -euo pipefail
 cd "$(dirname "$0")"
+
+# What the cases' scripts use, beyond what `make deps` installs: program=package.
+missing=()
+for p in bzip2=bzip2 python3=python3 ssh-keygen=openssh-client xz=xz-utils; do
+	command -v "${p%=*}" >/dev/null || missing+=("${p#*=}")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+	if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+		echo "The cases need the programs of these Debian packages; install them and run this again: ${missing[*]}" >&2
+		exit 1
+	fi
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kiln-test
 ../peers/build.sh "$cache/peers" buildctl buildkitd dockerfile-frontend
 ./toolchain.sh "$cache/debian-toolchain.tar"
