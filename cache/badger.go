@@ -62,11 +62,14 @@ func setAside(err error) bool {
 	return true
 }
 
-func openBadger(dir string, memTable int64, warn func(error)) (b *badger.DB, err error) {
-	if !roomFor(filepath.Dir(dir), openRoom) {
+func openBadger(dir string, memTable int64, warn func(error)) (*badger.DB, error) {
+	return openWith(badgerOptions(dir, memTable, badgerLog{warn}))
+}
+
+func openWith(o badger.Options) (b *badger.DB, err error) {
+	if !roomFor(filepath.Dir(o.Dir), openRoom) {
 		return nil, unix.ENOSPC
 	}
-	o := badgerOptions(dir, memTable, badgerLog{warn})
 	if err := checkFiles(o); err != nil {
 		return nil, err
 	}
@@ -238,6 +241,30 @@ func (d *database) shrink() error {
 		return fmt.Errorf("opening the cache's database again: %w", err)
 	}
 	return nil
+}
+
+// maxLevel0 is how many tables of level 0 a process leaves to the next. Every
+// process that writes anything leaves one, and Badger's compactors wait for up to
+// a second before they look: without a bound, short builds would leave a table
+// each, all of which every later process has to open and to look into.
+const maxLevel0 = 8
+
+// closeBadger closes Badger, and merges the tables of level 0 where there are many.
+func (d *database) closeBadger() error {
+	level0 := d.badger.Levels()[0]
+	if err := d.badger.Close(); err != nil {
+		return err
+	}
+	// What is merged is level 0 and what it meets in the level below, whose size
+	// Badger keeps to ten megabytes or so.
+	if level0.NumTables < maxLevel0 || !roomFor(d.dir, headroom+4*level0.Size) {
+		return nil
+	}
+	b, err := openWith(badgerOptions(d.dir, smallMemTable, badgerLog{d.warn}).WithCompactL0OnClose(true))
+	if err != nil {
+		return fmt.Errorf("merging the database's small tables: %w", err)
+	}
+	return b.Close()
 }
 
 // compactAfter is how many deletions make a compaction worth its time.

@@ -412,5 +412,5 @@ func (d *database) close() error {
 		// Its log holds everything; the next process replays it.
 		return err
 	}
-	return errors.Join(err, d.badger.Close())
+	return errors.Join(err, d.closeBadger())
 }

@@ -68,6 +68,35 @@ func TestBuckets(t *testing.T) {
 	closeCache(t, c)
 }
 
+func TestShortProcessesLeaveFewTables(t *testing.T) {
+	dir := t.TempDir()
+	const processes = 4 * maxLevel0
+	for i := range processes {
+		c := open(t, dir, Options{})
+		if err := c.Bucket("time").Put(fmt.Appendf(nil, "k%d", i), []byte("v")); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		tables, err := filepath.Glob(filepath.Join(dir, "db", "*.sst"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A merge leaves one table.
+		if len(tables) > maxLevel0+1 {
+			t.Fatalf("%d tables after %d processes, want %d at most", len(tables), i+1, maxLevel0+1)
+		}
+	}
+	c := open(t, dir, Options{})
+	defer c.Close()
+	for i := range processes {
+		if v, ok := c.Bucket("time").Get(fmt.Appendf(nil, "k%d", i)); !ok || string(v) != "v" {
+			t.Errorf("key %d: got %q, %v", i, v, ok)
+		}
+	}
+}
+
 func TestCacheMounts(t *testing.T) {
 	dir := t.TempDir()
 	c := open(t, dir, Options{})
