@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -262,8 +263,9 @@ func graphRound(r *run) error {
 				id, file := graphRow(s.name, n, kind), r.graph(s.name, n)
 				took, err := r.solve(file, n)
 				if err != nil && r.ctx.Err() == nil {
-					fmt.Fprintf(os.Stderr, "  %s: %s: %v\n", r.tool.name(), id, err)
-					r.notes = append(r.notes, fmt.Sprintf("%s could not solve the %s graph of %d vertices: %v", r.tool.name(), s.name, n, err))
+					note := fmt.Sprintf("%s could not solve the %s graph of %d vertices: %s.", r.tool.name(), s.name, r.scaled(n), lastLine(err.Error()))
+					fmt.Fprintln(os.Stderr, "  "+note)
+					r.notes = append(r.notes, note)
 					break
 				}
 				if err != nil {
@@ -278,6 +280,16 @@ func graphRound(r *run) error {
 		}
 	}
 	return nil
+}
+
+// lastLine gives the end of a message, where tools say what it is about.
+func lastLine(s string) string {
+	s = strings.TrimSpace(s)
+	s = s[strings.LastIndexByte(s, '\n')+1:]
+	if len(s) > 200 {
+		s = s[:80] + " … " + s[len(s)-100:]
+	}
+	return s
 }
 
 // solve solves a definition with the tool of the round; nil is a graph that is

@@ -57,20 +57,29 @@ func projectSetup(l *lab) error {
 	if err := writeService(l, 0); err != nil {
 		return err
 	}
-	mod, err := exec.Command("go", "list", "-m", "-f", "{{.Path}} {{.Version}}", "github.com/dgraph-io/badger/v4", "github.com/klauspost/compress").Output()
+	out, err := exec.CommandContext(l.ctx, "go", "env", "GOMOD").Output()
 	if err != nil {
-		return fmt.Errorf("looking up the modules: %w", err)
+		return fmt.Errorf("looking for go.mod: %w", err)
 	}
-	text := "module example.com/service\n\ngo 1.26\n\nrequire (\n\t" + strings.ReplaceAll(strings.TrimSpace(string(mod)), "\n", "\n\t") + "\n)\n"
-	if err := os.WriteFile(filepath.Join(service(l), "go.mod"), []byte(text), 0o644); err != nil {
+	own := strings.TrimSpace(string(out))
+	mod, err := os.ReadFile(own)
+	if err != nil {
 		return err
 	}
-	for _, args := range [][]string{{"mod", "tidy"}, {"mod", "vendor"}} {
-		cmd := exec.CommandContext(l.ctx, "go", args...)
-		cmd.Dir = service(l)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
+	sum, err := os.ReadFile(filepath.Join(filepath.Dir(own), "go.sum"))
+	if err != nil {
+		return err
+	}
+	_, requires, _ := strings.Cut(string(mod), "\n")
+	for name, data := range map[string]string{"go.mod": "module example.com/service\n" + requires, "go.sum": string(sum)} {
+		if err := os.WriteFile(filepath.Join(service(l), name), []byte(data), 0o644); err != nil {
+			return err
 		}
+	}
+	cmd := exec.CommandContext(l.ctx, "go", "mod", "vendor")
+	cmd.Dir = service(l)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go mod vendor: %w\n%s", err, out)
 	}
 	return nil
 }

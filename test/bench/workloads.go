@@ -53,17 +53,8 @@ var workloads = []workload{
 		rounds: 3, setup: pullSetup, round: pullRound,
 	},
 	{
-		name: "Steps that write much, and their export",
-		rows: []row{
-			{id: "W10 1 GB step", title: "a step that writes 1 GB in 20 files", goal: 0.2},
-			{id: "W10 1 GB gzip", title: "its export, gzip", goal: 0.2},
-			{id: "W10 1 GB zstd", title: "its export, zstd", goal: 0.2},
-			{id: "W10 1 GB uncompressed", title: "its export, uncompressed", goal: 0.2},
-			{id: "W10 many step", title: "a step that writes 100,000 small files", goal: 0.2},
-			{id: "W10 many gzip", title: "its export, gzip", goal: 0.2},
-			{id: "W10 many zstd", title: "its export, zstd", goal: 0.2},
-			{id: "W10 many uncompressed", title: "its export, uncompressed", goal: 0.2},
-		},
+		name:   "Steps that write much, and their export",
+		rows:   writeRows(),
 		rounds: 3, setup: writeSetup, round: writeRound,
 	},
 	{
