@@ -35,7 +35,7 @@ func interspersed(app *cli.App, args []string) ([]string, error) {
 		case a == "-" || !strings.HasPrefix(a, "-"):
 			arguments = append(arguments, a)
 		default:
-			out = append(out, a)
+			out = append(out, longName(flags, a))
 			if takesValue(flags, a) {
 				if i+1 == len(rest) {
 					return nil, usagef("flag %s needs a value", a)
@@ -75,6 +75,23 @@ func takesValue(flags []cli.Flag, a string) bool {
 		}
 	}
 	return false
+}
+
+// longName gives the name of a flag that is written by its short one: the flag
+// package refuses lines that use both.
+func longName(flags []cli.Flag, a string) string {
+	short, value, given := strings.Cut(strings.TrimPrefix(a, "-"), "=")
+	for _, f := range flags {
+		names := f.Names()
+		if strings.HasPrefix(short, "-") || !slices.Contains(names[1:], short) {
+			continue
+		}
+		if given {
+			return "--" + names[0] + "=" + value
+		}
+		return "--" + names[0]
+	}
+	return a
 }
 
 // listFlag is a flag that may be repeated.
