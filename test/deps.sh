@@ -45,3 +45,27 @@ if [ ! -f "$base" ]; then
 	tar -C "$root" --numeric-owner --xattrs -cf "$base.part" .
 	mv "$base.part" "$base"
 fi
+
+# An emulator of arm64, and a program for it. They are unpacked, not installed: apt
+# takes arm64 packages only with folders of their own, and the machine stays as it is.
+foreign=$cache/arm64
+if [ ! -f "$foreign/busybox" ]; then
+	rm -rf "$foreign.part"
+	mkdir -p "$foreign.part/lists/partial" "$foreign.part/archives/partial" "$foreign.part/root"
+	touch "$foreign.part/status"
+	arm64=(-qq -o APT::Architecture=arm64 -o APT::Architectures::=arm64 -o Acquire::Languages=none -o APT::Sandbox::User=root
+		-o Dir::State::lists="$foreign.part/lists" -o Dir::State::status="$foreign.part/status" -o Dir::Cache="$foreign.part")
+	(
+		cd "$foreign.part"
+		apt-get -qq -o APT::Sandbox::User=root download qemu-user-static
+		apt-get "${arm64[@]}" update
+		apt-get "${arm64[@]}" download busybox-static
+		for deb in *.deb; do dpkg-deb -x "$deb" root; done
+	)
+	mkdir -p "$foreign"
+	# By this name the program knows how it was registered.
+	mv "$foreign.part/root/usr/bin/qemu-aarch64-static" "$foreign/aarch64-binfmt-P"
+	mv "$foreign.part/root/usr/lib/binfmt.d/qemu-aarch64.conf" "$foreign/"
+	mv "$foreign.part/root/bin/busybox" "$foreign/"
+	rm -rf "$foreign.part"
+fi

@@ -23,6 +23,8 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"files":     cmdFiles,
 	"config":    cmdConfig,
 	"tree":      cmdTree,
+	"arm64":     cmdARM64,
+	"emulated":  cmdEmulated,
 	"mountless": cmdMountless,
 }
 

@@ -8,6 +8,8 @@
 //	files TAR         lists the merged files of an image: kind, mode, owner, size, path, link target
 //	config TAR        prints an image's config as JSON
 //	tree DIR N        makes a folder of N files of mixed sizes
+//	arm64             sets $ARM64 to a folder with a busybox for arm64
+//	emulated CMD…     runs a command where the kernel has an emulator of arm64
 //	mountless         fails where kiln left a mount, a process or a cgroup behind
 //
 // and in its environment $REGISTRY, a registry that all scripts share, with

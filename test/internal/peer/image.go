@@ -67,6 +67,20 @@ func BusyboxTar() ([]byte, error) {
 	return w.bytes()
 }
 
+// Foreign gives the folder in which `make deps` keeps an emulator of arm64 and a
+// busybox for it.
+func Foreign() (string, error) {
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	dir = filepath.Join(dir, "kiln-test", "arm64")
+	if _, err := os.Stat(filepath.Join(dir, "busybox")); err != nil {
+		return "", fmt.Errorf("looking for a program for arm64 (`make deps` fetches it): %w", err)
+	}
+	return dir, nil
+}
+
 // Debian makes an image of the root file system that `make deps` keeps.
 func Debian() (v1.Image, error) {
 	dir, err := os.UserCacheDir()
