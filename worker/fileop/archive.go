@@ -39,9 +39,10 @@ func (c *copier) unpack(ctx context.Context) (bool, error) {
 
 // extract puts the directory dir of an archive, which is at rel in it, over the
 // directory at p. What is in the archive replaces what is there, except that
-// directories are merged.
+// directories are merged. What the archive says of its own root is not taken: the
+// destination is the Dockerfile's, and "tar -C dir -c ." is no wish to change it.
 func (c *copier) extract(p, rel string, dir tree.Entry, u *Unpacked) error {
-	if !u.Implicit[rel] {
+	if rel != "" && !u.Implicit[rel] {
 		old, err := c.Stat(p)
 		if err != nil {
 			return err
