@@ -114,7 +114,7 @@ func runServe(ctx context.Context, o serveOptions) error {
 		<-ctx.Done()
 		server.Drain()
 		for _, g := range servers {
-			g.Stop()
+			stopSoon(g)
 		}
 	}()
 	err = group.Wait()
@@ -123,6 +123,16 @@ func runServe(ctx context.Context, o serveOptions) error {
 		return nil
 	}
 	return err
+}
+
+// lastAnswers is how long clients have to take their answers, and to hang up, when
+// no build is left.
+const lastAnswers = 3 * time.Second
+
+func stopSoon(g *grpc.Server) {
+	timer := time.AfterFunc(lastAnswers, g.Stop)
+	defer timer.Stop()
+	g.GracefulStop()
 }
 
 // defaultSocket is where kiln serves if nothing else is said: below /run for root,

@@ -39,6 +39,7 @@ type receiver struct {
 	dir     string // the folder that the list is in
 	dirs    []*types.Stat
 	touched map[string]bool // folders whose times are to be set again
+	removed map[string]bool // what made place for something else, with all in it
 	links   []*types.Stat
 	pending map[uint32]*incoming
 	listed  bool // the whole list is here
@@ -53,7 +54,7 @@ func receive(ctx context.Context, stream filesync.FileSync_DiffCopyClient, root 
 	}
 	r := &receiver{
 		stream: stream, root: root, known: known,
-		dir: ".", touched: make(map[string]bool), pending: make(map[uint32]*incoming),
+		dir: ".", touched: make(map[string]bool), removed: make(map[string]bool), pending: make(map[uint32]*incoming),
 	}
 	r.asker.wake = sync.NewCond(&r.asker.mu)
 	var group sync.WaitGroup
@@ -220,7 +221,19 @@ func (r *receiver) replace(name string, make func() error) error {
 	if err := r.root.RemoveAll(name); err != nil {
 		return err
 	}
+	r.removed[name] = true
 	return make()
+}
+
+// wentBefore reports whether a path went with a folder above it. What bears that
+// folder's name now may be a link, and must not be followed.
+func (r *receiver) wentBefore(name string) bool {
+	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+		if r.removed[dir] {
+			return true
+		}
+	}
+	return false
 }
 
 // finish does what can be done only when every file is there: hard links, what the
@@ -233,6 +246,9 @@ func (r *receiver) finish() error {
 	}
 	gone := slices.Sorted(maps.Keys(r.known))
 	for _, name := range slices.Backward(gone) {
+		if r.wentBefore(name) {
+			continue
+		}
 		// A folder may hold what another filter lets through.
 		err := r.root.Remove(name)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !os.FileMode(r.known[name].Mode).IsDir() {

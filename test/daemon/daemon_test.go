@@ -1,0 +1,132 @@
+// Package daemon drives `kiln serve` by real clients: buildctl and docker buildx,
+// in the scripts of testdata, and by BuildKit's own Go client.
+//
+// Besides testscript's own commands a script has:
+//
+//	serve FLAG…   starts `kiln serve` on the script's state folder; clients find it
+//	stop          ends the daemon as SIGTERM does, and waits for it
+//	mountless     fails where kiln left a mount behind
+//
+// and in its environment $REGISTRY, a registry that all scripts share, with
+// $BUSYBOX, a base image in it.
+package daemon
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/kiln-build/kiln/test/internal/peer"
+)
+
+// shared is what all tests use; it is made before the first of them.
+var shared struct {
+	bin      string // the folder of the kiln binary
+	peers    string // the folder of the clients
+	registry *peer.Registry
+}
+
+func TestMain(m *testing.M) { os.Exit(runMain(m)) }
+
+func runMain(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "kiln-daemon-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	if err := setUp(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer shared.registry.Stop()
+	return m.Run()
+}
+
+func setUp(dir string) error {
+	if _, err := peer.BuildKiln(dir); err != nil {
+		return err
+	}
+	shared.bin = dir
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return err
+	}
+	shared.peers = filepath.Join(cache, "kiln-test", "peers")
+	// What was built before stays; the first time takes minutes.
+	if out, err := exec.Command("../peers/build.sh", shared.peers, "buildctl", "buildx").CombinedOutput(); err != nil {
+		return fmt.Errorf("building the clients: %w\n%s", err, out)
+	}
+	if shared.registry, err = peer.StartRegistry(filepath.Join(dir, "registry")); err != nil {
+		return err
+	}
+	busybox, err := peer.Busybox()
+	if err != nil {
+		return err
+	}
+	return peer.Push(busybox, shared.registry.Addr+"/busybox:latest")
+}
+
+// daemonKey is where a script keeps its daemon.
+type daemonKey struct{}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
+		Setup: func(e *testscript.Env) error {
+			path := []string{shared.bin, shared.peers, e.Getenv("PATH")}
+			e.Setenv("PATH", strings.Join(path, string(os.PathListSeparator)))
+			state, err := os.MkdirTemp(shared.bin, "state-")
+			if err != nil {
+				return err
+			}
+			d := &instance{dir: state}
+			e.Values[daemonKey{}] = d
+			e.Defer(func() {
+				if err := d.stop(); err != nil {
+					t.Errorf("stopping the daemon: %v", err)
+				}
+				os.RemoveAll(state)
+			})
+			e.Setenv("STATE", state)
+			e.Setenv("BUILDKIT_HOST", d.addr())
+			e.Setenv("REGISTRY", shared.registry.Addr)
+			e.Setenv("BUSYBOX", shared.registry.Addr+"/busybox:latest")
+			e.Setenv("DOCKER_CONFIG", filepath.Join(e.WorkDir, ".docker"))
+			e.Setenv("BUILDX_CONFIG", filepath.Join(e.WorkDir, ".buildx"))
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"serve": func(ts *testscript.TestScript, neg bool, args []string) {
+				ts.Check(ts.Value(daemonKey{}).(*instance).start(args...))
+			},
+			"stop": func(ts *testscript.TestScript, neg bool, args []string) {
+				ts.Check(ts.Value(daemonKey{}).(*instance).stop())
+			},
+			"mountless": func(ts *testscript.TestScript, neg bool, args []string) {
+				ts.Check(mountless(ts.Value(daemonKey{}).(*instance).dir))
+			},
+		},
+	})
+}
+
+// mountless says which mounts there are below a folder.
+func mountless(dir string) error {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(data)) {
+		if fields := strings.Fields(line); strings.HasPrefix(fields[4], dir) {
+			return fmt.Errorf("kiln left a mount behind: %s", fields[4])
+		}
+	}
+	return nil
+}
