@@ -1,0 +1,255 @@
+// Package cache tests remote caches with the real program and a real registry:
+// one runner exports, another one, whose state folder is empty, imports.
+package cache
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/kiln-build/kiln/test/internal/peer"
+)
+
+var shared struct {
+	kiln string
+	base string // the address of the registry with the base image
+}
+
+func TestMain(m *testing.M) { os.Exit(runMain(m)) }
+
+func runMain(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "kiln-cache-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	r, err := setUp(dir)
+	if r != nil {
+		defer r.Stop()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+func setUp(dir string) (r *peer.Registry, err error) {
+	if shared.kiln, err = peer.BuildKiln(dir); err != nil {
+		return nil, err
+	}
+	if r, err = peer.StartRegistry(filepath.Join(dir, "registry")); err != nil {
+		return nil, err
+	}
+	shared.base = r.Addr
+	busybox, err := peer.Busybox()
+	if err != nil {
+		return r, err
+	}
+	return r, peer.Push(busybox, r.Addr+"/busybox:latest")
+}
+
+// registry starts a registry of the test's own.
+func registry(t *testing.T) *peer.Registry {
+	t.Helper()
+	r, err := peer.StartRegistry(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Stop)
+	return r
+}
+
+// dockerfile has a stage that the image does not contain, and steps that say
+// when they run.
+const dockerfile = `ARG BASE
+FROM $BASE AS base
+RUN echo "ran base" && chmod 700 /root && rm -rf /home
+FROM base AS tool
+COPY tool.txt /src/
+RUN echo "ran tool" && cp /src/tool.txt /tool && mkdir -p /a/b && ln /tool /a/b/hard && ln -s /tool /a/b/soft && mkfifo /a/f
+FROM base
+RUN echo "ran setup" && echo setup > /setup
+COPY app.txt /src/app.txt
+COPY --from=tool /tool /a /bin/
+RUN echo "ran app" && cat /src/app.txt /bin/tool > /out
+`
+
+// context makes a build context.
+func context(t *testing.T, app string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, data := range map[string]string{"Dockerfile": dockerfile, "app.txt": app, "tool.txt": "a tool\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(data), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// outcome is what a build did.
+type outcome struct {
+	text   string
+	ran    []string // the steps that ran, sorted
+	digest string   // of the image; empty where none was made
+	err    error
+}
+
+// runner is a machine with a state folder of its own.
+type runner struct {
+	t    *testing.T
+	root string
+}
+
+func newRunner(t *testing.T) runner { return runner{t, t.TempDir()} }
+
+// build builds dir with the flags.
+func (r runner) build(dir string, flags ...string) outcome {
+	r.t.Helper()
+	meta := filepath.Join(r.t.TempDir(), "meta.json")
+	args := append([]string{"build", "--root", r.root, "--progress", "plain", "--metadata-file", meta,
+		"--build-arg", "BASE=" + shared.base + "/busybox:latest", "--build-arg", "SOURCE_DATE_EPOCH=1700000000"}, flags...)
+	out, err := exec.Command(shared.kiln, append(args, dir)...).CombinedOutput()
+	o := outcome{text: string(out), err: err}
+	for line := range strings.Lines(o.text) {
+		if _, step, ok := strings.Cut(line, " ran "); ok && !strings.Contains(line, "RUN") {
+			o.ran = append(o.ran, strings.TrimSpace(step))
+		}
+	}
+	slices.Sort(o.ran)
+	if err == nil {
+		var m map[string]any
+		data, err := os.ReadFile(meta)
+		if err == nil {
+			err = json.Unmarshal(data, &m)
+		}
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		o.digest, _ = m["containerimage.digest"].(string)
+	}
+	return o
+}
+
+// must builds, and fails the test where that fails.
+func (r runner) must(dir string, flags ...string) outcome {
+	r.t.Helper()
+	o := r.build(dir, flags...)
+	if o.err != nil {
+		r.t.Fatalf("kiln build %v: %v\n%s", flags, o.err, o.text)
+	}
+	return o
+}
+
+// tarball gives the flags of an output whose digest can be compared.
+func tarball(t *testing.T) []string {
+	return []string{"-o", "type=oci,dest=" + filepath.Join(t.TempDir(), "out.tar")}
+}
+
+// wanted is the digest of an image that no cache had a part in.
+func wanted(t *testing.T, dir string) string {
+	t.Helper()
+	return newRunner(t).must(dir, tarball(t)...).digest
+}
+
+var all = []string{"app", "base", "setup", "tool"}
+
+func (o outcome) check(t *testing.T, ran []string, digest string) {
+	t.Helper()
+	if !slices.Equal(o.ran, ran) {
+		t.Errorf("ran %q, want %q\n%s", o.ran, ran, o.text)
+	}
+	if o.digest != digest {
+		t.Errorf("the image is %s, want %s\n%s", o.digest, digest, o.text)
+	}
+}
+
+// requests gives the lines of a registry's access log from an offset on, and
+// where it ends.
+func requests(t *testing.T, r *peer.Registry, from int) ([]string, int) {
+	t.Helper()
+	data, err := os.ReadFile(r.Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for line := range strings.Lines(string(data[from:])) {
+		for _, method := range []string{"GET", "HEAD", "PUT", "POST", "PATCH"} {
+			if _, rest, ok := strings.Cut(line, `"`+method+" /v2/"); ok {
+				path, _, _ := strings.Cut(rest, " ")
+				lines = append(lines, method+" "+path)
+			}
+		}
+	}
+	return lines, len(data)
+}
+
+// blobsRead counts the blobs that were fetched of a repository.
+func blobsRead(lines []string, repo string) (n int) {
+	for _, l := range lines {
+		if strings.HasPrefix(l, "GET "+repo+"/blobs/") {
+			n++
+		}
+	}
+	return n
+}
+
+// proxy stands between kiln and a registry, and lets requests fail.
+type proxy struct {
+	addr string
+
+	mu    sync.Mutex
+	count int
+	from  int // the first request that fails; -1 is none
+	fault func(w http.ResponseWriter, r *http.Request, pass http.Handler)
+}
+
+func newProxy(t *testing.T, to string) *proxy {
+	t.Helper()
+	p := &proxy{from: -1}
+	rp := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: to})
+	rp.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { panic(http.ErrAbortHandler) }
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p.mu.Lock()
+		fault := p.fault
+		if p.from < 0 || p.count < p.from {
+			fault = nil
+		}
+		if r.URL.Path != "/v2/" {
+			p.count++
+		}
+		p.mu.Unlock()
+		if fault != nil {
+			fault(w, r, rp)
+			return
+		}
+		rp.ServeHTTP(w, r)
+	}))
+	t.Cleanup(s.Close)
+	p.addr = s.Listener.Addr().String()
+	return p
+}
+
+// fail lets all requests from the nth on fail, counted from now; -1 is none.
+func (p *proxy) fail(n int, fault func(http.ResponseWriter, *http.Request, http.Handler)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.count, p.from, p.fault = 0, n, fault
+}
+
+func (p *proxy) seen() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.count
+}
