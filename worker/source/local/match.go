@@ -27,6 +27,9 @@ type pair struct {
 	include, exclude *patternmatcher.PatternMatcher
 }
 
+// any reports whether there are patterns at all.
+func (p *pair) any() bool { return p.include != nil || p.exclude != nil }
+
 // match is what the patterns said of a directory; names in it are judged by it.
 type match struct {
 	include, exclude patternmatcher.MatchInfo

@@ -24,7 +24,7 @@ func tagOf(rel, name string, st *unix.Stat_t) uint64 {
 
 // read finds out what a name's stat does not say.
 func (it *item) read(fd int) error {
-	it.known = record{name: it.entry.Name}
+	it.known = &record{name: it.entry.Name}
 	it.known.of(&it.stat)
 	var err error
 	switch it.entry.Kind {

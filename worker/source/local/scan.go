@@ -37,8 +37,8 @@ type scanned struct {
 type item struct {
 	entry  tree.Entry
 	stat   unix.Stat_t
-	known  record // what is known, or becomes known, of a name that is no directory
-	stale  bool   // known has to be made
+	known  *record // what is known, or becomes known, of a name that is no directory
+	stale  bool    // known has to be made
 	keep   bool
 	isDir  bool
 	match  match
@@ -90,7 +90,7 @@ func (sc *scan) judge(fd int, rel string, names []dirfd.Name, in match, old *dir
 	defer sc.matchers.give(p)
 	items = make([]item, 0, len(names))
 	for _, n := range names {
-		known, found := old.find(n.Name)
+		known := old.find(n.Name)
 		it := item{}
 		statted := n.Kind == unix.DT_UNKNOWN
 		if statted {
@@ -103,13 +103,15 @@ func (sc *scan) judge(fd int, rel string, names []dirfd.Name, in match, old *dir
 			n.Kind = dirfd.KindOf(&it.stat)
 		}
 		it.isDir = n.Kind == unix.DT_DIR
-		v, m, err := sc.matchers.judge(p, path.Join(rel, n.Name), it.isDir, in)
-		if err != nil {
-			return nil, nil, err
+		v, m := take, match{}
+		if p.any() {
+			if v, m, err = sc.matchers.judge(p, path.Join(rel, n.Name), it.isDir, in); err != nil {
+				return nil, nil, err
+			}
 		}
 		if v == leave || n.Kind == unix.DT_SOCK {
-			if found {
-				carried = append(carried, known)
+			if known != nil {
+				carried = append(carried, *known)
 			}
 			continue
 		}
@@ -125,7 +127,7 @@ func (sc *scan) judge(fd int, rel string, names []dirfd.Name, in match, old *dir
 		it.entry = entryOf(rel, n.Name, &it.stat)
 		it.isDir = it.entry.Kind == tree.Dir
 		if !it.isDir {
-			it.known, it.stale = known, !found || !known.fits(n.Name, &it.stat)
+			it.known, it.stale = known, known == nil || !known.fits(n.Name, &it.stat)
 		}
 		items = append(items, it)
 	}

@@ -3,6 +3,7 @@ package local
 import (
 	"encoding/binary"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/kiln-build/kiln/cache/blob"
@@ -62,21 +63,26 @@ type dirStats struct {
 	next    int
 }
 
-// find gives the record of a name; names must be asked for in order.
-func (d *dirStats) find(name string) (record, bool) {
+// find gives the record of a name, nil where there is none; names must be asked
+// for in order.
+func (d *dirStats) find(name string) *record {
 	for d.next < len(d.records) && d.records[d.next].name < name {
 		d.next++
 	}
 	if d.next < len(d.records) && d.records[d.next].name == name {
 		d.next++
-		return d.records[d.next-1], true
+		return &d.records[d.next-1]
 	}
-	return record{}, false
+	return nil
 }
 
 // chunkSize is how much of a directory's records goes into one value: a store
 // of keys and values dislikes values of megabytes.
 const chunkSize = 64 << 10
+
+// recordSize is about what the record of a file takes in a value: a name, a digest
+// and numbers.
+const recordSize = 80
 
 // statsKey is the key of a chunk of a directory's records: the directory's
 // device and inode, and the chunk's number.
@@ -99,6 +105,7 @@ func loadStats(b Bucket, st unix.Stat_t) *dirStats {
 			return d
 		}
 		more := value[0] == 1
+		d.records = slices.Grow(d.records, len(value)/recordSize+1)
 		for value = value[1:]; len(value) > 0; {
 			var r record
 			var err error
@@ -125,11 +132,11 @@ func (sc *scan) save(st unix.Stat_t, before *dirStats, items []item, carried []r
 		for len(carried) > 0 && carried[0].name < it.entry.Name {
 			kept, carried = append(kept, &carried[0]), carried[1:]
 		}
-		if it.isDir || it.known.name == "" || it.stale && !it.known.settled(sc.now) {
+		if it.isDir || it.known == nil || it.stale && !it.known.settled(sc.now) {
 			continue
 		}
 		changed = changed || it.stale
-		kept = append(kept, &it.known)
+		kept = append(kept, it.known)
 	}
 	for i := range carried {
 		kept = append(kept, &carried[i])
