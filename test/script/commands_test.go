@@ -17,15 +17,17 @@ import (
 )
 
 var commands = map[string]func(*testscript.TestScript, bool, []string){
-	"registry":  cmdRegistry,
-	"debian":    cmdDebian,
-	"ocirun":    cmdOCIRun,
-	"files":     cmdFiles,
-	"config":    cmdConfig,
-	"tree":      cmdTree,
-	"arm64":     cmdARM64,
-	"emulated":  cmdEmulated,
-	"mountless": cmdMountless,
+	"registry":   cmdRegistry,
+	"debian":     cmdDebian,
+	"ocirun":     cmdOCIRun,
+	"files":      cmdFiles,
+	"config":     cmdConfig,
+	"tree":       cmdTree,
+	"arm64":      cmdARM64,
+	"web":        cmdWeb,
+	"secretless": cmdSecretless,
+	"emulated":   cmdEmulated,
+	"mountless":  cmdMountless,
 }
 
 // usage ends a script whose command has the wrong arguments.
