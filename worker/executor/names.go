@@ -24,8 +24,8 @@ type names struct {
 	dir                          string
 	nameservers, search, options []string
 
-	mu     sync.Mutex
-	stamp  time.Time // of the host's file when ours was written
+	mu     sync.Mutex // guards what is below, and the making of files
+	stamp  time.Time  // of the host's file when ours was written
 	resolv map[bool]string
 }
 
@@ -39,14 +39,16 @@ var fallbackServers = []string{"8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "20
 
 // files gives the paths of the files for a spec.
 func (n *names) files(s *Spec) (resolv, hosts string, err error) {
+	// One at a time: a file that replaces another between its clone and its mount
+	// makes the mount fail, as that of something deleted.
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	if hosts, err = n.write("hosts", hostsFile(s)); err != nil {
 		return "", "", err
 	}
 	// Unless it has a network of its own a step reaches what listens on the host's
 	// loopback, a resolver among them.
 	loopback := s.Network != NetworkNone
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	var stamp time.Time
 	if st, err := os.Stat(hostResolv); err == nil {
 		stamp = st.ModTime()
@@ -68,7 +70,7 @@ func (n *names) files(s *Spec) (resolv, hosts string, err error) {
 	return resolv, hosts, nil
 }
 
-// write keeps content under its digest.
+// write keeps content under its digest. It needs mu.
 func (n *names) write(kind string, content []byte) (string, error) {
 	sum := sha256.Sum256(content)
 	p := filepath.Join(n.dir, kind+"-"+hex.EncodeToString(sum[:8]))

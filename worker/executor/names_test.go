@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -41,5 +42,31 @@ func TestNames(t *testing.T) {
 	read(n, &Spec{ExtraHosts: []HostIP{{"x", net.ParseIP("::2")}}})
 	if after, _ := os.ReadDir(n.dir); len(after) != len(before) {
 		t.Error("the same content was written twice")
+	}
+}
+
+// TestNamesAtOnce checks that a file which somebody may have cloned for a mount is
+// not replaced by another one.
+func TestNamesAtOnce(t *testing.T) {
+	n := &names{dir: t.TempDir()}
+	const steps = 16
+	files := make([]os.FileInfo, steps)
+	var group sync.WaitGroup
+	for i := range steps {
+		group.Go(func() {
+			_, hosts, err := n.files(&Spec{})
+			if err == nil {
+				files[i], err = os.Stat(hosts)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	for i, f := range files {
+		if f == nil || !os.SameFile(f, files[0]) {
+			t.Errorf("step %d has another hosts file than step 0", i)
+		}
 	}
 }
