@@ -34,7 +34,7 @@ type RemoteCache struct {
 const cacheExportTimeout = 10 * time.Minute
 
 // cacheLimits are shorter than those of images: a build can do without its caches.
-var cacheLimits = registry.Limits{Dial: 10 * time.Second, Header: 20 * time.Second, Stall: 20 * time.Second, Attempts: 3}
+var cacheLimits = registry.Limits{Dial: 10 * time.Second, Header: 15 * time.Second, Stall: 15 * time.Second, Attempts: 2}
 
 // records are those of the state folder, and behind them those of the remote
 // caches of the builds that run.
@@ -280,7 +280,8 @@ func (b *build) openCaches(ctx context.Context) (close func()) {
 	for _, s := range b.caches.sources {
 		name := "importing cache manifest from " + s.name
 		done := steps{b}.Step(name)
-		i := remote.Open(ctx, b.engine.cache, s.store, s.origin, func(err error) {
+		made := func(id cache.LayerID, at time.Time) { _ = image.SetCreated(b.engine.cache, id, at) } // a time is not worth a failure
+		i := remote.Open(ctx, b.engine.cache, s.store, remote.Options{Origin: s.origin, Created: made}, func(err error) {
 			done(err)
 			if err != nil && ctx.Err() == nil {
 				b.warn(fmt.Sprintf("the cache %s is not used: %v", s.name, err))
@@ -375,7 +376,7 @@ func (b *build) exportCache(ctx context.Context, t cacheTarget) error {
 	blobs := image.NewBlobs(exporter.Env{Cache: b.engine.cache, Source: b.engine.worker, Clock: b.engine.clock}, t.options)
 	forms := func(ctx context.Context, chain cache.ChainID, l cache.Layer) (remote.Form, error) {
 		made, err := blobs.Layer(ctx, chain, l)
-		return remote.Form{DiffID: made.DiffID, Blob: made.Desc, Origins: made.Origins, Open: made.Open}, err
+		return remote.Form{DiffID: made.DiffID, Blob: made.Desc, Origins: made.Origins, Open: made.Open, Created: image.Created(b.engine.cache, l.ID)}, err
 	}
 	stats, err := remote.Export(ctx, b.engine.cache, t.store, forms, entries, b.engine.clock())
 	if err != nil {

@@ -35,6 +35,8 @@ type Form struct {
 	Blob    blob.Descriptor
 	Origins []string
 	Open    func(context.Context) (io.ReadCloser, error)
+	// Created is when the layer was first exported in an image; zero is never.
+	Created time.Time
 }
 
 // Forms gives the blob of a layer of a chain, making it if need be.
@@ -161,7 +163,7 @@ func export(ctx context.Context, c *cache.Cache, to Target, forms Forms, entries
 		if newer, _, err := load(ctx, to); err == nil {
 			old = newer
 		}
-		x.b.merge(old)
+		x.b.merge(old, now.Add(-maxUnused).Unix())
 	}
 	return s, len(x.held) > 0, x.commit(ctx, name)
 }
@@ -228,7 +230,7 @@ func (x *exporter) send(ctx context.Context) error {
 		}
 		p.out = layer{ID: id(p.known.ID), DiffID: p.known.DiffID, Size: p.known.Size, Blobs: p.known.Blobs, Origins: p.known.Origins}
 		if held, ok := x.held[p.out.ID]; ok {
-			p.out.DiffID, p.out.Blobs, p.out.Held = held.DiffID, held.Blobs, true
+			p.out.DiffID, p.out.Blobs, p.out.Held, p.out.Created = held.DiffID, held.Blobs, true, held.Created
 			continue
 		}
 		if p.out.isImage() && len(p.known.Origins) > 0 {
@@ -268,6 +270,9 @@ func (x *exporter) sendLayer(ctx context.Context, p *place) error {
 		return err
 	}
 	f.Blob.Annotations = nil
+	if !f.Created.IsZero() {
+		p.out.Created = max(f.Created.UnixNano(), 0)
+	}
 	p.out.DiffID, p.out.Blobs, p.out.Held, p.sent = f.DiffID, []blob.Descriptor{f.Blob}, true, true
 	return nil
 }

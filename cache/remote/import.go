@@ -21,9 +21,9 @@ const loadTimeout = 30 * time.Second
 // Import is a remote cache in which records are looked up. It is safe for
 // concurrent use.
 type Import struct {
-	cache  *cache.Cache
-	store  Store
-	origin string
+	cache *cache.Cache
+	store Store
+	opt   Options
 
 	cancel context.CancelFunc
 	loaded chan struct{} // closed when the fields of the next block are set
@@ -40,12 +40,19 @@ type Import struct {
 	dead   bool
 }
 
-// Open begins to read a cache's index. origin is the repository that the store
-// is, if it is one. done is called once, with what went wrong.
-func Open(ctx context.Context, c *cache.Cache, s Store, origin string, done func(error)) *Import {
+// Options are the settings of an import; the zero value works.
+type Options struct {
+	// Origin is the repository that the store is, if it is one.
+	Origin string
+	// Created takes when layers that become known were first exported; may be nil.
+	Created func(id cache.LayerID, at time.Time)
+}
+
+// Open begins to read a cache's index. done is called once, with what went wrong.
+func Open(ctx context.Context, c *cache.Cache, s Store, o Options, done func(error)) *Import {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	i := &Import{
-		cache: c, store: s, origin: origin, cancel: cancel, loaded: make(chan struct{}),
+		cache: c, store: s, opt: o, cancel: cancel, loaded: make(chan struct{}),
 		chains: map[int]cache.ChainID{-1: {}}, lost: map[cache.LayerID]struct{}{},
 	}
 	go func() {
@@ -164,8 +171,11 @@ func (i *Import) putLayer(l layer) error {
 		return fmt.Errorf("nobody has layer %.12s", lid)
 	}
 	origins := l.Origins
-	if l.Held && i.origin != "" {
-		origins = append([]string{i.origin}, origins...)
+	if l.Held && i.opt.Origin != "" {
+		origins = append([]string{i.opt.Origin}, origins...)
+	}
+	if i.opt.Created != nil && l.Created > 0 {
+		i.opt.Created(lid, time.Unix(0, l.Created))
 	}
 	return i.cache.PutLayer(cache.Layer{ID: lid, DiffID: l.DiffID, Blobs: l.Blobs, Origins: origins, Size: l.Size})
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/blob"
@@ -19,6 +20,8 @@ const version = 1
 // Bounds of an index. Those of one layer or record are far above what kiln writes.
 const (
 	maxRecords = 20_000
+	// maxUnused is how long a record stays that no export meets.
+	maxUnused  = 28 * 24 * time.Hour
 	maxDepth   = 10_000
 	maxPerItem = 256
 	maxBlob    = 1 << 40
@@ -54,6 +57,9 @@ type layer struct {
 	Origins []string          `json:"origins,omitempty"`
 	// Held says that the cache holds the blobs itself.
 	Held bool `json:"held,omitempty"`
+	// Created is when the layer was first exported in an image, in nanoseconds since
+	// 1970, for the history of the images that have it.
+	Created int64 `json:"created,omitempty"`
 }
 
 // link is a layer on top of a chain: the link of that index, which is lower than
@@ -100,7 +106,7 @@ func decode(data []byte) (*index, error) {
 // check finds what an index may not say.
 func (x *index) check() error {
 	for i, l := range x.Layers {
-		if len(l.Blobs) > maxPerItem || len(l.Origins) > maxPerItem || l.DiffID.IsZero() {
+		if len(l.Blobs) > maxPerItem || len(l.Origins) > maxPerItem || l.DiffID.IsZero() || l.Size < 0 || l.Created < 0 {
 			return formatf("layer %d of its index makes no sense", i)
 		}
 		for _, b := range l.Blobs {
@@ -163,6 +169,9 @@ func (b *builder) layer(l layer) int {
 		// What is held stands: blobs that are elsewhere may go away.
 		have.Held, have.DiffID, have.Blobs = true, l.DiffID, l.Blobs
 	}
+	if have.Created == 0 {
+		have.Created = l.Created
+	}
 	for _, o := range l.Origins {
 		if !slices.Contains(have.Origins, o) && len(have.Origins) < maxPerItem {
 			have.Origins = append(slices.Clip(have.Origins), o)
@@ -198,13 +207,13 @@ func (b *builder) record(r record) {
 }
 
 // merge adds what another index has, its records used last first, as far as there
-// is room. What is there already stands.
-func (b *builder) merge(x *index) {
+// is room and back to a time in seconds since 1970. What is there already stands.
+func (b *builder) merge(x *index, since int64) {
 	records := slices.Clone(x.Records)
 	slices.SortStableFunc(records, func(a, b record) int { return cmp.Compare(b.Used, a.Used) })
 	links := map[int]int{-1: -1}
 	for _, r := range records {
-		if len(b.Records) >= maxRecords {
+		if len(b.Records) >= maxRecords || r.Used < since {
 			return
 		}
 		if !slices.ContainsFunc(r.Keys, func(k id) bool { _, ok := b.keys[k]; return !ok }) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"time"
 
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/blob"
@@ -121,6 +122,22 @@ func loadInline(ctx context.Context, s Store, m document) (*index, error) {
 	return &b.index, b.check()
 }
 
+// history is an entry of an image's history.
+type history struct {
+	Created time.Time `json:"created"`
+	Empty   bool      `json:"empty_layer"`
+}
+
+// createdOf gives when the layers of a history were made, in nanoseconds since 1970.
+func createdOf(entries []history) (created []int64) {
+	for _, h := range entries {
+		if !h.Empty {
+			created = append(created, max(h.Created.UnixNano(), 0))
+		}
+	}
+	return created
+}
+
 // addInline adds what the config of one image holds; nothing is fine.
 func addInline(ctx context.Context, s Store, m document, b *builder) error {
 	data, err := readBlob(ctx, s, *m.Config, maxConfig)
@@ -132,6 +149,7 @@ func addInline(ctx context.Context, s Store, m document, b *builder) error {
 		RootFS struct {
 			DiffIDs []blob.Digest `json:"diff_ids"`
 		} `json:"rootfs"`
+		History []history `json:"history"`
 	}
 	if json.Unmarshal(data, &config) != nil || len(config.Cache) == 0 {
 		return nil // some other artifact, or an image of another builder's
@@ -150,12 +168,15 @@ func addInline(ctx context.Context, s Store, m document, b *builder) error {
 		return formatf("its inline cache has %d layers, its manifest %d and its config %d",
 			len(in.Layers), len(m.Layers), len(config.RootFS.DiffIDs))
 	}
-	links := []int{-1}
+	links, created := []int{-1}, createdOf(config.History)
 	for n, lid := range in.Layers {
 		d := m.Layers[n]
 		d.Annotations = nil
-		l := b.layer(layer{ID: lid, DiffID: config.RootFS.DiffIDs[n], Blobs: []blob.Descriptor{d}, Held: true})
-		links = append(links, b.link(links[n], l))
+		l := layer{ID: lid, DiffID: config.RootFS.DiffIDs[n], Blobs: []blob.Descriptor{d}, Held: true}
+		if n < len(created) {
+			l.Created = created[n]
+		}
+		links = append(links, b.link(links[n], b.layer(l)))
 	}
 	for _, r := range in.Records {
 		rec := record{Keys: r.Keys, Name: r.Name, Vertex: r.Vertex, Inputs: r.Inputs}

@@ -231,12 +231,24 @@ func (ls *layers) keep(l cache.Layer, m layer.Made, clamp layer.Options) error {
 
 // created gives when a layer was first exported.
 func (ls *layers) created(id cache.LayerID) (time.Time, error) {
-	b := ls.env.Cache.Bucket(createdBucket)
-	if v, ok := b.Get(id[:]); ok && len(v) == 8 {
-		return time.Unix(0, int64(binary.LittleEndian.Uint64(v))), nil
+	if t := Created(ls.env.Cache, id); !t.IsZero() {
+		return t, nil
 	}
 	now := ls.env.Now()
-	return now, b.Put(id[:], binary.LittleEndian.AppendUint64(nil, uint64(now.UnixNano())))
+	return now, SetCreated(ls.env.Cache, id, now)
+}
+
+// Created gives when a layer was first exported; zero is never.
+func Created(c *cache.Cache, id cache.LayerID) time.Time {
+	if v, ok := c.Bucket(createdBucket).Get(id[:]); ok && len(v) == 8 {
+		return time.Unix(0, int64(binary.LittleEndian.Uint64(v)))
+	}
+	return time.Time{}
+}
+
+// SetCreated notes when a layer was first exported, by another machine for one.
+func SetCreated(c *cache.Cache, id cache.LayerID, t time.Time) error {
+	return c.Bucket(createdBucket).Put(id[:], binary.LittleEndian.AppendUint64(nil, uint64(t.UnixNano())))
 }
 
 // madeKey is all that decides the bytes of a layer's blob.

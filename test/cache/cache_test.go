@@ -50,6 +50,10 @@ func TestInline(t *testing.T) {
 	first := newRunner(t).must(dir, push...)
 	second := newRunner(t).must(dir, append(push, from...)...)
 	second.check(t, nil, first.digest)
+	noEpoch := append([]string{"--build-arg", "SOURCE_DATE_EPOCH="}, push...)
+	first = newRunner(t).must(dir, noEpoch...)
+	newRunner(t).must(dir, append(noEpoch, from...)...).check(t, nil, first.digest)
+	newRunner(t).must(dir, push...)
 	third := newRunner(t).must(context(t, "two\n"), append(tarball(t), from...)...)
 	third.check(t, []string{"app", "tool"}, wanted(t, context(t, "two\n")))
 }
@@ -62,12 +66,10 @@ func TestPushMovesNoLayer(t *testing.T) {
 	// Without an epoch, which would have layers written anew with other times.
 	plain := []string{"--build-arg", "SOURCE_DATE_EPOCH=", "-o", "type=registry,name=" + r.Addr + "/app:latest"}
 	cacheRef := "type=registry,ref=" + r.Addr + "/app/cache:main"
-	newRunner(t).must(dir, append(plain, "--cache-to", cacheRef+",mode=max")...)
+	first := newRunner(t).must(dir, append(plain, "--cache-to", cacheRef+",mode=max")...)
 	_, before := requests(t, r, 0)
 	o := newRunner(t).must(dir, append(plain, "--cache-from", cacheRef, "--cache-to", cacheRef+",mode=max")...)
-	if len(o.ran) > 0 {
-		t.Errorf("ran %q", o.ran)
-	}
+	o.check(t, nil, first.digest)
 	lines, _ := requests(t, r, before)
 	if n := blobsRead(lines, "app"); n != 0 {
 		t.Errorf("%d blobs of the image were fetched:\n%s", n, strings.Join(lines, "\n"))
@@ -274,5 +276,21 @@ func TestFlags(t *testing.T) {
 		if o.err == nil || !strings.Contains(o.text, c.want) || len(o.ran) > 0 {
 			t.Errorf("%s %s: got %v, want it refused with %q\n%s", c.flag, c.value, o.err, c.want, o.text)
 		}
+	}
+}
+
+// TestRegistryHangs lets a registry answer nothing any more: from the first
+// request on, and when the first layer is asked for.
+func TestRegistryHangs(t *testing.T) {
+	t.Parallel()
+	dir := context(t, "one\n")
+	want := wanted(t, dir)
+	r := registry(t)
+	for _, from := range []int{0, 2} {
+		p := newProxy(t, r.Addr)
+		ref := "type=registry,ref=" + p.addr + "/cache" + string(rune('a'+from))
+		newRunner(t).must(dir, "--cache-to", ref+",mode=max")
+		p.fail(from, func(_ http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() })
+		newRunner(t).must(dir, append(tarball(t), "--cache-from", ref)...).check(t, all, want)
 	}
 }

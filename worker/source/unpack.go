@@ -352,41 +352,48 @@ func (s *Images) Blob(ctx context.Context, cred registry.Credentials, l cache.La
 	return s.openVerified(ctx, cred, l, d)
 }
 
-// open reads a blob from offset on at the first of its layer's origins that has
-// it. Where all of them say that they do not, the layer is gone.
+// open reads a blob from offset on, of a remote cache or at the first of its layer's
+// origins that has it. Where all of them say that they do not, the layer is gone.
 func (s *Images) open(ctx context.Context, cred registry.Credentials, l cache.Layer, d blob.Descriptor, offset int64) (io.ReadCloser, error) {
-	r, err := s.fromOrigins(l, d, func(origin string) (io.ReadCloser, error) {
+	r, err := s.fromRemote(ctx, l, d, offset)
+	if r != nil || err != nil {
+		return r, err
+	}
+	r, err = s.fromOrigins(l, d, func(origin string) (io.ReadCloser, error) {
 		return s.registry.FetchFrom(ctx, cred, origin, d, offset)
 	})
-	return s.orRemote(ctx, l, d, offset, r, err)
+	return r, s.goneIfMade(ctx, l, err)
 }
 
-// orRemote gives what a remote cache has where the origins gave an error.
-func (s *Images) orRemote(ctx context.Context, l cache.Layer, d blob.Descriptor, offset int64, r io.ReadCloser, err error) (io.ReadCloser, error) {
-	if err == nil || s.remote == nil || ctx.Err() != nil {
-		return r, s.goneIfMade(ctx, l, err)
+// fromRemote reads a blob of a remote cache, unverified; nil is to be had elsewhere.
+// Remote caches are asked first: they are given up sooner than registries, which
+// matters where one hangs, and what they made is nowhere else.
+func (s *Images) fromRemote(ctx context.Context, l cache.Layer, d blob.Descriptor, offset int64) (io.ReadCloser, error) {
+	if s.remote == nil || !s.remote.Holds(l.ID) {
+		return nil, nil
 	}
-	r, rerr := s.remote.Blob(ctx, d, offset)
-	switch {
-	case rerr == nil:
+	r, err := s.remote.Blob(ctx, d, offset)
+	if err == nil || errors.Is(err, fs.ErrNotExist) || !isMade(l) {
 		return r, nil
-	case !errors.Is(rerr, fs.ErrNotExist):
-		err = errors.Join(rerr, err)
 	}
 	return nil, s.goneIfMade(ctx, l, err)
 }
 
 func (s *Images) openVerified(ctx context.Context, cred registry.Credentials, l cache.Layer, d blob.Descriptor) (io.ReadCloser, error) {
-	r, err := s.fromOrigins(l, d, func(origin string) (io.ReadCloser, error) {
-		return s.registry.Fetch(ctx, cred, origin, d)
-	})
-	if err == nil {
-		return &goneReads{r, s, ctx, l}, nil
-	}
-	if r, err = s.orRemote(ctx, l, d, 0, r, err); err != nil {
+	r, err := s.fromRemote(ctx, l, d, 0)
+	if err != nil {
 		return nil, err
 	}
-	return &goneReads{&verified{ReadCloser: r, hash: sha256.New(), want: d}, s, ctx, l}, nil
+	if r != nil {
+		return &goneReads{&verified{ReadCloser: r, hash: sha256.New(), want: d}, s, ctx, l}, nil
+	}
+	r, err = s.fromOrigins(l, d, func(origin string) (io.ReadCloser, error) {
+		return s.registry.Fetch(ctx, cred, origin, d)
+	})
+	if err != nil {
+		return nil, s.goneIfMade(ctx, l, err)
+	}
+	return &goneReads{r, s, ctx, l}, nil
 }
 
 // goneReads is a blob on its way here; a layer whose blob breaks off may be gone.
