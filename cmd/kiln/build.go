@@ -139,6 +139,7 @@ func runBuild(ctx context.Context, o buildOptions, args []string) error {
 		return err
 	}
 	req.Events = display.event
+	letInterrupt(ctx, req.Outputs)
 	result, err := engine.Build(ctx, req)
 	display.close(o.quiet || o.progress == "rawjson")
 	if cause := context.Cause(ctx); cause != nil && err != nil {
