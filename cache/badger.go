@@ -79,7 +79,12 @@ func openWith(o badger.Options) (b *badger.DB, err error) {
 			b, err = nil, fmt.Errorf("badger: %v", r)
 		}
 	}()
-	return badger.Open(o)
+	// Timestamps are given here: see database.version.
+	if b, err = badger.OpenManaged(o); err != nil {
+		return nil, err
+	}
+	b.SetDiscardTs(b.MaxVersion())
+	return b, nil
 }
 
 // badgerLog passes Badger's errors on and leaves the rest.

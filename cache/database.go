@@ -3,6 +3,7 @@ package cache
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -66,7 +67,12 @@ type database struct {
 
 	flushMu sync.Mutex // held by who flushes; before life and mu
 	deleted int        // keys since the last compaction; guarded by flushMu
-	large   bool       // Badger has large memtables; guarded by flushMu
+	// version is the timestamp of the last batch; guarded by flushMu. Left to
+	// itself Badger gives a reader the timestamp of the last write, and has it wait
+	// until that is done: every reader stood still while a large batch was flushed.
+	// What is being flushed is in memory here, so readers take whatever is newest.
+	version uint64
+	large   bool // Badger has large memtables; guarded by flushMu
 	urgent  chan struct{}
 	wake    chan struct{}
 	done    chan struct{}
@@ -99,7 +105,7 @@ func openDatabase(dir string, g *guard.Guard, now time.Time, warn func(error)) (
 		}
 	}
 	d := &database{
-		badger: b, dir: dir, guard: g, warn: warn,
+		badger: b, version: b.MaxVersion(), dir: dir, guard: g, warn: warn,
 		active: map[string][]byte{},
 		urgent: make(chan struct{}, 1), wake: make(chan struct{}, 1), done: make(chan struct{}),
 	}
@@ -169,7 +175,7 @@ func (d *database) has(key []byte) bool {
 func (d *database) view(fn func(*badger.Txn) error) error {
 	d.life.RLock()
 	defer d.life.RUnlock()
-	txn := d.badger.NewTransaction(false)
+	txn := d.badger.NewTransactionAt(math.MaxUint64, false)
 	defer txn.Discard()
 	return fn(txn)
 }
@@ -309,7 +315,8 @@ func (d *database) writeBatch(batch map[string][]byte, size int) error {
 	slices.Sort(keys)
 	d.life.RLock()
 	defer d.life.RUnlock()
-	wb := d.badger.NewWriteBatch()
+	d.version++
+	wb := d.badger.NewWriteBatchAt(d.version)
 	defer wb.Cancel()
 	for _, k := range keys {
 		var err error
@@ -323,7 +330,11 @@ func (d *database) writeBatch(batch map[string][]byte, size int) error {
 			return err
 		}
 	}
-	return wb.Flush()
+	if err := wb.Flush(); err != nil {
+		return err
+	}
+	d.badger.SetDiscardTs(d.version)
+	return nil
 }
 
 // each calls fn for the keys that begin with prefix, with values for their values
