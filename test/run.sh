@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs all tests, the race detector on the packages that share state, and checks
-# that nothing is left behind: no mounts, processes, cgroups or files.
+# that nothing is left behind: no mounts, processes, cgroups or files. Everything
+# that the tests make lies below one temporary folder, by which it is known.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,30 +9,26 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/kiln-test.XXXXXX")
 chmod 711 "$work" # tests act as other users in it
 export TMPDIR=$work
 
-snapshot() {
-	{
-		awk '{print "mount " $5}' /proc/self/mountinfo
-		find /sys/fs/cgroup -type d -name '*kiln*' 2>/dev/null | sed 's/^/cgroup /'
-		ip netns list 2>/dev/null | sed 's/^/netns /'
-		ps -eo args= | grep -E "$work|docker-registry serve" | grep -vE 'grep|ps -eo|test/run.sh' | sed 's/^/process /' || true
-	} | sort
+# left lists what is still there of the tests.
+left() {
+	awk -v w="$work" 'index($0, w) {print "mount " $5}' /proc/self/mountinfo
+	pgrep -af -- "$work" | grep -v "test/run.sh" | sed 's/^/process /' || true
+	# A step's cgroup carries the process id of its kiln as the second word of its name.
+	find /sys/fs/cgroup -maxdepth 4 -type d -path '*/kiln/*.*.*' 2>/dev/null | while read -r dir; do
+		pid=$(basename "$dir" | cut -d. -f2)
+		[ -d "/proc/$pid" ] || echo "cgroup $dir"
+	done
+	find "$work" -mindepth 1 -maxdepth 1 ! -name 'go-build*' ! -name 'go.*' | sed 's/^/file /'
 }
 
-before=$(snapshot)
 status=0
 CGO_ENABLED=1 go test -race -count=1 -timeout 20m ./llb/... ./solver/... ./cache/... ./frontend/... ./registry/... || status=$?
 go test -count=1 -timeout 30m $(go list ./... | grep -vE '/(llb|solver|cache|frontend|registry)(/|$)') || status=$?
-after=$(snapshot)
 
-if [ "$before" != "$after" ]; then
+leavings=$(left)
+if [ -n "$leavings" ]; then
 	echo "The tests left something behind:" >&2
-	diff <(echo "$before") <(echo "$after") >&2 || true
-	status=1
-fi
-left=$(find "$work" -mindepth 1 -maxdepth 1 ! -name 'go-build*' ! -name 'go.*' | head)
-if [ -n "$left" ]; then
-	echo "The tests left files in their temporary folder:" >&2
-	echo "$left" >&2
+	echo "$leavings" >&2
 	status=1
 fi
 rm -rf "$work"

@@ -43,7 +43,7 @@ func TestKilledKiln(t *testing.T) {
 	for i := range 6 {
 		dir := t.TempDir()
 		cmd := exec.Command(self)
-		cmd.Env = append(os.Environ(), "KILN_EXECUTOR_DOOMED="+dir)
+		cmd.Env = append(os.Environ(), "KILN_EXECUTOR_DOOMED="+dir, "KILN_EXECUTOR_BUSYBOX="+busybox)
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)

@@ -15,6 +15,10 @@ import (
 var busybox string
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv("KILN_EXECUTOR_DOOMED"); dir != "" {
+		busybox = os.Getenv("KILN_EXECUTOR_BUSYBOX") // whoever kills this process removes it
+		runDoomed(dir)
+	}
 	dir, err := os.MkdirTemp("", "kiln-executor-test-")
 	if err == nil {
 		busybox = filepath.Join(dir, "busybox")
@@ -23,9 +27,6 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		println("making the root of the tests (Debian package busybox-static):", err.Error())
 		os.Exit(1)
-	}
-	if dir := os.Getenv("KILN_EXECUTOR_DOOMED"); dir != "" {
-		runDoomed(dir)
 	}
 	code := m.Run()
 	os.RemoveAll(dir)
