@@ -17,7 +17,8 @@ type Fault struct {
 	Status int
 	Header http.Header
 	// After breaks the answer's body when so many bytes went through: by cutting
-	// the connection, by Hang, or by changing the next byte with Corrupt.
+	// the connection, by Hang, or by changing the next byte with Corrupt. A request
+	// that hangs after 0 bytes is not answered at all.
 	After   int64
 	Cut     bool
 	Hang    bool
@@ -56,6 +57,13 @@ func NewProxy(t testing.TB, host string) *Proxy {
 			}
 			w.WriteHeader(f.Status)
 			return
+		}
+		if f.Hang && f.After == 0 {
+			select {
+			case <-r.Context().Done():
+			case <-stop:
+			}
+			panic(http.ErrAbortHandler)
 		}
 		if f.Cut || f.Hang || f.Corrupt {
 			w = &breaking{ResponseWriter: w, fault: f, stop: stop, gone: r.Context().Done()}

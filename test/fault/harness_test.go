@@ -16,7 +16,7 @@ import (
 
 // hang is when something that should have ended counts as hanging. It bounds no
 // speed: the machine may be busy with other things.
-const hang = 2 * time.Minute
+const hang = time.Minute
 
 // ended is a command that has run.
 type ended struct {
