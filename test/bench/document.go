@@ -79,7 +79,11 @@ func (o *outcome) document(b *strings.Builder) {
 	if o.Scale != 1 {
 		size = fmt.Sprintf(", at %g of its size", o.Scale)
 	}
-	fmt.Fprintf(b, "Measured %s at commit %s%s.\n\n", o.When.Format("2006-01-02 15:04 UTC"), o.Commit, size)
+	fmt.Fprintf(b, "Measured %s at commit %s%s.", o.When.Format("2006-01-02 15:04 UTC"), o.Commit, size)
+	if o.Load != "" {
+		fmt.Fprintf(b, " Load averages of the machine when it began: %s.", o.Load)
+	}
+	b.WriteString("\n\n")
 	b.WriteString("| row | | kiln | BuildKit | buildah | ratio | goal | |\n|---|---|---|---|---|---|---|---|\n")
 	for _, r := range o.Rows {
 		fmt.Fprintf(b, "| %s | %s | %s | %s | %s | %s | %s | %s |\n", r.ID, r.Title,

@@ -21,6 +21,7 @@ type outcome struct {
 	When   time.Time
 	Commit string
 	Scale  float64
+	Load   string // the machine's load averages when the workload began
 	Rows   []*rowOutcome
 	Failed map[string]string // why a tool has no further rounds, by tool
 	Notes  []string
@@ -43,6 +44,9 @@ type rowOutcome struct {
 func newOutcome(w workload, l *lab) *outcome {
 	commit, _ := exec.Command("git", "describe", "--always", "--dirty").Output() // empty outside of a clone
 	o := &outcome{Name: w.name, When: time.Now().UTC(), Commit: strings.TrimSpace(string(commit)), Scale: l.scale, Failed: map[string]string{}}
+	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
+		o.Load = strings.Join(strings.Fields(string(load))[:3], " ")
+	}
 	for _, r := range w.rows {
 		o.Rows = append(o.Rows, &rowOutcome{
 			ID: r.id, Title: r.title, Goal: r.goal, Ideal: r.ideal, OverPlain: r.overPlain, Resident: r.memory,
