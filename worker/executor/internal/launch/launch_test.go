@@ -2,6 +2,7 @@ package launch
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -99,10 +100,11 @@ func exec(p *Program, path string) {
 
 // The stub's file can be executed and read, and never be changed.
 func TestStubIsSealed(t *testing.T) {
-	path, err := stubPath()
+	stub, err := stubFile()
 	if err != nil {
 		t.Fatal(err)
 	}
+	path := fmt.Sprintf("/proc/self/fd/%d", stub)
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err == nil {
 		defer f.Close()
@@ -112,6 +114,35 @@ func TestStubIsSealed(t *testing.T) {
 	}
 	if !strings.Contains(err.Error(), "operation not permitted") && !strings.Contains(err.Error(), "busy") {
 		t.Fatalf("got %v", err)
+	}
+}
+
+// Files that a process is given may be many: none of them takes the stub's place.
+func TestManyFiles(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	files := make([]uintptr, 300)
+	for i := range files {
+		files[i] = null.Fd()
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var p Program
+	exec(&p, "/bin/true")
+	proc, err := Start(&p, []string{"true"}, nil, [3]uintptr{null.Fd(), 1, 2}, files, &syscall.SysProcAttr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(proc.PidFD)
+	if err := proc.Wait(); err != nil {
+		t.Error(err)
+	}
+	var ws syscall.WaitStatus
+	if _, err := syscall.Wait4(proc.Pid, &ws, 0, nil); err != nil || ws.ExitStatus() != 0 {
+		t.Errorf("the process ended with %v, %v", ws, err)
 	}
 }
 

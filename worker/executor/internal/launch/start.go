@@ -42,7 +42,7 @@ func (p *Program) Alive() {
 // thread must stay locked to the caller until the process has ended where attr
 // has a Pdeathsig.
 func Start(p *Program, args, env []string, std [3]uintptr, files []uintptr, attr *syscall.SysProcAttr) (*Process, error) {
-	path, err := stubPath()
+	stub, err := stubFile()
 	if err != nil {
 		return nil, err
 	}
@@ -65,6 +65,10 @@ func Start(p *Program, args, env []string, std [3]uintptr, files []uintptr, attr
 	defer w.Close()
 
 	fds := append([]uintptr{std[0], std[1], std[2], uintptr(prog), w.Fd()}, files...)
+	// The stub is one of the child's files: any other descriptor of it may have
+	// been overwritten when the files got their numbers.
+	fds = append(fds, stub)
+	path := fmt.Sprintf("/proc/self/fd/%d", len(fds)-1)
 	pidfd := -1
 	attr.PidFD = &pidfd
 	pid, err := syscall.ForkExec(path, args, &syscall.ProcAttr{Env: env, Files: fds, Sys: attr})

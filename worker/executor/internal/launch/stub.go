@@ -69,8 +69,8 @@ func stubImage() []byte {
 	return append(b, code...)
 }
 
-// stubPath is the path at which this process can execute the stub.
-var stubPath = sync.OnceValues(func() (string, error) {
+// stubFile gives a descriptor of the stub's file, sealed and open for reading.
+var stubFile = sync.OnceValues(func() (uintptr, error) {
 	// A child that another goroutine forks while our descriptor is writable would
 	// hold it until its exec, and until then the kernel refuses to execute the file.
 	syscall.ForkLock.RLock()
@@ -82,19 +82,19 @@ var stubPath = sync.OnceValues(func() (string, error) {
 		fd, err = unix.MemfdCreate("kiln-stub", flags)
 	}
 	if err != nil {
-		return "", fmt.Errorf("making the stub's file in memory: %w", err)
+		return 0, fmt.Errorf("making the stub's file in memory: %w", err)
 	}
 	defer unix.Close(fd)
 	if _, err := unix.Write(fd, stubImage()); err != nil {
-		return "", fmt.Errorf("writing the stub: %w", err)
+		return 0, fmt.Errorf("writing the stub: %w", err)
 	}
 	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
-		return "", fmt.Errorf("sealing the stub: %w", err)
+		return 0, fmt.Errorf("sealing the stub: %w", err)
 	}
 	ro, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return "", fmt.Errorf("opening the stub: %w", err)
+		return 0, fmt.Errorf("opening the stub: %w", err)
 	}
-	return fmt.Sprintf("/proc/self/fd/%d", ro), nil
+	return uintptr(ro), nil
 })
