@@ -290,7 +290,8 @@ func (s *suite) report(t *testing.T, c *testCase, lines []string) {
 	for _, line := range lines {
 		if k := s.known.find(c.name, line); k != nil {
 			s.mu.Lock()
-			s.seen = append(s.seen, fmt.Sprintf("known: %s: %s (%s)", c.name, line, k.reason))
+			first, _, _ := strings.Cut(line, "\n")
+			s.seen = append(s.seen, fmt.Sprintf("known: %s: %s (%s)", c.name, first, k.reason))
 			s.mu.Unlock()
 			meant = true
 			continue

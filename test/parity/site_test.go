@@ -4,6 +4,7 @@ package parity
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
@@ -35,6 +36,8 @@ func startSite(dir string) (*site, error) {
 		Path: filepath.Join(strings.TrimSpace(string(core)), "git-http-backend"),
 		Root: "/git",
 		Env:  []string{"GIT_PROJECT_ROOT=" + dir, "GIT_HTTP_EXPORT_ALL=1", "HOME=" + dir},
+		// Some cases ask for what is not there; git's words about it are no news.
+		Stderr: io.Discard,
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/web/", http.StripPrefix("/web/", http.FileServer(http.Dir(dir))))
