@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -241,10 +242,27 @@ func (x *exporter) send(ctx context.Context) error {
 	return group.Wait()
 }
 
+// fits says whether a layer's tar stream holds all that is in its tree.
+func (x *exporter) fits(ctx context.Context, l cache.Layer) error {
+	if l.Root.Kind != tree.Dir {
+		return nil // it came from one
+	}
+	return tree.Walk(x.cache, l.Root, func(path string, e tree.Entry) error {
+		if e.Kind == tree.Socket || strings.HasPrefix(e.Name, ".wh.") {
+			return fmt.Errorf("image layers cannot hold %q", "/"+path)
+		}
+		return ctx.Err()
+	})
+}
+
 // sendLayer sends one layer. Its error is one of the store's; a layer that cannot
 // be made costs the records that need it.
 func (x *exporter) sendLayer(ctx context.Context, p *place) error {
-	f, err := x.forms(ctx, p.chain, p.known)
+	err := x.fits(ctx, p.known)
+	var f Form
+	if err == nil {
+		f, err = x.forms(ctx, p.chain, p.known)
+	}
 	if err != nil {
 		p.err = err
 		return ctx.Err()
