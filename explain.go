@@ -22,13 +22,15 @@ func (b *build) explain(err error) error {
 			e.Lines = append(e.Lines, dockerfile.Lines{Start: l.Start, End: l.End})
 		}
 	}
-	var emulator *worker.EmulatorError
-	if errors.As(err, &emulator) {
-		e.Hint = emulator.Hint
+	var hinted interface{ Hint() string }
+	if errors.As(err, &hinted) {
+		e.Hint = hinted.Hint()
 	}
 	var missing *worker.NotFoundError
 	if v := b.vertex(failed.Vertex); v != nil && errors.As(err, &missing) {
-		e.Hint, _ = dockerfile.Explain(v, missing.Path)
+		if hint, ok := dockerfile.Explain(v, missing.Path); ok {
+			e.Hint = hint
+		}
 	}
 	return e
 }

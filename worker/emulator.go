@@ -24,14 +24,16 @@ const binfmtDir = "/proc/sys/fs/binfmt_misc"
 // this machine's programs, whatever it says it is for.
 type EmulatorError struct {
 	Platform, Machine ocispecs.Platform
-	// Hint says what to do.
-	Hint string
-	Err  error
+	Err               error
+	hint              string
 }
 
 func (e *EmulatorError) Error() string {
 	return fmt.Sprintf("running a program of %s on %s: %v", platforms.Format(e.Platform), platforms.Format(e.Machine), e.Err)
 }
+
+// Hint says what to do.
+func (e *EmulatorError) Hint() string { return e.hint }
 
 // Unwrap gives the kernel's error.
 func (e *EmulatorError) Unwrap() error { return e.Err }
@@ -59,11 +61,11 @@ func explainEmulator(p ocispecs.Platform, binfmt string, err error) error {
 	badFormat := errors.Is(err, unix.ENOEXEC) || strings.Contains(strings.ToLower(err.Error()), "exec format error")
 	switch {
 	case badFormat && !found:
-		e.Hint = fmt.Sprintf("install an emulator: `apt-get install qemu-user-static binfmt-support` on Debian or Ubuntu, `docker run --privileged --rm tonistiigi/binfmt --install %s` elsewhere", p.Architecture)
+		e.hint = fmt.Sprintf("install an emulator: `apt-get install qemu-user-static binfmt-support` on Debian or Ubuntu, `docker run --privileged --rm tonistiigi/binfmt --install %s` elsewhere", p.Architecture)
 	case badFormat && !handler.enabled:
-		e.Hint = fmt.Sprintf("the emulator is switched off: `echo 1 > %s/qemu-%s` switches it on", binfmtDir, name)
+		e.hint = fmt.Sprintf("the emulator is switched off: `echo 1 > %s/qemu-%s` switches it on", binfmtDir, name)
 	case errors.Is(err, fs.ErrNotExist) && found && handler.enabled && !handler.fixed:
-		e.Hint = fmt.Sprintf("the emulator %s is registered without the flag F, so that it would have to be in the image; register it with that flag, as the package qemu-user-static does", handler.program)
+		e.hint = fmt.Sprintf("the emulator %s is registered without the flag F, so that it would have to be in the image; register it with that flag, as the package qemu-user-static does", handler.program)
 	default:
 		return err
 	}

@@ -50,7 +50,7 @@ func TestExplainEmulator(t *testing.T) {
 			}
 			continue
 		}
-		if !errors.As(got, &e) || !strings.Contains(e.Hint, c.want) || !errors.Is(got, c.err) {
+		if !errors.As(got, &e) || !strings.Contains(e.Hint(), c.want) || !errors.Is(got, c.err) {
 			t.Errorf("%s, %v: %v, want a hint of %q", c.platform, c.err, got, c.want)
 		}
 	}

@@ -69,14 +69,23 @@ func (w *Worker) secretOf(ctx context.Context, job *solver.Job, id string) ([]by
 			return data, err
 		}
 	}
-	return nil, &missingError{what: "secret " + id}
+	return nil, &MissingError{What: "secret " + id, hint: fmt.Sprintf("lend it with --secret id=%s,src=FILE or --secret id=%s,env=NAME", id, id)}
 }
 
-// missingError is a secret or key that no session lends.
-type missingError struct{ what string }
+// MissingError is something that a step needs of a build, and that no build that
+// wants the step lends. It is an fs.ErrNotExist.
+type MissingError struct {
+	What string
+	hint string
+}
 
-func (e *missingError) Error() string { return e.what + ": not found" }
-func (e *missingError) Unwrap() error { return fs.ErrNotExist }
+func (e *MissingError) Error() string { return e.What + ": not found" }
+
+// Unwrap gives fs.ErrNotExist.
+func (e *MissingError) Unwrap() error { return fs.ErrNotExist }
+
+// Hint says what to do.
+func (e *MissingError) Hint() string { return e.hint }
 
 // secretEnv gives the variables whose values are secrets.
 func (w *Worker) secretEnv(ctx context.Context, job *solver.Job, vars []*pb.SecretEnv) ([]string, error) {
@@ -188,7 +197,10 @@ func (w *Worker) agentOf(ctx context.Context, job *solver.Job, id string) (SSH, 
 			return nil, err
 		}
 	}
-	return nil, &missingError{what: fmt.Sprintf("no SSH key %q forwarded from the client", id)}
+	if id == "" {
+		id = "default"
+	}
+	return nil, &MissingError{What: fmt.Sprintf("no SSH key %q forwarded from the client", id), hint: fmt.Sprintf("lend one with --ssh %s, or keys with --ssh %s=FILE", id, id)}
 }
 
 // dialAgent connects to an ssh agent of one of a job's sessions.
@@ -211,7 +223,7 @@ func (w *Worker) layoutOf(ctx context.Context, job *solver.Job, name string) (so
 			return l, err
 		}
 	}
-	return nil, &missingError{what: fmt.Sprintf("image layout %q", name)}
+	return nil, &MissingError{What: fmt.Sprintf("image layout %q", name)}
 }
 
 // forward passes bytes between a process of the step and an agent, until either

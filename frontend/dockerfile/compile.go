@@ -196,7 +196,7 @@ func (c *compiler) parse() ([]instructions.Stage, []instructions.ArgCommand, err
 	}
 	if n := longLine(data); n > 0 {
 		e := fmt.Errorf("dockerfile line greater than max allowed size of %d", maxLine)
-		return nil, nil, &Error{File: c.file, Lines: []Lines{{n, n}}, Err: e}
+		return nil, nil, &Error{File: c.file, Lines: []Lines{{n, n}}, Err: e, Hint: "divide it by \\ at the ends of lines, or put the text into a file of its own and COPY it"}
 	}
 	if err := c.configureLint(); err != nil {
 		return nil, nil, err

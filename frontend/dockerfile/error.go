@@ -138,6 +138,11 @@ func locate(file *llb.File, err error, ranges ...[]parser.Range) error {
 	if m := suggestion.FindStringSubmatch(text); m != nil {
 		text, e.Hint = m[1], m[2]
 	}
+	if strings.HasSuffix(text, "unterminated heredoc") {
+		e.Hint = "a heredoc ends with a line that is its word alone"
+		// It runs to the end of the file; where it begins is what helps.
+		e.Lines[0].End = e.Lines[0].Start
+	}
 	var unknown *instructions.UnknownInstructionError
 	if errors.As(err, &unknown) {
 		if match, ok := nearestInstruction(unknown.Instruction); ok {

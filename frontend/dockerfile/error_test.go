@@ -147,7 +147,8 @@ func TestErrors(t *testing.T) {
 			Dockerfile:2: unterminated heredoc
 			    1 | FROM base
 			>   2 | RUN <<EOF
-			>   3 | x`},
+			    3 | x
+			a heredoc ends with a line that is its word alone`},
 		{"a trigger of an image", lines("FROM trigger:badcmd"), nil, "", `
 			Dockerfile:1: in the trigger ONBUILD RUNN make of trigger:badcmd: unknown instruction: RUNN
 			>   1 | FROM trigger:badcmd
@@ -171,7 +172,10 @@ func TestErrors(t *testing.T) {
 			target stage "production" could not be found
 			the stages are build, test`},
 		{"a bad ignore file", lines("FROM base"), nil, "ok\n[\n", `
-			failed parsing .dockerignore: pattern "[": syntax error in pattern`},
+			.dockerignore:2: failed parsing .dockerignore: pattern "[": syntax error in pattern
+			    1 | ok
+			>   2 | [
+			a [ begins a set of characters, which a ] ends; \[ is the character itself`},
 		{"a bad check directive", lines("# check=foo", "FROM base"), nil, "", `
 			Dockerfile:1: failed to parse check options: invalid check option "foo"
 			>   1 | # check=foo
@@ -186,7 +190,8 @@ func TestErrors(t *testing.T) {
 		{"a line that is too long", lines("FROM base", long), nil, "", `
 			Dockerfile:2: dockerfile line greater than max allowed size of 65535
 			    1 | FROM base
-			>   2 | ` + long[:200] + `...`},
+			>   2 | ` + long[:200] + `...
+			divide it by \ at the ends of lines, or put the text into a file of its own and COPY it`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := (&testBuild{dockerfile: tt.dockerfile, opts: tt.opts, ignore: tt.ignore}).run()

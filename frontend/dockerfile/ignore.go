@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/kiln-build/kiln/frontend"
@@ -34,10 +35,30 @@ func (f ignoreFile) patterns() ([]string, error) {
 	}
 	for _, p := range list {
 		if _, err := patternmatcher.New([]string{p}); err != nil {
-			return nil, fmt.Errorf("failed parsing %s: pattern %q: %w", f.name, p, err)
+			return nil, f.badPattern(p, err)
 		}
 	}
 	return list, nil
+}
+
+// badPattern says in which line a pattern is that cannot be used.
+func (f ignoreFile) badPattern(pattern string, err error) error {
+	e := &Error{
+		File: &llb.File{Name: f.name, Data: f.data},
+		Err:  fmt.Errorf("failed parsing %s: pattern %q: %w", f.name, pattern, err),
+	}
+	n := 0
+	for line := range bytes.Lines(f.data) {
+		n++
+		if list, err := ignorefile.ReadAll(bytes.NewReader(line)); err == nil && slices.Contains(list, pattern) {
+			e.Lines = append(e.Lines, Lines{n, n})
+			break
+		}
+	}
+	if strings.Contains(pattern, "[") {
+		e.Hint = `a [ begins a set of characters, which a ] ends; \[ is the character itself`
+	}
+	return e
 }
 
 // readIgnoreOf reads the .dockerignore of a local folder; having none is no error.

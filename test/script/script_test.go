@@ -10,7 +10,8 @@
 //	tree DIR N        makes a folder of N files of mixed sizes
 //	arm64             sets $ARM64 to a folder with a busybox for arm64
 //	emulated CMD…     runs a command where the kernel has an emulator of arm64
-//	web NAME DIR      serves a folder by http and sets $NAME to the address; /loop, /half, /broken
+//	web NAME DIR      serves a folder by http, and its repositories below /git/, and sets $NAME to the
+//	                  address; /loop, /half, /broken
 //	                  and /private/ (for those who have $WEB_TOKEN) are not what they should be
 //	secretless F DIR… fails where a line of the file F is in a file below DIR, packed or not
 //	mountless         fails where kiln left a mount, a process or a cgroup behind

@@ -3,9 +3,13 @@ package script
 import (
 	"fmt"
 	"net/http"
+	"net/http/cgi"
 	"net/http/httptest"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -23,6 +27,7 @@ func cmdWeb(ts *testscript.TestScript, neg bool, args []string) {
 	mux.HandleFunc("/half", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", strconv.Itoa(1<<20))
 		fmt.Fprint(w, "the beginning")
+		w.(http.Flusher).Flush()
 		panic(http.ErrAbortHandler) // closes the connection
 	})
 	mux.HandleFunc("/broken", func(w http.ResponseWriter, r *http.Request) {
@@ -35,7 +40,22 @@ func cmdWeb(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		http.StripPrefix("/private", files).ServeHTTP(w, r)
 	})
+	repos, err := gitBackend(ts.MkAbs(args[1]))
+	ts.Check(err)
+	mux.Handle("/git/", http.StripPrefix("/git", repos))
 	srv := httptest.NewServer(mux)
 	ts.Defer(srv.Close)
 	ts.Setenv(args[0], srv.Listener.Addr().String())
+}
+
+// gitBackend serves the repositories of a folder, as git itself does.
+func gitBackend(dir string) (http.Handler, error) {
+	out, err := exec.Command("git", "--exec-path").Output()
+	if err != nil {
+		return nil, fmt.Errorf("git --exec-path: %w", err)
+	}
+	return &cgi.Handler{
+		Path: filepath.Join(strings.TrimSpace(string(out)), "git-http-backend"),
+		Env:  []string{"GIT_PROJECT_ROOT=" + dir, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"},
+	}, nil
 }

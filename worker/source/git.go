@@ -1,6 +1,7 @@
 package source
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -150,7 +151,7 @@ func (s *Git) Pin(ctx context.Context, job *solver.Job, op *pb.SourceOp) (string
 		}
 	}
 	if !strings.HasPrefix(sha, g.checksum) && (tag == "" || !strings.HasPrefix(tag, g.checksum)) {
-		return "", fmt.Errorf("%s: %q is the commit %s, and %s was expected", redactURL(g.remote), g.ref, sha, g.checksum)
+		return "", fmt.Errorf("%s: %q is the commit %s, and %s was expected", redactURL(g.remote), cmp.Or(g.ref, "HEAD"), sha, g.checksum)
 	}
 	return sha, nil
 }

@@ -338,6 +338,9 @@ func (s *HTTP) save(ctx context.Context, cancel context.CancelCauseFunc, job *so
 		meter: newMeter(report, h.redacted(), "downloading", 0, max(resp.ContentLength, 0)),
 	}
 	f, err := spool(s.cache.Path("tmp"), in)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = fmt.Errorf("the server closed the connection after %d of %d bytes: %w", in.n, resp.ContentLength, err)
+	}
 	if err != nil {
 		return httpMemory{}, err
 	}
