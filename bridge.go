@@ -15,7 +15,9 @@ import (
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/solver"
+	"github.com/kiln-build/kiln/worker"
 	"github.com/kiln-build/kiln/worker/source"
+	"github.com/moby/buildkit/solver/pb"
 )
 
 // maxRead bounds what a frontend reads of one file.
@@ -24,6 +26,36 @@ const maxRead = 32 << 20
 // bridge is what the engine does for the frontend of one build.
 type bridge struct {
 	*build
+}
+
+// forwarder is the bridge of a build that can run frontends in images.
+type forwarder struct {
+	bridge
+}
+
+// bridge gives the build's bridge.
+func (b *build) bridge() frontend.Bridge {
+	if b.forward != nil {
+		return forwarder{bridge{b}}
+	}
+	return bridge{b}
+}
+
+// Forward hands a request to the frontend in an image.
+func (f forwarder) Forward(ctx context.Context, source, cmdline string, req frontend.Request) (*frontend.Result, bool, error) {
+	return f.forward(ctx, f, source, cmdline, req)
+}
+
+// RunProgram runs a process on the file system that a graph comes to; what it
+// writes there vanishes with it.
+func (b bridge) RunProgram(ctx context.Context, root llb.Edge, meta *pb.Meta, network pb.NetMode, stdin io.Reader, stdout, stderr io.Writer) error {
+	chains, err := b.solve(ctx, root)
+	if err != nil {
+		return err
+	}
+	return b.engine.worker.RunProgram(ctx, b.session, worker.Program{
+		Root: root, Chain: chains[0], Meta: meta, Network: network, Stdin: stdin, Stdout: stdout, Stderr: stderr,
+	})
 }
 
 // ResolveImage finds an image's digest and config.

@@ -58,6 +58,7 @@ type build struct {
 	// and docker's.
 	frontend    frontend.Frontend
 	credentials registry.Credentials
+	forward     func(context.Context, frontend.Bridge, string, string, frontend.Request) (*frontend.Result, bool, error)
 	caches      caches
 	roots       []cache.ChainID // of the result, by the last run
 
@@ -118,7 +119,7 @@ func (e *Engine) Compile(ctx context.Context, r Request) ([]frontend.ResultImage
 		return nil, err
 	}
 	defer release()
-	compiled, err := b.frontend.Build(ctx, req, bridge{b})
+	compiled, err := b.frontend.Build(ctx, req, b.bridge())
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +146,7 @@ func (b *build) open(r *Request) (req frontend.Request, release func(), err erro
 		return req, nil, err
 	}
 	release = func() {}
-	b.frontend, b.credentials = r.Frontend, new(registry.Docker)
+	b.frontend, b.credentials, b.forward = r.Frontend, new(registry.Docker), r.Forward
 	if b.frontend == nil {
 		b.frontend = dockerfile.New()
 	}
@@ -190,7 +191,7 @@ func (b *build) lend(r *Request, s worker.Session) {
 
 // run compiles, solves and exports once.
 func (b *build) run(ctx context.Context, req frontend.Request, exporters []exporter.Exporter) error {
-	compiled, err := b.frontend.Build(ctx, req, bridge{b})
+	compiled, err := b.frontend.Build(ctx, req, b.bridge())
 	if err != nil {
 		return err
 	}

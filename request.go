@@ -1,6 +1,7 @@
 package kiln
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -71,6 +72,10 @@ type Request struct {
 
 	// Frontend compiles the build description; nil is the Dockerfile frontend.
 	Frontend frontend.Frontend
+	// Forward runs frontends that stand in images, where a description asks for one
+	// ("# syntax="); nil runs none. It reports false for those that it leaves to
+	// the frontend that asked.
+	Forward func(ctx context.Context, b frontend.Bridge, source, cmdline string, req frontend.Request) (*frontend.Result, bool, error)
 	// Inputs are graphs that the frontend knows by name.
 	Inputs map[string]llb.Edge
 	// Session lends the build what it reads, for callers who are not on this

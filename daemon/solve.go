@@ -62,7 +62,8 @@ func (s *Server) build(ctx context.Context, req *controlapi.SolveRequest, client
 	lent := client.Session()
 	return s.engine.Build(ctx, kiln.Request{
 		Attrs: req.FrontendAttrs, Frontend: compile, Inputs: inputs, Session: &lent,
-		Allow: req.Entitlements, Outputs: outputs(req, client), Events: job.event,
+		Forward: gateway.FromImage{Workers: s.gateway.Workers}.Forward,
+		Allow:   req.Entitlements, Outputs: outputs(req, client), Events: job.event,
 	})
 }
 
@@ -76,6 +77,8 @@ func (s *Server) frontend(req *controlapi.SolveRequest) (compile frontend.Fronte
 		return nil, remove, nil
 	case req.Frontend != "" && hasGraph:
 		return nil, nil, fault.New(codes.InvalidArgument, "cannot solve with Definition and Frontend specified")
+	case req.Frontend == gateway.ImageFrontend:
+		return gateway.FromImage{Workers: s.gateway.Workers}, remove, nil
 	case req.Frontend != "":
 		return nil, nil, fault.New(codes.NotFound, fmt.Sprintf("frontend %s not found", req.Frontend))
 	case hasGraph:
@@ -85,7 +88,7 @@ func (s *Server) frontend(req *controlapi.SolveRequest) (compile frontend.Fronte
 		}
 		return graph{e}, remove, nil
 	}
-	f := gateway.NewFunction(req.FrontendInputs)
+	f := gateway.NewFunction(req.FrontendInputs, s.gateway.Workers)
 	return f, s.gateway.Add(req.Ref, f), nil
 }
 

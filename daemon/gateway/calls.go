@@ -73,12 +73,21 @@ func (f *Function) compile(ctx context.Context, req *gwpb.SolveRequest) (*fronte
 			return nil, err
 		}
 		return dockerfile.New().Build(ctx, frontend.Request{Opts: req.FrontendOpt, Inputs: inputs}, f.engine())
+	case req.Frontend == ImageFrontend:
+		inputs, err := LoadInputs(req.FrontendInputs)
+		if err != nil {
+			return nil, err
+		}
+		return FromImage{Workers: f.workers}.Build(ctx, frontend.Request{Opts: req.FrontendOpt, Inputs: inputs}, f.engine())
 	}
 	return nil, fault.New(codes.NotFound, fmt.Sprintf("invalid frontend: %s", req.Frontend))
 }
 
-// DockerfileFrontend is the name of the Dockerfile frontend in BuildKit's API.
-const DockerfileFrontend = "dockerfile.v0"
+// The frontends' names in BuildKit's API.
+const (
+	DockerfileFrontend = "dockerfile.v0"
+	ImageFrontend      = "gateway.v0"
+)
 
 // LoadInputs reads the graphs that a frontend is given by name.
 func LoadInputs(defs map[string]*pb.Definition) (map[string]llb.Edge, error) {

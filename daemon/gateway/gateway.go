@@ -1,5 +1,6 @@
-// Package gateway serves a frontend that runs elsewhere: in a client, which drives
-// its build by calls of BuildKit's gateway API (LLBBridge).
+// Package gateway serves a frontend that runs elsewhere, and drives its build by
+// calls of BuildKit's gateway API (LLBBridge): in a client, or in a container made
+// of an image (FromImage).
 //
 // A Function is the frontend of such a build, as the engine sees it: while the
 // engine waits for what it compiles to, its calls are answered; the last of them
@@ -14,6 +15,7 @@ import (
 	"fmt"
 	"sync"
 
+	types "github.com/moby/buildkit/api/types"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/pb"
 	"google.golang.org/grpc/codes"
@@ -28,9 +30,10 @@ const maxReferences = 100_000
 
 // Function is a frontend that runs elsewhere. It is safe for concurrent use.
 type Function struct {
-	inputs map[string]*pb.Definition
-	begun  chan struct{} // closed when ctx, request and bridge are set
-	done   chan struct{} // closed when result or err is
+	inputs  map[string]*pb.Definition
+	workers []*types.WorkerRecord
+	begun   chan struct{} // closed when ctx, request and bridge are set
+	done    chan struct{} // closed when result or err is
 
 	mu      sync.Mutex // guards what is below
 	ctx     context.Context
@@ -44,9 +47,9 @@ type Function struct {
 var _ frontend.Frontend = (*Function)(nil)
 
 // NewFunction makes the frontend of one build; inputs are the graphs that it was
-// given with its request.
-func NewFunction(inputs map[string]*pb.Definition) *Function {
-	return &Function{inputs: inputs, begun: make(chan struct{}), done: make(chan struct{}), refs: make(map[string]*reference)}
+// given with its request, and workers what it is told of who runs its steps.
+func NewFunction(inputs map[string]*pb.Definition, workers []*types.WorkerRecord) *Function {
+	return &Function{inputs: inputs, workers: workers, begun: make(chan struct{}), done: make(chan struct{}), refs: make(map[string]*reference)}
 }
 
 // Build answers the function's calls until it returns. Where the engine has to
