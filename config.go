@@ -85,7 +85,9 @@ func loadConfig(path string) (Config, error) {
 		if err := toml.Unmarshal(data, &c); err != nil {
 			return c, configError(p, err)
 		}
-		return c, nil
+		// The reader that knows which keys there are.
+		c.Registry, err = registry.LoadHosts(p)
+		return c, err
 	}
 	return c, nil
 }
