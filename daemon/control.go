@@ -42,11 +42,11 @@ func (s *Server) Status(req *controlapi.StatusRequest, stream controlapi.Control
 	if err := s.sendTime(stream); err != nil {
 		return err
 	}
-	job, err := s.jobs.find(stream.Context(), req.Ref)
+	build, err := s.builds.find(stream.Context(), req.Ref)
 	if err != nil {
 		return err
 	}
-	return job.watch(stream.Context(), stream.Send)
+	return build.watch(stream.Context(), stream.Send)
 }
 
 // Session lends a client's connection to its builds, until it hangs up.

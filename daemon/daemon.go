@@ -4,10 +4,9 @@
 // and the health service.
 //
 // A client opens a session beside its request, over which the daemon calls it back
-// (package caller). A job is a build as the daemon knows it, by the ref that the
-// client chose: what is told of it is kept while it goes on, so that whoever
-// watches it sees all of it, however late, and for some time afterwards, as the
-// history.
+// (package caller). A build is known by the ref that the client chose: what is
+// told of it is kept while it goes on, so that whoever watches it sees all of it,
+// however late, and for some time afterwards, as the history.
 package daemon
 
 import (
@@ -58,11 +57,11 @@ type Server struct {
 	sessions *session.Manager
 	mirrors  *caller.Mirrors
 	gateway  *gateway.Forwarder
-	jobs     *jobs
+	builds   *builds
 
 	mu       sync.Mutex // guards what is below
 	draining bool
-	builds   sync.WaitGroup
+	underWay sync.WaitGroup
 }
 
 // New makes the server of an engine.
@@ -70,7 +69,7 @@ func New(e *kiln.Engine, o Options) (*Server, error) {
 	if o.Clock == nil {
 		o.Clock = time.Now
 	}
-	s := &Server{engine: e, o: o, jobs: newJobs(o.Clock)}
+	s := &Server{engine: e, o: o, builds: newBuilds(o.Clock)}
 	var err error
 	if s.sessions, err = session.NewManager(); err != nil {
 		return nil, err
@@ -107,7 +106,7 @@ func (s *Server) Drain() {
 	s.mu.Lock()
 	s.draining = true
 	s.mu.Unlock()
-	s.builds.Wait()
+	s.underWay.Wait()
 }
 
 // begin counts a build, unless the server is about to end.
@@ -117,8 +116,8 @@ func (s *Server) begin() (end func(), err error) {
 	if s.draining {
 		return nil, fault.New(codes.Unavailable, "the daemon is about to end, and takes no more builds")
 	}
-	s.builds.Add(1)
-	return s.builds.Done, nil
+	s.underWay.Add(1)
+	return s.underWay.Done, nil
 }
 
 // unary and stream give errors the form that clients know, and keep a panic in one

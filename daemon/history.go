@@ -50,7 +50,7 @@ func newRecord(req *controlapi.SolveRequest, now time.Time) *controlapi.BuildHis
 }
 
 // finish completes the record.
-func (n *job) finish(now time.Time, result *kiln.Result, err error) {
+func (n *build) finish(now time.Time, result *kiln.Result, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	r := n.record
@@ -69,13 +69,13 @@ func (n *job) finish(now time.Time, result *kiln.Result, err error) {
 }
 
 // snapshot gives the record as it is now.
-func (n *job) snapshot() *controlapi.BuildHistoryRecord {
+func (n *build) snapshot() *controlapi.BuildHistoryRecord {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return proto.CloneOf(n.record)
 }
 
-// listener is somebody who is told of jobs as they come and go. Its queue has no
+// listener is somebody who is told of builds as they come and go. Its queue has no
 // end of its own, but holds records of builds only, a few for each.
 type listener struct {
 	ref   string
@@ -84,7 +84,7 @@ type listener struct {
 }
 
 // tell queues an event for all listeners. j.mu is held.
-func (j *jobs) tell(kind controlapi.BuildHistoryEventType, n *job) {
+func (j *builds) tell(kind controlapi.BuildHistoryEventType, n *build) {
 	if n.request.Internal {
 		return
 	}
@@ -101,7 +101,7 @@ func (j *jobs) tell(kind controlapi.BuildHistoryEventType, n *job) {
 }
 
 // listen begins to listen: the builds that are known come first.
-func (j *jobs) listen(req *controlapi.BuildHistoryRequest) (*listener, func()) {
+func (j *builds) listen(req *controlapi.BuildHistoryRequest) (*listener, func()) {
 	l := &listener{ref: req.Ref, wake: make(chan struct{}, 1)}
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -141,13 +141,13 @@ func (s *Server) ListenBuildHistory(req *controlapi.BuildHistoryRequest, stream 
 	if err := s.sendTime(stream); err != nil {
 		return err
 	}
-	l, stop := s.jobs.listen(req)
+	l, stop := s.builds.listen(req)
 	defer stop()
 	for {
-		s.jobs.mu.Lock()
+		s.builds.mu.Lock()
 		queue := l.queue
 		l.queue = nil
-		s.jobs.mu.Unlock()
+		s.builds.mu.Unlock()
 		for _, e := range queue {
 			if err := stream.Send(e); err != nil {
 				return err
@@ -167,7 +167,7 @@ func (s *Server) ListenBuildHistory(req *controlapi.BuildHistoryRequest, stream 
 // UpdateBuildHistory pins, unpins or deletes a record. There is nothing to
 // finalize: a record is complete when its build is.
 func (s *Server) UpdateBuildHistory(_ context.Context, req *controlapi.UpdateBuildHistoryRequest) (*controlapi.UpdateBuildHistoryResponse, error) {
-	j := s.jobs
+	j := s.builds
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	n, ok := j.byRef[req.Ref]

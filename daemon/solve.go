@@ -31,17 +31,17 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*cont
 	if err := s.refuse(req); err != nil {
 		return nil, err
 	}
-	job, err := s.jobs.add(req)
+	b, err := s.builds.add(req)
 	if err != nil {
 		return nil, err
 	}
 	client := caller.New(s.sessions, req.Session, s.mirrors, s.engine.Path("tmp"))
 	defer client.Close()
-	result, err := s.build(ctx, req, client, job)
+	result, err := s.build(ctx, req, client, b)
 	if err != nil && ctx.Err() != nil {
 		err = errors.Join(context.Canceled, err)
 	}
-	s.jobs.end(job, result, err)
+	s.builds.end(b, result, err)
 	if err != nil {
 		return nil, err
 	}
@@ -49,7 +49,7 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*cont
 }
 
 // build hands the request to the engine.
-func (s *Server) build(ctx context.Context, req *controlapi.SolveRequest, client *caller.Caller, job *job) (*kiln.Result, error) {
+func (s *Server) build(ctx context.Context, req *controlapi.SolveRequest, client *caller.Caller, b *build) (*kiln.Result, error) {
 	compile, remove, err := s.frontend(req)
 	if err != nil {
 		return nil, err
@@ -63,7 +63,7 @@ func (s *Server) build(ctx context.Context, req *controlapi.SolveRequest, client
 	return s.engine.Build(ctx, kiln.Request{
 		Attrs: req.FrontendAttrs, Frontend: compile, Inputs: inputs, Session: &lent,
 		Forward: gateway.FromImage{Workers: s.gateway.Workers}.Forward,
-		Allow:   req.Entitlements, Outputs: outputs(req, client), Events: job.event,
+		Allow:   req.Entitlements, Outputs: outputs(req, client), Events: b.event,
 	})
 }
 

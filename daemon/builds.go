@@ -17,33 +17,33 @@ import (
 )
 
 const (
-	// maxJobs is how many builds the history holds, besides those that are pinned.
-	maxJobs = 50
-	// keepJobs is for how long, as with BuildKit.
-	keepJobs = 48 * time.Hour
-	// maxLog bounds the output that is kept of one job, in bytes. Beyond it, what
+	// maxBuilds is how many builds the history holds, besides those that are pinned.
+	maxBuilds = 50
+	// keepBuilds is for how long, as with BuildKit.
+	keepBuilds = 48 * time.Hour
+	// maxLog bounds the output that is kept of one build, in bytes. Beyond it, what
 	// has been kept longest goes: whoever watches has seen it, unless they are slow.
 	maxLog = 8 << 20
-	// maxStatuses bounds how many messages are kept of one job.
+	// maxStatuses bounds how many messages are kept of one build.
 	maxStatuses = 100_000
 	// arrival is how long a watcher waits for its build, whose request comes beside
 	// the watcher's own.
 	arrival = 10 * time.Second
 )
 
-// jobs are the builds that the daemon knows of. They are safe for concurrent use.
-type jobs struct {
+// builds are the builds that the daemon knows of. They are safe for concurrent use.
+type builds struct {
 	clock func() time.Time
 
-	mu        sync.Mutex // guards what is below; taken before a job's
-	byRef     map[string]*job
-	order     []*job        // oldest first
-	changed   chan struct{} // closed and made anew when a job comes or ends or goes
+	mu        sync.Mutex // guards what is below; taken before that of a build
+	byRef     map[string]*build
+	order     []*build      // oldest first
+	changed   chan struct{} // closed and made anew when a build comes or ends or goes
 	listeners map[*listener]bool
 }
 
-// job is one build.
-type job struct {
+// build is a build as the daemon knows it.
+type build struct {
 	ref     string
 	request *controlapi.SolveRequest
 
@@ -57,18 +57,18 @@ type job struct {
 	counts   counts
 }
 
-func newJobs(clock func() time.Time) *jobs {
-	return &jobs{clock: clock, byRef: make(map[string]*job), changed: make(chan struct{}), listeners: make(map[*listener]bool)}
+func newBuilds(clock func() time.Time) *builds {
+	return &builds{clock: clock, byRef: make(map[string]*build), changed: make(chan struct{}), listeners: make(map[*listener]bool)}
 }
 
-// add begins a job. A ref names one build.
-func (j *jobs) add(req *controlapi.SolveRequest) (*job, error) {
+// add begins a build. A ref names one build.
+func (j *builds) add(req *controlapi.SolveRequest) (*build, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if _, ok := j.byRef[req.Ref]; ok {
 		return nil, fault.New(codes.AlreadyExists, fmt.Sprintf("job ID %s exists", req.Ref))
 	}
-	n := &job{ref: req.Ref, request: req, news: make(chan struct{}), counts: newCounts()}
+	n := &build{ref: req.Ref, request: req, news: make(chan struct{}), counts: newCounts()}
 	n.record = newRecord(req, j.clock())
 	j.byRef[req.Ref] = n
 	j.order = append(j.order, n)
@@ -78,13 +78,13 @@ func (j *jobs) add(req *controlapi.SolveRequest) (*job, error) {
 }
 
 // bump wakes those who wait for a change. j.mu is held.
-func (j *jobs) bump() {
+func (j *builds) bump() {
 	close(j.changed)
 	j.changed = make(chan struct{})
 }
 
-// end ends a job, and lets go of the oldest ones.
-func (j *jobs) end(n *job, result *kiln.Result, err error) {
+// end ends a build, and lets go of the oldest ones.
+func (j *builds) end(n *build, result *kiln.Result, err error) {
 	n.finish(j.clock(), result, err)
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -97,9 +97,9 @@ func (j *jobs) end(n *job, result *kiln.Result, err error) {
 }
 
 // trim lets go of what the history need not hold. j.mu is held.
-func (j *jobs) trim() {
-	oldest := j.clock().Add(-keepJobs)
-	over := len(j.order) - maxJobs
+func (j *builds) trim() {
+	oldest := j.clock().Add(-keepBuilds)
+	over := len(j.order) - maxBuilds
 	for _, n := range slices.Clone(j.order) {
 		n.mu.Lock()
 		may := n.done && !n.record.Pinned && (over > 0 || n.record.CreatedAt.AsTime().Before(oldest))
@@ -111,15 +111,15 @@ func (j *jobs) trim() {
 	}
 }
 
-// drop forgets a job. j.mu is held.
-func (j *jobs) drop(n *job) {
+// drop forgets a build. j.mu is held.
+func (j *builds) drop(n *build) {
 	delete(j.byRef, n.ref)
-	j.order = slices.DeleteFunc(j.order, func(o *job) bool { return o == n })
+	j.order = slices.DeleteFunc(j.order, func(o *build) bool { return o == n })
 	j.tell(controlapi.BuildHistoryEventType_DELETED, n)
 }
 
-// find gives a job that is here, or comes within a moment.
-func (j *jobs) find(ctx context.Context, ref string) (*job, error) {
+// find gives a build that is here, or comes within a moment.
+func (j *builds) find(ctx context.Context, ref string) (*build, error) {
 	timeout := time.NewTimer(arrival)
 	defer timeout.Stop()
 	for {
@@ -140,7 +140,7 @@ func (j *jobs) find(ctx context.Context, ref string) (*job, error) {
 }
 
 // event notes what happened.
-func (n *job) event(e kiln.Event) {
+func (n *build) event(e kiln.Event) {
 	s := status.Of(e)
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -162,7 +162,7 @@ func (n *job) event(e kiln.Event) {
 
 // after gives what was noted from a position on, the position behind that, and a
 // channel that is closed when there is more; nil where there will be no more.
-func (n *job) after(pos int) (statuses []*client.SolveStatus, next int, more <-chan struct{}) {
+func (n *build) after(pos int) (statuses []*client.SolveStatus, next int, more <-chan struct{}) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	pos = max(pos, n.dropped)
@@ -174,8 +174,8 @@ func (n *job) after(pos int) (statuses []*client.SolveStatus, next int, more <-c
 	return statuses, next, n.news
 }
 
-// watch sends all that happens in a job, from its beginning to its end.
-func (n *job) watch(ctx context.Context, send func(*controlapi.StatusResponse) error) error {
+// watch sends all that happens in a build, from its beginning to its end.
+func (n *build) watch(ctx context.Context, send func(*controlapi.StatusResponse) error) error {
 	for pos := 0; ; {
 		statuses, next, more := n.after(pos)
 		pos = next
