@@ -58,9 +58,9 @@ func setUp(dir string) (err error) {
 // context, many files, a large file, deletions, an export.
 const killed = `
 FROM %[1]s/busybox AS many
-RUN mkdir /many && for i in $(seq 400); do echo $i > /many/$i; done
+RUN mkdir /many && for i in $(seq 100); do echo $i > /many/$i; done
 FROM %[1]s/busybox AS large
-RUN dd if=/dev/zero of=/large bs=1M count=24 && rm /etc/group
+RUN dd if=/dev/zero of=/large bs=1M count=8 && rm /etc/group
 FROM %[1]s/busybox
 COPY . /src
 COPY --from=many /many /many
@@ -79,7 +79,7 @@ func context(t *testing.T) string {
 		if err := os.Mkdir(sub, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		for f := range 100 {
+		for f := range 40 {
 			data := strings.Repeat(fmt.Sprintf("%d %d\n", d, f), 10*f)
 			if err := os.WriteFile(filepath.Join(sub, fmt.Sprintf("f%d", f)), []byte(data), 0o644); err != nil {
 				t.Fatal(err)
