@@ -177,7 +177,7 @@ func (r *receiver) put(id uint32, old, st *types.Stat) error {
 			return nil
 		}
 		r.touched[st.Path] = true
-		return r.replace(st.Path, func() error { return r.root.Mkdir(st.Path, 0o700) })
+		return r.replace(st.Path, func() error { return r.makeDir(st.Path) })
 	case mode.IsRegular() && st.Linkname != "":
 		r.links = append(r.links, st)
 		return nil
@@ -196,6 +196,14 @@ func (r *receiver) put(id uint32, old, st *types.Stat) error {
 		return r.replace(st.Path, func() error { return r.makeNode(st) })
 	}
 	return nil // a socket, which no source has
+}
+
+// makeDir makes a folder. Another filter may have let it through before.
+func (r *receiver) makeDir(name string) error {
+	if info, err := r.root.Lstat(name); err == nil && info.IsDir() {
+		return nil
+	}
+	return r.root.Mkdir(name, 0o700)
 }
 
 // same reports whether the list says of an entry what the mirror says. The owner is
