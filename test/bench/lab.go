@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"debug/buildinfo"
 	"errors"
 	"fmt"
 	"os"
@@ -153,9 +154,9 @@ func (l *lab) host() []string {
 		add("Memory", fmt.Sprintf("%.0f GB", float64(kb)/(1<<20)))
 	}
 	add("System", output("uname", "-sr"))
-	add("File system of the state folders", output("stat", "-f", "-c", "%T", l.dir))
+	add("File system of the state folders", output("findmnt", "--noheadings", "--output", "FSTYPE", "--target", l.dir))
 	add("kiln", strings.ReplaceAll(output("git", "log", "-1", "--format=%h of %cs"), "\n", ""))
-	add("BuildKit", output(filepath.Join(l.peers, "buildkitd"), "--version"))
+	add("BuildKit", moduleVersion(filepath.Join(l.peers, "buildkitd"), "github.com/moby/buildkit"))
 	add("buildah", output("buildah", "--version"))
 	first, _, _ := strings.Cut(output("runc", "--version"), "\n")
 	add("runc", first)
@@ -169,4 +170,18 @@ func output(name string, args ...string) string {
 		return "unknown (" + err.Error() + ")"
 	}
 	return string(out)
+}
+
+// moduleVersion gives the version of a module that a Go program was built of.
+func moduleVersion(program, module string) string {
+	info, err := buildinfo.ReadFile(program)
+	if err != nil {
+		return "unknown (" + err.Error() + ")"
+	}
+	for _, d := range append(info.Deps, &info.Main) {
+		if d.Path == module {
+			return d.Version
+		}
+	}
+	return "unknown"
 }

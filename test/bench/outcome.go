@@ -128,6 +128,7 @@ func (r *rowOutcome) values(tool string, of func(sample) float64) []float64 {
 
 func seconds(s sample) float64 { return s.Seconds }
 func memory(s sample) float64  { return float64(s.Memory) }
+func cpu(s sample) float64     { return s.CPU }
 func written(s sample) float64 { return float64(s.Written) }
 
 // time gives the median seconds of a tool, NaN without samples.
