@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 )
 
@@ -57,11 +56,7 @@ func projectSetup(l *lab) error {
 	if err := writeService(l, 0); err != nil {
 		return err
 	}
-	out, err := exec.CommandContext(l.ctx, "go", "env", "GOMOD").Output()
-	if err != nil {
-		return fmt.Errorf("looking for go.mod: %w", err)
-	}
-	own := strings.TrimSpace(string(out))
+	own := strings.TrimSpace(output("go", "env", "GOMOD"))
 	mod, err := os.ReadFile(own)
 	if err != nil {
 		return err
@@ -96,7 +91,7 @@ func projectRound(r *run) error {
 	if err != nil {
 		return err
 	}
-	b := build{context: service(r.lab), dockerfile: file, contexts: map[string]string{"goroot": runtime.GOROOT()}}
+	b := build{context: service(r.lab), dockerfile: file, contexts: map[string]string{"goroot": strings.TrimSpace(output("go", "env", "GOROOT"))}}
 	if err := writeService(r.lab, 2*r.n); err != nil {
 		return err
 	}
