@@ -31,8 +31,9 @@ func (r *results) plots(dir string) ([]plot, error) {
 			for _, tool := range toolNames {
 				s := series{name: tool}
 				for _, n := range graphSizes {
-					if row := r.find(graphRow(shape.name, n, kind)); row != nil && !math.IsNaN(row.time(tool)) {
-						s.points = append(s.points, point{float64(n), row.time(tool)})
+					row, scale := r.find(graphRow(shape.name, n, kind))
+					if row != nil && !math.IsNaN(row.time(tool)) {
+						s.points = append(s.points, point{float64(n) * scale, row.time(tool)})
 					}
 				}
 				if len(s.points) > 0 {
@@ -52,15 +53,16 @@ func (r *results) plots(dir string) ([]plot, error) {
 	return out, nil
 }
 
-func (r *results) find(id string) *rowOutcome {
+// find gives a row and the size at which it was measured.
+func (r *results) find(id string) (*rowOutcome, float64) {
 	for _, o := range r.Workloads {
 		for _, row := range o.Rows {
 			if row.ID == id {
-				return row
+				return row, o.Scale
 			}
 		}
 	}
-	return nil
+	return nil, 0
 }
 
 var colours = []string{"#0072b2", "#d55e00", "#009e73"}
