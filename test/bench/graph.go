@@ -285,8 +285,8 @@ func graphRound(r *run) error {
 func lastLine(s string) string {
 	s = strings.TrimSpace(s)
 	s = s[strings.LastIndexByte(s, '\n')+1:]
-	if len(s) > 200 {
-		s = s[:80] + " … " + s[len(s)-100:]
+	if len(s) > 160 {
+		s = s[:48] + " … " + s[len(s)-40:] // between them are the folders of this run
 	}
 	return s
 }
