@@ -27,7 +27,7 @@ fi
 
 # The mirror is the one that this machine's apt uses.
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kiln-test
-base=$cache/debian-bookworm.tar
+base=$cache/bookworm.tar
 if [ ! -f "$base" ]; then
 	mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' 'Component: main' | head -n 1)
 	if [ -z "$mirror" ]; then
@@ -41,6 +41,7 @@ if [ ! -f "$base" ]; then
 		tail -n 20 "$cache/debootstrap.log" >&2
 		exit 1
 	}
+	chmod 755 "$root"
 	rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
 	tar -C "$root" --numeric-owner --xattrs -cf "$base.part" .
 	mv "$base.part" "$base"

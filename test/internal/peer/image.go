@@ -87,7 +87,7 @@ func Debian() (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	file := filepath.Join(dir, "kiln-test", "debian-bookworm.tar")
+	file := filepath.Join(dir, "kiln-test", "bookworm.tar")
 	layer, err := tarball.LayerFromFile(file, tarball.WithMediaType(types.OCILayer))
 	if err != nil {
 		return nil, fmt.Errorf("reading the Debian base (`make deps` makes it): %w", err)
