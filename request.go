@@ -24,8 +24,8 @@ type Request struct {
 	// Context is a folder, or the URL of a git repository or of a tarball. Empty
 	// is the current folder.
 	Context string
-	// Dockerfile is the path of the build description. Empty is the file called
-	// Dockerfile in the context.
+	// Dockerfile is the path of the build description: on this machine, or in the
+	// context where that is a URL. Empty is the file called Dockerfile in the context.
 	Dockerfile string
 	// DockerfileText is the build description itself, where it is in no file.
 	DockerfileText []byte
@@ -213,6 +213,8 @@ func (r *Request) setContexts(in *inputs) error {
 		locals["context"] = context
 	}
 	switch {
+	case r.Dockerfile != "" && isRemote(context):
+		attrs["filename"] = r.Dockerfile // in the context, as its name is given
 	case r.Dockerfile != "":
 		locals["dockerfile"] = filepath.Dir(r.Dockerfile)
 		attrs["filename"] = filepath.Base(r.Dockerfile)

@@ -34,6 +34,10 @@ func ParseReference(s string) (Reference, error) {
 		if r.Digest, err = blob.Parse(d.Digest().String()); err != nil {
 			return Reference{}, fmt.Errorf("%q: kiln reads sha256 digests only: %w", s, err)
 		}
+		if r.Digest.IsZero() {
+			// Nothing has this digest, and here it would stand for none.
+			return Reference{}, fmt.Errorf("%s: %w", s, ErrNotFound)
+		}
 	}
 	if r.Tag == "" && r.Digest.IsZero() {
 		r.Tag = "latest"
