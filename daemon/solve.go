@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -59,11 +60,15 @@ func (s *Server) build(ctx context.Context, req *controlapi.SolveRequest, client
 	if err != nil {
 		return nil, err
 	}
+	from, to, err := caches(req)
+	if err != nil {
+		return nil, err
+	}
 	lent := client.Session()
 	return s.engine.Build(ctx, kiln.Request{
 		Attrs: req.FrontendAttrs, Frontend: compile, Inputs: inputs, Session: &lent,
-		Forward: gateway.FromImage{Workers: s.gateway.Workers}.Forward,
-		Allow:   req.Entitlements, Outputs: outputs(req, client), Events: b.event,
+		Forward:   gateway.FromImage{Workers: s.gateway.Workers}.Forward,
+		CacheFrom: from, CacheTo: to, Allow: req.Entitlements, Outputs: outputs(req, client), Events: b.event,
 	})
 }
 
@@ -116,6 +121,33 @@ func outputs(req *controlapi.SolveRequest, client *caller.Caller) []kiln.Output 
 	return out
 }
 
+// cacheImports is the attribute in which clients put the caches of builds that a
+// function of theirs drives, as JSON.
+const cacheImports = "cache-imports"
+
+// caches gives the remote caches of a request.
+func caches(req *controlapi.SolveRequest) (from, to []kiln.RemoteCache, err error) {
+	imports := req.Cache.Imports
+	if v := req.FrontendAttrs[cacheImports]; v != "" {
+		var more []*controlapi.CacheOptionsEntry
+		if err := json.Unmarshal([]byte(v), &more); err != nil {
+			return nil, nil, fault.New(codes.InvalidArgument, fmt.Sprintf("reading %s: %v", cacheImports, err))
+		}
+		imports = append(imports, more...)
+	}
+	for _, c := range imports {
+		if c != nil {
+			from = append(from, kiln.RemoteCache{Type: c.Type, Attrs: c.Attrs})
+		}
+	}
+	for _, c := range req.Cache.Exports {
+		if c != nil {
+			to = append(to, kiln.RemoteCache{Type: c.Type, Attrs: c.Attrs})
+		}
+	}
+	return from, to, nil
+}
+
 // modernize puts what old clients say into the fields that took its place.
 func modernize(req *controlapi.SolveRequest) {
 	if req.Cache == nil {
@@ -146,10 +178,6 @@ func (s *Server) refuse(req *controlapi.SolveRequest) error {
 	switch {
 	case req.Ref == "":
 		return fault.New(codes.InvalidArgument, "the request has no ref")
-	case len(req.Cache.Exports) > 0:
-		return unsupported("cache exports are")
-	case len(req.Cache.Imports) > 0:
-		return unsupported("cache imports are")
 	case req.SourcePolicy != nil && len(req.SourcePolicy.Rules) > 0, req.SourcePolicySession != "":
 		return unsupported("source policies are")
 	case req.EnableSessionExporter:
