@@ -4,13 +4,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
 const documentHead = `# Benchmarks
 
 kiln beside BuildKit and buildah: the same builds, in turn, on one machine, against one registry on its loopback
-interface. Written by ` + "`make bench`" + ` (test/bench); nothing here is edited by hand.
+interface. Written by the program in test/bench, which ` + "`make bench`" + ` runs.
 
 A cell is the median of a tool's rounds, with the fastest and the slowest in brackets. The ratio is kiln's median over
 BuildKit's, unless the goal says otherwise. kiln runs as a process for each build, BuildKit as a client with a daemon
@@ -27,6 +28,9 @@ the same bytes costs without a builder, measured in the same rounds.
 func (r *results) document(dir string) error {
 	var b strings.Builder
 	b.WriteString(documentHead)
+	if r.Note != "" {
+		b.WriteString(r.Note + "\n\n")
+	}
 	b.WriteString("## Machine\n\n")
 	for _, line := range r.Host {
 		b.WriteString("- " + line + "\n")
@@ -63,30 +67,32 @@ func (r *results) missed(b *strings.Builder) {
 			case "reached":
 				reached++
 			default:
-				lines = append(lines, fmt.Sprintf("- %s, %s: %s (goal %s): %s\n", row.ID, row.Title, row.figure(row.ratio()), row.figure(row.Goal), verdict+remark(row.ID)))
+				if verdict == "missed" {
+					verdict += remark(row.ID)
+				}
+				lines = append(lines, fmt.Sprintf("- %s, %s%s: %s (goal %s): %s\n", row.ID, row.Title, o.size(), row.figure(row.ratio()), row.figure(row.Goal), verdict))
 			}
 		}
 	}
 	fmt.Fprintf(b, "## Goals\n\n%d of %d rows reach theirs.", reached, reached+len(lines))
-	if len(lines) > 0 {
-		b.WriteString(" Those that do not:\n\n" + strings.Join(lines, ""))
-	}
-	b.WriteString("\n")
 	if len(lines) == 0 {
 		b.WriteString("\n")
 	}
+	if len(lines) > 0 {
+		b.WriteString(" Those that do not:\n\n" + strings.Join(lines, ""))
+	}
+	if absent := r.absent(); len(absent) > 0 {
+		b.WriteString("\nNot measured yet: " + strings.Join(absent, ", ") + ".\n")
+	}
+	b.WriteString("\n")
 }
 
 // remarks say, for rows that have missed their goals, what the time was by profile
 // and what would remove it.
 var remarks = map[string]string{
-	"W3":       "a third of the processor time is opening and closing the state, the rest copying the layers into the tarball",
-	"W4":       "half of the processor time is gzip, a quarter making the pool's files, a tenth hashing; a level of gzip below 5 would save a tenth of all for images that are 2% larger",
-	"W8":       "starting kiln, resolving the base and eight sandboxes that start beside each other are the distance to the ideal; whatever else the machine does comes on top",
-	"W9":       "43% of the processor time is inflating, 19% sha256 over the blob, the layer and each file; the layers are unpacked beside each other, so that the distance to BuildKit grows with the number of processors",
+	"W4":       "half of the processor time is gzip, a quarter making the pool's files, a tenth hashing; gzip at level 3 would save a tenth of it for layers that are 1 to 4% larger",
+	"W9":       "43% of the processor time is inflating, 19% sha256 over the blob, the layer and each file",
 	"W10 many": "a step that writes small files is followed by hashing each and linking it into the pool, about 20 µs a file",
-	"W11":      "starting kiln, the step's sandbox, and the requests for each layer one round trip deep",
-	"W12":      "the smallest graphs take as long as starting a process and opening the state folder, about 25 ms",
 }
 
 // remark gives the remark with the longest id that a row's begins with.
@@ -98,18 +104,43 @@ func remark(id string) string {
 		}
 	}
 	if found == "" {
-		return ""
+		return "; not profiled"
 	}
 	return "; " + remarks[found]
 }
 
+// size says at what size a workload ran, where that is not the whole.
+func (o *outcome) size() string {
+	if o.Scale == 1 {
+		return ""
+	}
+	return fmt.Sprintf(", at %g of its size", o.Scale)
+}
+
+// rounds gives how many of kiln's there were.
+func (o *outcome) rounds() int {
+	n := 0
+	for _, r := range o.Rows {
+		n = max(n, len(r.Samples["kiln"]))
+	}
+	return n
+}
+
+// absent lists the workloads that these results do not have.
+func (r *results) absent() []string {
+	var out []string
+	for _, w := range workloads {
+		if !slices.ContainsFunc(r.Workloads, func(o *outcome) bool { return o.Name == w.name }) {
+			id, _, _ := strings.Cut(w.rows[0].id, " ")
+			out = append(out, id+" ("+strings.ToLower(w.name[:1])+w.name[1:]+")")
+		}
+	}
+	return out
+}
+
 func (o *outcome) document(b *strings.Builder) {
 	fmt.Fprintf(b, "## %s\n\n", o.Name)
-	size := ""
-	if o.Scale != 1 {
-		size = fmt.Sprintf(", at %g of its size", o.Scale)
-	}
-	fmt.Fprintf(b, "Measured %s at commit %s%s.", o.When.Format("2006-01-02 15:04 UTC"), o.Commit, size)
+	fmt.Fprintf(b, "Measured %s at commit %s%s, in %d rounds.", o.When.Format("2006-01-02 15:04 UTC"), o.Commit, o.size(), o.rounds())
 	if o.Load != "" {
 		fmt.Fprintf(b, " Load averages of the machine when it began: %s.", o.Load)
 	}

@@ -155,7 +155,7 @@ func (l *lab) host() []string {
 	}
 	add("System", output("uname", "-sr"))
 	add("File system of the state folders", output("findmnt", "--noheadings", "--output", "FSTYPE", "--target", l.dir))
-	add("kiln", strings.ReplaceAll(output("git", "log", "-1", "--format=%h of %cs"), "\n", ""))
+	add("kiln", l.revision())
 	add("BuildKit", moduleVersion(filepath.Join(l.peers, "buildkitd"), "github.com/moby/buildkit"))
 	add("buildah", output("buildah", "--version"))
 	first, _, _ := strings.Cut(output("runc", "--version"), "\n")
@@ -184,4 +184,13 @@ func moduleVersion(program, module string) string {
 		}
 	}
 	return "unknown"
+}
+
+// revision gives the commit that is measured. Of a kiln that was built elsewhere
+// it is not known.
+func (l *lab) revision() string {
+	if l.kilnBin != "" {
+		return "unknown (kiln was built before)"
+	}
+	return strings.TrimSpace(output("git", "describe", "--always", "--dirty"))
 }

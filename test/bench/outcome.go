@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"math"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -42,8 +41,7 @@ type rowOutcome struct {
 }
 
 func newOutcome(w workload, l *lab) *outcome {
-	commit, _ := exec.Command("git", "describe", "--always", "--dirty").Output() // empty outside of a clone
-	o := &outcome{Name: w.name, When: time.Now().UTC(), Commit: strings.TrimSpace(string(commit)), Scale: l.scale, Failed: map[string]string{}}
+	o := &outcome{Name: w.name, When: time.Now().UTC(), Commit: l.revision(), Scale: l.scale, Failed: map[string]string{}}
 	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
 		o.Load = strings.Join(strings.Fields(string(load))[:3], " ")
 	}
@@ -242,6 +240,7 @@ func (r *rowOutcome) verdict() string {
 
 // results are the outcomes of several workloads, as a file keeps them.
 type results struct {
+	Note      string // what a reader must know of the run, for the document
 	Host      []string
 	Workloads []*outcome
 }
