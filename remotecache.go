@@ -24,7 +24,7 @@ import (
 
 // RemoteCache names a cache that is shared with other machines.
 type RemoteCache struct {
-	// Type is "registry", "local" or "inline".
+	// Type is "registry", "local", "http" or, to be written, "inline".
 	Type string
 	// Attrs are its attributes, in BuildKit's names: see docs/caching.md.
 	Attrs map[string]string
@@ -201,8 +201,14 @@ func (b *build) cacheSource(from RemoteCache, here bool) (s cacheSource, err err
 			return s, err
 		}
 		s = cacheSource{name: dir, store: remote.NewLayout(dir, a.take("tag"), d)}
+	case "http":
+		store, err := httpStore(a)
+		if err != nil {
+			return s, err
+		}
+		s = cacheSource{name: store.Name(), store: store}
 	default:
-		return s, errors.New("unknown type; the types are registry and local")
+		return s, errors.New("unknown type; the types are registry, local and http")
 	}
 	return s, a.end()
 }
@@ -222,10 +228,16 @@ func (b *build) cacheTarget(to RemoteCache, here bool) (t cacheTarget, err error
 			return t, err
 		}
 		t.name, t.store = dir, remote.NewLayout(dir, a.take("tag"), blob.Digest{})
+	case "http":
+		store, err := httpStore(a)
+		if err != nil {
+			return t, err
+		}
+		t.name, t.store = store.Name(), store
 	case "inline":
 		t.name = "the image's config"
 	default:
-		return t, errors.New("unknown type; the types are registry, local and inline")
+		return t, errors.New("unknown type; the types are registry, local, inline and http")
 	}
 	switch mode := a.take("mode"); mode {
 	case "", "min":
@@ -255,6 +267,18 @@ func (b *build) cacheTarget(to RemoteCache, here bool) (t cacheTarget, err error
 		return t, err
 	}
 	return t, a.end()
+}
+
+// httpStore gives the cache that url= and name= stand for.
+func httpStore(a attrs) (*remote.HTTP, error) {
+	address, name := a.take("url"), a.take("name")
+	if address == "" {
+		return nil, errors.New("url=ADDRESS is missing")
+	}
+	if name == "" {
+		name = "main"
+	}
+	return remote.NewHTTP(address, name)
 }
 
 // checkFolder checks an attribute that is a folder. Only those on this machine may

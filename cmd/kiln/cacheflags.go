@@ -12,8 +12,8 @@ import (
 // cacheFlags are the flags that name remote caches.
 func cacheFlags() []cli.Flag {
 	return []cli.Flag{
-		listFlag("cache-from", "cache of other machines to look results up in: type=registry,ref=IMAGE or type=local,src=FOLDER; an image alone is a registry's; may be repeated"),
-		listFlag("cache-to", "cache to add the results to: type=registry,ref=IMAGE, type=local,dest=FOLDER or type=inline[,mode=min|max][,compression=gzip|zstd][,ignore-error=false]; may be repeated"),
+		listFlag("cache-from", "cache of other machines to look results up in: type=registry,ref=IMAGE, type=local,src=FOLDER or type=http,url=ADDRESS; an image alone is a registry's; may be repeated"),
+		listFlag("cache-to", "cache to add the results to: type=registry,ref=IMAGE, type=local,dest=FOLDER, type=http,url=ADDRESS or type=inline[,mode=min|max][,compression=gzip|zstd][,ignore-error=false]; may be repeated"),
 	}
 }
 

@@ -16,6 +16,7 @@ func TestSharing(t *testing.T) {
 	changed := context(t, "two\n")
 	want, wantChanged := wanted(t, dir), wanted(t, changed)
 	r := registry(t)
+	bazel := bazelServer(t).Listener.Addr().String()
 	for _, c := range []struct {
 		name, to, from string
 		changed        []string // the steps that run where app.txt has changed
@@ -23,12 +24,13 @@ func TestSharing(t *testing.T) {
 		{"local-max", "type=local,dest=LOCAL,mode=max", "type=local,src=LOCAL", []string{"app"}},
 		{"local-zstd", "type=local,dest=LOCAL,mode=max,compression=zstd", "type=local,src=LOCAL", []string{"app"}},
 		{"registry-max", "type=registry,ref=REGISTRY/max/cache:main,mode=max,image-manifest=true", "type=registry,ref=REGISTRY/max/cache:main", []string{"app"}},
+		{"http", "type=http,url=http://ci:hidden@BAZEL/team,name=app,mode=max", "type=http,url=http://ci:hidden@BAZEL/team/,name=app", []string{"app"}},
 		// What the image does not contain is not in the cache.
 		{"registry-min", "type=registry,ref=REGISTRY/min/cache:main", "REGISTRY/min/cache:main", []string{"app", "tool"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			fill := strings.NewReplacer("LOCAL", filepath.Join(t.TempDir(), "cache"), "REGISTRY", r.Addr)
+			fill := strings.NewReplacer("LOCAL", filepath.Join(t.TempDir(), "cache"), "REGISTRY", r.Addr, "BAZEL", bazel)
 			to, from := fill.Replace(c.to), fill.Replace(c.from)
 			first := newRunner(t).must(dir, append(tarball(t), "--cache-to", to)...)
 			first.check(t, all, want)
@@ -36,6 +38,11 @@ func TestSharing(t *testing.T) {
 			second.check(t, nil, want)
 			third := newRunner(t).must(changed, append(tarball(t), "--cache-from", from)...)
 			third.check(t, c.changed, wantChanged)
+			for _, o := range []outcome{first, second, third} {
+				if strings.Contains(o.text, "hidden") || strings.Contains(o.text, "is not used") || strings.Contains(o.text, "not exported") {
+					t.Errorf("a password or a warning in\n%s", o.text)
+				}
+			}
 		})
 	}
 }
@@ -185,14 +192,24 @@ func TestBroken(t *testing.T) {
 	}
 }
 
-// TestRegistryFails lets a registry fail from each request on.
-func TestRegistryFails(t *testing.T) {
+// TestServersFail lets a server fail from each request on.
+func TestServersFail(t *testing.T) {
 	t.Parallel()
+	t.Run("registry", func(t *testing.T) {
+		t.Parallel()
+		p := newProxy(t, registry(t).Addr)
+		failServer(t, p, "type=registry,ref="+p.addr+"/cache")
+	})
+	t.Run("http", func(t *testing.T) {
+		t.Parallel()
+		p := newProxy(t, bazelServer(t).Listener.Addr().String())
+		failServer(t, p, "type=http,url=http://ci:hidden@"+p.addr+"/team")
+	})
+}
+
+func failServer(t *testing.T, p *proxy, ref string) {
 	dir := context(t, "one\n")
 	want := wanted(t, dir)
-	r := registry(t)
-	p := newProxy(t, r.Addr)
-	ref := "type=registry,ref=" + p.addr + "/cache"
 	newRunner(t).must(dir, "--cache-to", ref+",mode=max")
 	p.fail(-1, nil)
 	newRunner(t).must(dir, append(tarball(t), "--cache-from", ref)...).check(t, nil, want)
@@ -266,6 +283,8 @@ func TestFlags(t *testing.T) {
 		{"--cache-from", "type=inline", "unknown type"},
 		{"--cache-to", "type=local", "dest="},
 		{"--cache-from", "type=registry", "ref="},
+		{"--cache-from", "type=http", "url="},
+		{"--cache-to", "type=http,url=ftp://u:hidden@x", "want http"},
 		{"--cache-to", "type=local,dest=x,mode=most", "want min or max"},
 		{"--cache-to", "type=inline,mode=max", "inline"},
 		{"--cache-to", "type=local,dest=x,compression=estargz", "compression"},

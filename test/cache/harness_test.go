@@ -3,8 +3,10 @@
 package cache
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -252,4 +254,45 @@ func (p *proxy) seen() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.count
+}
+
+// bazelServer serves Bazel's HTTP cache protocol, as strictly as a server may: it
+// takes blobs only whose name is their digest, and knows GET and PUT alone.
+func bazelServer(t *testing.T) *httptest.Server {
+	t.Helper()
+	var mu sync.Mutex
+	stored := map[string][]byte{}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		parts := strings.Split(strings.TrimPrefix(r.URL.Path, "/team/"), "/")
+		if user, password, _ := r.BasicAuth(); user != "ci" || password != "hidden" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		if len(parts) != 2 || parts[0] != "ac" && parts[0] != "cas" || len(parts[1]) != 64 {
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		switch r.Method {
+		case http.MethodGet:
+			data, ok := stored[r.URL.Path]
+			if !ok {
+				w.WriteHeader(http.StatusNotFound)
+				return
+			}
+			_, _ = w.Write(data)
+		case http.MethodPut:
+			data, err := io.ReadAll(r.Body)
+			if err != nil || parts[0] == "cas" && fmt.Sprintf("%x", sha256.Sum256(data)) != parts[1] {
+				w.WriteHeader(http.StatusBadRequest)
+				return
+			}
+			stored[r.URL.Path] = data
+		default:
+			w.WriteHeader(http.StatusMethodNotAllowed)
+		}
+	}))
+	t.Cleanup(s.Close)
+	return s
 }

@@ -1,0 +1,292 @@
+package remote
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/kiln-build/kiln/cache/blob"
+)
+
+// httpStall is how long a server may take to answer, or to send or take another byte.
+const httpStall = 15 * time.Second
+
+// HTTP is a cache behind the protocol of Bazel's HTTP caches: GET and PUT of
+// /cas/HEX, which holds blobs by their sha256, and of /ac/HEX, where a key leads to
+// an ActionResult of the Remote Execution API. The manifest is a blob; the key
+// is made of the cache's name, and its ActionResult has the manifest as its one
+// output file, so that servers which check what they store take it.
+type HTTP struct {
+	base   *url.URL
+	name   string
+	client *http.Client
+	// Stall is how long the server may stand still; 0 is 15 s.
+	Stall time.Duration
+}
+
+var _ Target = (*HTTP)(nil)
+
+// NewHTTP gives the cache of a name on a server. The address may hold a user and
+// a password, and a path.
+func NewHTTP(address, name string) (*HTTP, error) {
+	u, err := url.Parse(address)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		// The error of url.Parse would show a password.
+		return nil, errors.New("url: want http://HOST or https://HOST, with a path or without")
+	}
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.DialContext = (&net.Dialer{Timeout: httpStall}).DialContext
+	t.TLSHandshakeTimeout = httpStall
+	return &HTTP{base: u, name: name, client: &http.Client{Transport: t}}, nil
+}
+
+// Name gives the server's address without its password, and the cache's name.
+func (h *HTTP) Name() string { return h.base.Redacted() + " " + h.name }
+
+// Manifest makes an HTTP a Store.
+func (h *HTTP) Manifest(ctx context.Context, d blob.Digest) ([]byte, error) {
+	if d.IsZero() {
+		data, err := h.small(ctx, "ac", h.key(), maxManifest)
+		if err != nil {
+			return nil, err
+		}
+		var ok bool
+		if d, ok = outputOf(data); !ok {
+			return nil, formatf("what the server has under its key is no cache")
+		}
+	}
+	data, err := h.small(ctx, "cas", d, maxManifest)
+	if err == nil && sha256.Sum256(data) != d {
+		err = formatf("its manifest %s is damaged", d)
+	}
+	return data, err
+}
+
+// small reads something whole.
+func (h *HTTP) small(ctx context.Context, folder string, d blob.Digest, limit int64) ([]byte, error) {
+	r, err := h.get(ctx, folder, d, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	data, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = formatf("the server sent more than the %d bytes that are read", limit)
+	}
+	return data, err
+}
+
+// Blob makes an HTTP a Store.
+func (h *HTTP) Blob(ctx context.Context, d blob.Descriptor, offset int64) (io.ReadCloser, error) {
+	return h.get(ctx, "cas", d.Digest, offset)
+}
+
+func (h *HTTP) get(ctx context.Context, folder string, d blob.Digest, offset int64) (io.ReadCloser, error) {
+	ctx, s := h.guard(ctx)
+	header := http.Header{}
+	if offset > 0 {
+		header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
+	}
+	resp, err := h.do(ctx, s, http.MethodGet, folder, d, header, 0, nil)
+	if err != nil {
+		s.stop()
+		return nil, err
+	}
+	body := &answer{paced{resp.Body, s}, resp.Body}
+	if offset > 0 && resp.StatusCode == http.StatusOK {
+		// A server that knows no ranges.
+		if _, err := io.CopyN(io.Discard, body, offset); err != nil {
+			return nil, errors.Join(err, body.Close())
+		}
+	}
+	return body, nil
+}
+
+// Put makes an HTTP a Target.
+func (h *HTTP) Put(ctx context.Context, d blob.Descriptor, _ []string, open func(context.Context) (io.ReadCloser, error)) error {
+	if resp, err := h.exchange(ctx, http.MethodHead, "cas", d.Digest, 0, nil); err == nil {
+		// A server may know no HEAD; and one that says another size has another blob.
+		if resp.ContentLength < 0 || resp.ContentLength == d.Size {
+			return nil
+		}
+	}
+	r, err := open(ctx)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = h.exchange(ctx, http.MethodPut, "cas", d.Digest, d.Size, r)
+	return err
+}
+
+// Commit makes an HTTP a Target.
+func (h *HTTP) Commit(ctx context.Context, d blob.Descriptor, manifest []byte) error {
+	open := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(manifest)), nil }
+	if err := h.Put(ctx, d, nil, open); err != nil {
+		return err
+	}
+	result := resultOf(d)
+	_, err := h.exchange(ctx, http.MethodPut, "ac", h.key(), int64(len(result)), bytes.NewReader(result))
+	return err
+}
+
+// exchange sends a request of whose answer the header alone matters.
+func (h *HTTP) exchange(ctx context.Context, method, folder string, d blob.Digest, size int64, body io.Reader) (*http.Response, error) {
+	ctx, s := h.guard(ctx)
+	defer s.stop()
+	resp, err := h.do(ctx, s, method, folder, d, http.Header{}, size, body)
+	if err != nil {
+		return nil, err
+	}
+	// What the server says is read, a bit of it, so that the connection can be used again.
+	_, _ = io.CopyN(io.Discard, resp.Body, maxPerItem)
+	return resp, resp.Body.Close()
+}
+
+func (h *HTTP) do(ctx context.Context, s *stall, method, folder string, d blob.Digest, header http.Header, size int64, body io.Reader) (*http.Response, error) {
+	u := h.base.JoinPath(folder, hex.EncodeToString(d[:]))
+	if body != nil {
+		body = &paced{io.LimitReader(body, size), s}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
+	if err != nil {
+		return nil, err
+	}
+	req.Header, req.ContentLength = header, size
+	if size == 0 {
+		req.Body = nil
+	}
+	if h.base.User != nil {
+		password, _ := h.base.User.Password()
+		req.SetBasicAuth(h.base.User.Username(), password)
+	}
+	resp, err := h.client.Do(req)
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		return nil, fmt.Errorf("%s %s: %w", method, u.Redacted(), err)
+	}
+	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
+		return resp, nil
+	}
+	resp.Body.Close()
+	err = fmt.Errorf("%s %s: the server answered %s", method, u.Redacted(), resp.Status)
+	if resp.StatusCode == http.StatusNotFound {
+		err = fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
+	return nil, err
+}
+
+// key is where the cache's name leads from.
+func (h *HTTP) key() blob.Digest { return sha256.Sum256([]byte("kiln cache\x00" + h.name)) }
+
+// The fields of the Remote Execution API's messages that are used here.
+const (
+	resultOutputFiles = 2 // of ActionResult
+	filePath          = 1 // of OutputFile
+	fileDigest        = 2
+	digestHash        = 1 // of Digest
+	digestSize        = 2
+)
+
+// resultOf makes an ActionResult whose one output file is a blob.
+func resultOf(d blob.Descriptor) []byte {
+	field := func(b []byte, n protowire.Number, v []byte) []byte {
+		return protowire.AppendBytes(protowire.AppendTag(b, n, protowire.BytesType), v)
+	}
+	digest := field(nil, digestHash, hex.AppendEncode(nil, d.Digest[:]))
+	digest = protowire.AppendVarint(protowire.AppendTag(digest, digestSize, protowire.VarintType), uint64(d.Size))
+	file := field(field(nil, filePath, []byte("manifest.json")), fileDigest, digest)
+	return field(nil, resultOutputFiles, file)
+}
+
+// outputOf gives the digest of an ActionResult's first output file.
+func outputOf(result []byte) (d blob.Digest, ok bool) {
+	file := fieldOf(result, resultOutputFiles)
+	text := fieldOf(fieldOf(file, fileDigest), digestHash)
+	if len(text) != hex.EncodedLen(len(d)) {
+		return d, false
+	}
+	_, err := hex.Decode(d[:], text)
+	return d, err == nil
+}
+
+// fieldOf gives the first field of a number in a message; nil is none.
+func fieldOf(message []byte, number protowire.Number) []byte {
+	for len(message) > 0 {
+		n, kind, size := protowire.ConsumeTag(message)
+		if size < 0 {
+			return nil
+		}
+		message = message[size:]
+		if size = protowire.ConsumeFieldValue(n, kind, message); size < 0 {
+			return nil
+		}
+		if n == number && kind == protowire.BytesType {
+			v, _ := protowire.ConsumeBytes(message)
+			return v
+		}
+		message = message[size:]
+	}
+	return nil
+}
+
+// stall ends a request that stands still.
+type stall struct {
+	timer  *time.Timer
+	after  time.Duration
+	cancel context.CancelCauseFunc
+}
+
+func (h *HTTP) guard(ctx context.Context) (context.Context, *stall) {
+	after := h.Stall
+	if after == 0 {
+		after = httpStall
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	s := &stall{after: after, cancel: cancel}
+	s.timer = time.AfterFunc(after, func() { cancel(fmt.Errorf("the server stood still for %v", after)) })
+	return ctx, s
+}
+
+func (s *stall) stop() {
+	s.timer.Stop()
+	s.cancel(nil)
+}
+
+// paced is a reader with each of whose reads a stall's clock begins anew.
+type paced struct {
+	io.Reader
+	stall *stall
+}
+
+func (p *paced) Read(b []byte) (int, error) {
+	n, err := p.Reader.Read(b)
+	if n > 0 {
+		p.stall.timer.Reset(p.stall.after)
+	}
+	return n, err
+}
+
+// answer is the body of a response.
+type answer struct {
+	paced
+	body io.Closer
+}
+
+func (a *answer) Close() error {
+	a.stall.stop()
+	return a.body.Close()
+}
