@@ -115,7 +115,7 @@ type ref struct {
 
 // lookup finds a path, following links inside the file system.
 func (r *ref) lookup(ctx context.Context, name string) (tree.Entry, error) {
-	if err := r.engine.worker.Unpack(ctx, r.chain); err != nil {
+	if err := r.engine.worker.Reader(r.session).Unpack(ctx, r.chain); err != nil {
 		return tree.Entry{}, err
 	}
 	root, err := r.engine.cache.Merged(r.chain)

@@ -40,7 +40,7 @@ type Options struct {
 	Clock func() time.Time
 }
 
-var _ exporter.Source = (*worker.Worker)(nil)
+var _ exporter.Source = worker.Reader{}
 
 // Engine builds images in a state folder. It is safe for concurrent use.
 type Engine struct {

@@ -15,7 +15,7 @@ func (b *build) exporters(r *Request) ([]exporter.Exporter, error) {
 	var out []exporter.Exporter
 	for _, o := range r.Outputs {
 		env := exporter.Env{
-			Cache: b.engine.cache, Source: b.engine.worker, Registry: b.engine.registry, Credentials: b.credentials, Clock: b.engine.clock,
+			Cache: b.engine.cache, Source: b.engine.worker.Reader(b.session), Registry: b.engine.registry, Credentials: b.credentials, Clock: b.engine.clock,
 		}
 		switch {
 		case o.Target != nil:

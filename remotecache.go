@@ -397,7 +397,7 @@ func (b *build) exportCache(ctx context.Context, t cacheTarget) error {
 	if err != nil {
 		return err
 	}
-	blobs := image.NewBlobs(exporter.Env{Cache: b.engine.cache, Source: b.engine.worker, Clock: b.engine.clock}, t.options)
+	blobs := image.NewBlobs(exporter.Env{Cache: b.engine.cache, Source: b.engine.worker.Reader(b.session), Clock: b.engine.clock}, t.options)
 	forms := func(ctx context.Context, chain cache.ChainID, l cache.Layer) (remote.Form, error) {
 		made, err := blobs.Layer(ctx, chain, l)
 		return remote.Form{DiffID: made.DiffID, Blob: made.Desc, Origins: made.Origins, Open: made.Open, Created: image.Created(b.engine.cache, l.ID)}, err

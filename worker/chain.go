@@ -23,21 +23,33 @@ const (
 	cutEvery = 100
 )
 
+// Reader reads what chains hold on behalf of one session: with its credentials and
+// folders, and no other's.
+type Reader struct {
+	w   *Worker
+	job *solver.Job
+}
+
+// Reader gives the reader of a session.
+func (w *Worker) Reader(id solver.SessionID) Reader {
+	return Reader{w, &solver.Job{Sessions: func() []solver.SessionID { return []solver.SessionID{id} }}}
+}
+
 // Unpack makes every layer of a chain present: its tree known, its files in the pool.
-func (w *Worker) Unpack(ctx context.Context, id cache.ChainID) error {
-	t, err := w.localOf(nil, id)
+func (r Reader) Unpack(ctx context.Context, id cache.ChainID) error {
+	t, err := r.w.localOf(r.job, id)
 	if err != nil {
 		return err
 	}
 	if t != nil {
-		return w.capture(ctx, t, "", t.root)
+		return r.w.capture(ctx, t, "", t.root)
 	}
-	return w.unpack(ctx, nil, id)
+	return r.w.unpack(ctx, r.job, id)
 }
 
 // Blob reads a compressed form of an image's layer, here or at one of its origins.
-func (w *Worker) Blob(ctx context.Context, l cache.Layer, d blob.Descriptor) (io.ReadCloser, error) {
-	return w.images.Blob(ctx, w.credentials(nil), l, d)
+func (r Reader) Blob(ctx context.Context, l cache.Layer, d blob.Descriptor) (io.ReadCloser, error) {
+	return r.w.images.Blob(ctx, r.w.credentials(r.job), l, d)
 }
 
 func (w *Worker) unpack(ctx context.Context, job *solver.Job, id cache.ChainID) error {

@@ -293,7 +293,7 @@ func TestImage(t *testing.T) {
 func TestExporterSource(t *testing.T) {
 	r := newRig(t, Session{})
 	id := r.solve(r.local("ctx", map[string]string{"a/x": "1"}))
-	if err := r.w.Unpack(context.Background(), id); err != nil {
+	if err := r.w.Reader(testSession).Unpack(context.Background(), id); err != nil {
 		t.Fatal(err)
 	}
 	layers, err := r.c.Layers(id)
