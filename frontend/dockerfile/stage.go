@@ -340,7 +340,7 @@ func checkCircles(list []*stage) error {
 
 func circle(path []need) error {
 	closes := path[len(path)-1]
-	var err error = fmt.Errorf("circular dependency detected on stage: %s", closes.shown)
+	err := fmt.Errorf("circular dependency detected on stage: %s", closes.shown)
 	for _, n := range path {
 		err = parser.WithLocation(err, n.by.Location())
 	}
