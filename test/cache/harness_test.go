@@ -27,39 +27,11 @@ var shared struct {
 	base string // the address of the registry with the base image
 }
 
-func TestMain(m *testing.M) { os.Exit(runMain(m)) }
-
-func runMain(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "kiln-cache-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	r, err := setUp(dir)
-	if r != nil {
-		defer r.Stop()
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return m.Run()
-}
-
-func setUp(dir string) (r *peer.Registry, err error) {
-	if shared.kiln, err = peer.BuildKiln(dir); err != nil {
-		return nil, err
-	}
-	if r, err = peer.StartRegistry(filepath.Join(dir, "registry")); err != nil {
-		return nil, err
-	}
-	shared.base = r.Addr
-	busybox, err := peer.Busybox()
-	if err != nil {
-		return r, err
-	}
-	return r, peer.Push(busybox, r.Addr+"/busybox:latest")
+func TestMain(m *testing.M) {
+	os.Exit(peer.Main(m, func(l *peer.Lab) error {
+		shared.kiln, shared.base = l.Kiln, l.Registry.Addr
+		return nil
+	}))
 }
 
 // registry starts a registry of the test's own.

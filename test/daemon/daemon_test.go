@@ -31,45 +31,20 @@ var shared struct {
 	registry *peer.Registry
 }
 
-func TestMain(m *testing.M) { os.Exit(runMain(m)) }
-
-func runMain(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "kiln-daemon-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	if err := setUp(dir); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer shared.registry.Stop()
-	return m.Run()
-}
-
-func setUp(dir string) error {
-	if _, err := peer.BuildKiln(dir); err != nil {
-		return err
-	}
-	shared.bin = dir
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return err
-	}
-	shared.peers = filepath.Join(cache, "kiln-test", "peers")
-	// What was built before stays; the first time takes minutes.
-	if out, err := exec.Command("../peers/build.sh", shared.peers, "buildctl", "buildx").CombinedOutput(); err != nil {
-		return fmt.Errorf("building the clients: %w\n%s", err, out)
-	}
-	if shared.registry, err = peer.StartRegistry(filepath.Join(dir, "registry")); err != nil {
-		return err
-	}
-	busybox, err := peer.Busybox()
-	if err != nil {
-		return err
-	}
-	return peer.Push(busybox, shared.registry.Addr+"/busybox:latest")
+func TestMain(m *testing.M) {
+	os.Exit(peer.Main(m, func(l *peer.Lab) error {
+		shared.bin, shared.registry = l.Dir, l.Registry
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			return err
+		}
+		shared.peers = filepath.Join(cache, "kiln-test", "peers")
+		// What was built before stays; the first time takes minutes.
+		if out, err := exec.Command("../peers/build.sh", shared.peers, "buildctl", "buildx").CombinedOutput(); err != nil {
+			return fmt.Errorf("building the clients: %w\n%s", err, out)
+		}
+		return nil
+	}))
 }
 
 // daemonKey is where a script keeps its daemon.

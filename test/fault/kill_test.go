@@ -23,35 +23,11 @@ var (
 	registry *peer.Registry
 )
 
-func TestMain(m *testing.M) { os.Exit(runMain(m)) }
-
-func runMain(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "kiln-fault-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	if err := setUp(dir); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer registry.Stop()
-	return m.Run()
-}
-
-func setUp(dir string) (err error) {
-	if kiln, err = peer.BuildKiln(dir); err != nil {
-		return err
-	}
-	if registry, err = peer.StartRegistry(filepath.Join(dir, "registry")); err != nil {
-		return err
-	}
-	busybox, err := peer.Busybox()
-	if err != nil {
-		return err
-	}
-	return peer.Push(busybox, registry.Addr+"/busybox:latest")
+func TestMain(m *testing.M) {
+	os.Exit(peer.Main(m, func(l *peer.Lab) error {
+		kiln, registry = l.Kiln, l.Registry
+		return nil
+	}))
 }
 
 // killed is a build with a bit of everything: stages that run at the same time, a

@@ -21,7 +21,6 @@
 package script
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
@@ -38,38 +37,11 @@ var shared struct {
 	registry *peer.Registry
 }
 
-func TestMain(m *testing.M) { os.Exit(runMain(m)) }
-
-func runMain(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "kiln-script-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	if err := setUp(dir); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer shared.registry.Stop()
-	return m.Run()
-}
-
-func setUp(dir string) error {
-	if _, err := peer.BuildKiln(dir); err != nil {
-		return err
-	}
-	shared.bin = dir
-	r, err := peer.StartRegistry(filepath.Join(dir, "registry"))
-	if err != nil {
-		return err
-	}
-	shared.registry = r
-	busybox, err := peer.Busybox()
-	if err != nil {
-		return err
-	}
-	return peer.Push(busybox, r.Addr+"/busybox:latest")
+func TestMain(m *testing.M) {
+	os.Exit(peer.Main(m, func(l *peer.Lab) error {
+		shared.bin, shared.registry = l.Dir, l.Registry
+		return nil
+	}))
 }
 
 // debian pushes the Debian base image when the first script asks for it.
