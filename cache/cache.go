@@ -268,9 +268,16 @@ func checkForeign(dir string) error {
 		return err
 	}
 	for _, n := range names {
-		if n.Name() != "lock" && n.Name() != "version.new" && n.Name() != "lost+found" {
-			return fmt.Errorf("it is not empty (%q is in it) and is no state folder of kiln's: choose another", n.Name())
+		switch n.Name() {
+		case "lock", "version.new", "lost+found":
+			continue
+		case "tmp":
+			// Whoever sets a daemon up may have made it already, to be its TMPDIR.
+			if inside, err := os.ReadDir(filepath.Join(dir, "tmp")); err == nil && len(inside) == 0 {
+				continue
+			}
 		}
+		return fmt.Errorf("it is not empty (%q is in it) and is no state folder of kiln's: choose another", n.Name())
 	}
 	return nil
 }
