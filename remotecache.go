@@ -305,7 +305,7 @@ func (b *build) openCaches(ctx context.Context) (close func()) {
 		name := "importing cache manifest from " + s.name
 		done := steps{b}.Step(name)
 		made := func(id cache.LayerID, at time.Time) { _ = image.SetCreated(b.engine.cache, id, at) } // a time is not worth a failure
-		i := remote.Open(ctx, b.engine.cache, s.store, remote.Options{Origin: s.origin, Created: made}, func(err error) {
+		i := remote.Open(ctx, b.engine.cache, s.store, remote.Options{Name: s.name, Origin: s.origin, Created: made}, func(err error) {
 			done(err)
 			if err != nil && ctx.Err() == nil {
 				b.warn(fmt.Sprintf("the cache %s is not used: %v", s.name, err))

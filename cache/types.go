@@ -64,6 +64,9 @@ type Record struct {
 	// Created is when the op had run, Duration how long it took.
 	Created  time.Time
 	Duration time.Duration
+	// From is the remote cache in which a lookup just found the record; empty is
+	// this one. It is not stored.
+	From string
 }
 
 // MissError says why a lookup found nothing that can be used.

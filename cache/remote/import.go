@@ -42,6 +42,8 @@ type Import struct {
 
 // Options are the settings of an import; the zero value works.
 type Options struct {
+	// Name is what people call the cache.
+	Name string
 	// Origin is the repository that the store is, if it is one.
 	Origin string
 	// Created takes when layers that become known were first exported; may be nil.
@@ -114,7 +116,7 @@ func (i *Import) Lookup(k cache.Key) (cache.Record, error) {
 	}
 	r := i.index.Records[n]
 	out := cache.Record{
-		Name: r.Name, Vertex: r.Vertex, Created: time.Unix(r.Created, 0), Duration: time.Duration(r.Duration),
+		From: i.opt.Name, Name: r.Name, Vertex: r.Vertex, Created: time.Unix(r.Created, 0), Duration: time.Duration(r.Duration),
 		Outputs: make([]cache.ChainID, len(r.Outputs)),
 	}
 	for _, in := range r.Inputs {
