@@ -8,10 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/url"
 	"os"
-	"path"
-	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -46,93 +43,6 @@ func NewGit(c *cache.Cache) *Git {
 	return &Git{cache: c, trees: c.Bucket("git"), locks: make(map[string]chan struct{})}
 }
 
-// gitOp is what the identifier and attributes of a source op say.
-type gitOp struct {
-	remote     string
-	ref        string // empty is the default branch
-	subdir     string
-	checksum   string // the beginning of the commit's name
-	keepDir    bool
-	skipSubs   bool
-	tokenID    string // secrets for http
-	headerID   string
-	sshID      string // of the agent
-	knownHosts string
-}
-
-var (
-	gitURL    = regexp.MustCompile(`^(?i:https?|ssh|git)://[^-/]`)
-	scpStyle  = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*@[A-Za-z0-9\[][A-Za-z0-9_.:\]-]*:[^-]`)
-	gitCommit = regexp.MustCompile(`^([0-9a-f]{40}|[0-9a-f]{64})$`)
-	gitRef    = regexp.MustCompile(`^[^-\x00-\x20~^:?*\[\\\x7f][^\x00-\x20~^:?*\[\\\x7f]*$`)
-	gitPrefix = regexp.MustCompile(`^[0-9a-f]{7,64}$`)
-)
-
-// parseGit reads a source op.
-func parseGit(op *pb.SourceOp) (*gitOp, error) {
-	g := &gitOp{tokenID: "GIT_AUTH_TOKEN", headerID: "GIT_AUTH_HEADER"}
-	id, fragment, _ := strings.Cut(strings.TrimPrefix(op.Identifier, "git://"), "#")
-	g.remote = id
-	g.ref, g.subdir, _ = strings.Cut(fragment, ":")
-	for k, v := range op.Attrs {
-		switch k {
-		case pb.AttrFullRemoteURL:
-			g.remote, _, _ = strings.Cut(v, "#")
-		case pb.AttrGitChecksum:
-			if !gitPrefix.MatchString(v) {
-				return nil, fmt.Errorf("%q is no name of a commit, or less than 7 digits of one", v)
-			}
-			g.checksum = v
-		case pb.AttrKeepGitDir:
-			g.keepDir = v == "true"
-		case pb.AttrGitSkipSubmodules:
-			g.skipSubs = v == "true"
-		case pb.AttrAuthTokenSecret:
-			g.tokenID = v
-		case pb.AttrAuthHeaderSecret:
-			g.headerID = v
-		case pb.AttrMountSSHSock:
-			g.sshID = v
-		case pb.AttrKnownSSHHosts:
-			g.knownHosts = v
-		case pb.AttrGitSignatureVerifyPubKey, pb.AttrGitBundle, pb.AttrGitCheckoutBundle:
-			return nil, fmt.Errorf("attribute %s is not supported by this version of kiln", k)
-		}
-	}
-	if !strings.Contains(g.remote, "://") && !strings.Contains(g.remote, "::") && !scpStyle.MatchString(g.remote) {
-		g.remote = "https://" + g.remote
-	}
-	g.subdir = strings.TrimPrefix(path.Join("/", g.subdir), "/")
-	return g, g.check()
-}
-
-func (g *gitOp) check() error {
-	if err := checkRemote(g.remote); err != nil {
-		return err
-	}
-	if g.ref != "" && (!gitRef.MatchString(g.ref) || strings.Contains(g.ref, "..")) {
-		return fmt.Errorf("%q is not the name of a git branch, tag or commit", g.ref)
-	}
-	return nil
-}
-
-// checkRemote refuses what git would take for something else than a repository
-// on another machine: options, local paths, commands.
-func checkRemote(remote string) error {
-	if strings.ContainsAny(remote, "\x00\n\r") || !gitURL.MatchString(remote) && !scpStyle.MatchString(remote) {
-		return fmt.Errorf("%q is not the address of a git repository", redactURL(remote))
-	}
-	return nil
-}
-
-// redactURL hides a password, for people.
-func redactURL(s string) string {
-	if u, err := url.Parse(s); err == nil {
-		return u.Redacted()
-	}
-	return s
-}
-
 // Pin resolves the ref.
 func (s *Git) Pin(ctx context.Context, job *solver.Job, op *pb.SourceOp) (string, error) {
 	g, err := parseGit(op)
@@ -140,15 +50,21 @@ func (s *Git) Pin(ctx context.Context, job *solver.Job, op *pb.SourceOp) (string
 		return "", err
 	}
 	sha, tag := g.ref, ""
-	if !gitCommit.MatchString(sha) {
+	switch {
+	case gitCommit.MatchString(sha):
+	case g.byCommit:
+		return g.checksum, nil // what the remote has under the ref does not matter
+	default:
 		run, err := s.runner(ctx, job, g)
 		if err != nil {
 			return "", err
 		}
 		defer run.close()
-		if sha, tag, err = run.lsRemote(ctx, g); err != nil {
+		at, err := run.lsRemote(ctx, g)
+		if err != nil {
 			return "", err
 		}
+		sha, tag = at.commit, at.tag
 	}
 	if !strings.HasPrefix(sha, g.checksum) && (tag == "" || !strings.HasPrefix(tag, g.checksum)) {
 		return "", fmt.Errorf("%s: %q is the commit %s, and %s was expected", redactURL(g.remote), cmp.Or(g.ref, "HEAD"), sha, g.checksum)
@@ -182,7 +98,7 @@ func (s *Git) Chain(ctx context.Context, job *solver.Job, op *pb.SourceOp, pin s
 		return none, fmt.Errorf("%s: %w", redactURL(g.remote), err)
 	}
 	if g.keepDir && g.subdir == "" {
-		if err := im.gitDir(ctx, g.remote, pin); err != nil {
+		if err := im.gitDir(ctx, g, pin); err != nil {
 			return none, fmt.Errorf("%s: %w", redactURL(g.remote), err)
 		}
 	}
@@ -214,7 +130,7 @@ func (s *Git) Time(ctx context.Context, job *solver.Job, op *pb.SourceOp) (time.
 		return none, err
 	}
 	defer run.close()
-	mirror, unlock, err := s.mirror(ctx, run, g.remote)
+	mirror, unlock, err := s.mirror(ctx, run, g.remote, commit)
 	if err != nil {
 		return none, err
 	}
@@ -229,9 +145,14 @@ func (s *Git) Time(ctx context.Context, job *solver.Job, op *pb.SourceOp) (time.
 	return time.Unix(seconds, 0).UTC(), nil
 }
 
-// mirror gives the bare repository of a remote, locked: one fetch at a time.
-func (s *Git) mirror(ctx context.Context, run *gitRunner, remote string) (dir string, unlock func(), err error) {
+// mirror gives the bare repository of a remote, locked: one fetch at a time. A
+// repository names its objects by SHA-1 or by SHA-256, as its commits show.
+func (s *Git) mirror(ctx context.Context, run *gitRunner, remote, commit string) (dir string, unlock func(), err error) {
+	format := objectFormat(commit)
 	name := sha256.Sum256([]byte(remote))
+	if format != "sha1" {
+		name = sha256.Sum256([]byte(format + "\x00" + remote))
+	}
 	dir = s.cache.Path("git", hex.EncodeToString(name[:16]))
 	s.mu.Lock()
 	lock := s.locks[dir]
@@ -256,9 +177,17 @@ func (s *Git) mirror(ctx context.Context, run *gitRunner, remote string) (dir st
 		unlock()
 		return "", nil, err
 	}
-	if _, err := run.git(ctx, "", "init", "--quiet", "--bare", "--template=", dir); err != nil {
+	if _, err := run.git(ctx, "", "init", "--quiet", "--bare", "--template=", "--object-format="+format, dir); err != nil {
 		unlock()
 		return "", nil, err
 	}
 	return dir, unlock, nil
+}
+
+// objectFormat is git's name for the hash that a commit's name is made with.
+func objectFormat(commit string) string {
+	if len(commit) == sha256.Size*2 {
+		return "sha256"
+	}
+	return "sha1"
 }

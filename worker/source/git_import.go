@@ -8,11 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/url"
-	"os"
 	"path"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -46,7 +43,7 @@ type gitEntry struct {
 
 // commit puts the files of a commit, below subdir, at the path at.
 func (im *gitImport) commit(ctx context.Context, remote, ref, commit, subdir, at string, depth int) error {
-	mirror, unlock, err := im.git.mirror(ctx, im.run, remote)
+	mirror, unlock, err := im.git.mirror(ctx, im.run, remote, commit)
 	if err != nil {
 		return err
 	}
@@ -308,63 +305,6 @@ func (im *gitImport) put(ctx context.Context, at string, mode uint32, size, mtim
 	}
 	im.size += size
 	return im.tree.Set(at, e)
-}
-
-// gitDir makes the .git folder that a clone of the commit has.
-func (im *gitImport) gitDir(ctx context.Context, remote, commit string) error {
-	mirror, unlock, err := im.git.mirror(ctx, im.run, remote)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	dir := filepath.Join(im.run.dir, "kept.git")
-	local := [][2]string{{"protocol.file.allow", "always"}, {"core.logAllRefUpdates", "false"}}
-	for _, args := range [][]string{
-		{"init", "--quiet", "--template=", dir},
-		{"config", "core.bare", "false"},
-		{"remote", "add", "origin", withoutLogin(remote)},
-		{"fetch", "--quiet", "--no-tags", "--depth=1", "--", "file://" + mirror, commit},
-		{"update-ref", "--no-deref", "HEAD", commit},
-		{"read-tree", commit},
-	} {
-		if _, err := im.run.finish(ctx, im.run.command(ctx, dir, local, args...)); err != nil {
-			return err
-		}
-	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	return fs.WalkDir(root.FS(), ".", func(p string, d fs.DirEntry, err error) error {
-		if err != nil || p == "FETCH_HEAD" { // it names the mirror, a path of this machine
-			return err
-		}
-		at := path.Join(".git", p)
-		if d.IsDir() {
-			return im.tree.Set(at, tree.Entry{Kind: tree.Dir, Mode: 0o755, MTime: im.tree.MTime})
-		}
-		f, err := root.Open(p)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		st, err := f.Stat()
-		if err != nil || !st.Mode().IsRegular() {
-			return err
-		}
-		return im.put(ctx, at, 0o644, st.Size(), im.tree.MTime, f)
-	})
-}
-
-// withoutLogin drops user and password from what the result will hold.
-func withoutLogin(remote string) string {
-	u, err := url.Parse(remote)
-	if err != nil || u.Scheme == "ssh" {
-		return remote
-	}
-	u.User = nil
-	return u.String()
 }
 
 // joinPath puts two clean paths together, either of which may be the root.

@@ -2,6 +2,7 @@ package source
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -71,8 +72,15 @@ func (r *gitRunner) login(ctx context.Context, s *Git, job *solver.Job, g *gitOp
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || s.Secret == nil || job == nil {
 		return nil
 	}
-	for _, id := range []string{g.headerID + "." + u.Host, g.headerID, g.tokenID + "." + u.Host, g.tokenID} {
-		v, err := s.Secret(ctx, job, id)
+	type secret struct {
+		id    string
+		token bool
+	}
+	for _, sec := range []secret{{g.headerID + "." + u.Host, false}, {g.tokenID + "." + u.Host, true}, {g.headerID, false}, {g.tokenID, true}} {
+		if sec.id == "" || strings.HasPrefix(sec.id, ".") {
+			continue // the op names none
+		}
+		v, err := s.Secret(ctx, job, sec.id)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -80,7 +88,7 @@ func (r *gitRunner) login(ctx context.Context, s *Git, job *solver.Job, g *gitOp
 			return err
 		}
 		header := string(v)
-		if strings.HasPrefix(id, g.tokenID) {
+		if sec.token {
 			header = "basic " + base64.StdEncoding.EncodeToString([]byte("x-access-token:"+header))
 		}
 		r.config = append(r.config, [2]string{"http." + u.Scheme + "://" + u.Host + "/.extraHeader", "Authorization: " + header})
@@ -184,22 +192,31 @@ func (r *gitRunner) finish(ctx context.Context, cmd *exec.Cmd) ([]byte, error) {
 	return nil, fmt.Errorf("git %s: %s", cmd.Args[1], said)
 }
 
-// lsRemote asks a remote for a ref: the commit, and the tag's own name where it
-// is an annotated tag. Of a branch and a tag of one name it is the branch, as git
-// checkout has it.
-func (r *gitRunner) lsRemote(ctx context.Context, g *gitOp) (commit, tag string, err error) {
+// remoteRef is what a remote has under a ref.
+type remoteRef struct {
+	name   string // in full, "refs/heads/main"
+	commit string
+	tag    string // the tag's own name where it is an annotated tag
+}
+
+// lsRemote asks a remote for a ref. Of a branch and a tag of one name it is the
+// branch, as git checkout has it.
+func (r *gitRunner) lsRemote(ctx context.Context, g *gitOp) (remoteRef, error) {
 	ref := g.ref
 	if ref == "" {
 		ref = "HEAD"
 	}
-	out, err := r.git(ctx, "", "ls-remote", "--", g.remote, ref, ref+"^{}")
+	out, err := r.git(ctx, "", "ls-remote", "--symref", "--", g.remote, ref, ref+"^{}")
 	if err != nil {
-		return "", "", fmt.Errorf("%s: %w", redactURL(g.remote), err)
+		return remoteRef{}, fmt.Errorf("%s: %w", redactURL(g.remote), err)
 	}
-	found := make(map[string]string)
+	found, links := make(map[string]string), make(map[string]string)
 	for line := range strings.Lines(string(out)) {
-		if sha, name, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "\t"); ok && gitCommit.MatchString(sha) {
-			found[name] = sha
+		value, name, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
+		if to, isLink := strings.CutPrefix(value, "ref: "); ok && isLink {
+			links[name] = to
+		} else if ok && gitCommit.MatchString(value) {
+			found[name] = value
 		}
 	}
 	for _, name := range []string{ref, "refs/heads/" + ref, "refs/tags/" + ref, "refs/" + ref} {
@@ -207,12 +224,13 @@ func (r *gitRunner) lsRemote(ctx context.Context, g *gitOp) (commit, tag string,
 		if !ok {
 			continue
 		}
+		at := remoteRef{name: cmp.Or(links[name], name), commit: sha}
 		if peeled, ok := found[name+"^{}"]; ok {
-			return peeled, sha, nil
+			at.commit, at.tag = peeled, sha
 		}
-		return sha, "", nil
+		return at, nil
 	}
-	return "", "", fmt.Errorf("%s has no branch or tag %q", redactURL(g.remote), ref)
+	return remoteRef{}, fmt.Errorf("%s has no branch or tag %q", redactURL(g.remote), ref)
 }
 
 // fetch brings a commit into a mirror: by its name, and where the server gives no

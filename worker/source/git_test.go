@@ -2,7 +2,11 @@ package source
 
 import (
 	"context"
+	"encoding/base64"
+	"fmt"
+	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
@@ -221,15 +225,56 @@ func TestGitSubmodules(t *testing.T) {
 
 func TestGitKeepsDir(t *testing.T) {
 	srv := newGitServer(t)
-	commit := srv.repo("app", "a=1")
+	first := srv.repo("app", "a=1")
+	second := srv.commit("app", "a=2")
+	srv.git("app", "tag", "light")
+	srv.git("app", "tag", "-a", "-m", "v1", "v1")
 	c := openCache(t, t.TempDir())
-	_, got, root, err := checkout(t, c, NewGit(c), srv.op("app", "", map[string]string{pb.AttrKeepGitDir: "true"}))
-	if err != nil || !strings.Contains(got, "a=1") || !strings.Contains(got, ".git/HEAD="+commit[:20]) {
-		t.Fatalf("got %s, %v", got, err)
+	s := NewGit(c)
+	byCommit := map[string]string{pb.AttrGitFetchByCommit: "true", pb.AttrGitChecksum: first}
+	for i, test := range []struct {
+		ref    string
+		attrs  map[string]string
+		commit string
+		refs   string // git for-each-ref
+	}{
+		{"", nil, second, "commit refs/heads/main"},
+		{"main", nil, second, "commit refs/heads/main"},
+		{"light", nil, second, "commit refs/tags/light"},
+		// An annotated tag is an object of its own, which git describe looks for.
+		{"v1", nil, second, "tag refs/tags/v1"},
+		{"refs/tags/v1", nil, second, "tag refs/tags/v1"},
+		{first, nil, first, ""},
+		// The ref is what the commit is said to be, not where it is looked for.
+		{"main", byCommit, first, "commit refs/heads/main"},
+		{"refs/tags/v0", byCommit, first, "commit refs/tags/v0"},
+		{"", byCommit, first, ""},
+	} {
+		attrs := map[string]string{pb.AttrKeepGitDir: "true"}
+		maps.Copy(attrs, test.attrs)
+		_, got, root, err := checkout(t, c, s, srv.op("app", test.ref, attrs))
+		if err != nil || !strings.Contains(got, ".git/HEAD="+test.commit[:20]) {
+			t.Fatalf("%q: got %s, %v", test.ref, got, err)
+		}
+		// Written out it is a repository in which nothing has changed.
+		out := fmt.Sprint("out", i)
+		writeOut(t, c, root, filepath.Join(srv.dir, out))
+		if status := srv.git(out, "status", "--porcelain"); status != "" || srv.git(out, "rev-parse", "HEAD") != test.commit {
+			t.Errorf("%q: git status says %q", test.ref, status)
+		}
+		if refs := srv.git(out, "for-each-ref", "--format=%(objecttype) %(refname)"); refs != test.refs {
+			t.Errorf("%q: it has the refs %q, want %q", test.ref, refs, test.refs)
+		}
 	}
-	// Written out it is a repository in which nothing has changed.
-	dir := filepath.Join(srv.dir, "out")
-	err = tree.Walk(c, root, func(p string, e tree.Entry) error {
+	if got := srv.git("out3", "describe"); got != "v1" {
+		t.Errorf("git describe says %q, want v1", got)
+	}
+}
+
+// writeOut makes a folder of a tree, in which nothing may name the state folder.
+func writeOut(t *testing.T, c *cache.Cache, root tree.Entry, dir string) {
+	t.Helper()
+	err := tree.Walk(c, root, func(p string, e tree.Entry) error {
 		if e.Kind == tree.Dir {
 			return os.MkdirAll(filepath.Join(dir, p), 0o755)
 		}
@@ -238,8 +283,8 @@ func TestGitKeepsDir(t *testing.T) {
 			return err
 		}
 		defer f.Close()
-		data := make([]byte, e.Size)
-		if _, err := f.ReadAt(data, 0); err != nil && e.Size > 0 && len(data) == 0 {
+		data, err := io.ReadAll(io.NewSectionReader(f, 0, e.Size))
+		if err != nil {
 			return err
 		}
 		if strings.Contains(string(data), c.Path()) {
@@ -250,8 +295,67 @@ func TestGitKeepsDir(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if status := srv.git("out", "status", "--porcelain"); status != "" || srv.git("out", "rev-parse", "HEAD") != commit {
-		t.Errorf("git status says %q", status)
+}
+
+// TestGitFetchByCommit takes a commit that no ref leads to any more.
+func TestGitFetchByCommit(t *testing.T) {
+	srv := newGitServer(t)
+	first := srv.repo("app", "a=1")
+	srv.git("app", "commit", "-q", "--amend", "-m", "another")
+	srv.commit("app", "a=2")
+	c := openCache(t, t.TempDir())
+	s := NewGit(c)
+	by := func(checksum string) map[string]string {
+		return map[string]string{pb.AttrGitFetchByCommit: "true", pb.AttrGitChecksum: checksum}
+	}
+	for _, test := range []struct {
+		ref, checksum string
+		want          string // of the error; empty is that it works
+	}{
+		{"", first, ""},
+		// Nobody looks what the ref is.
+		{"main", first, ""},
+		{"nothing", first, ""},
+		// The ref is the commit already.
+		{first, "", ""},
+		{first, first[:8], ""},
+		{"main", "", "needs a commit"},
+		{"main", first[:8], "whole name"},
+		{strings.Repeat("0", 40), first, "was expected"},
+	} {
+		pin, got, _, err := checkout(t, c, s, srv.op("app", test.ref, by(test.checksum)))
+		if test.checksum == "" {
+			op := srv.op("app", test.ref, by("0"))
+			delete(op.Attrs, pb.AttrGitChecksum)
+			pin, got, _, err = checkout(t, c, s, op)
+		}
+		if test.want == "" && (err != nil || pin != first || got != "a=1") {
+			t.Errorf("%q, %q: got %s, %s, %v; want %s", test.ref, test.checksum, pin, got, err, first)
+		}
+		if test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+			t.Errorf("%q, %q: got %v, want it to say %q", test.ref, test.checksum, err, test.want)
+		}
+	}
+}
+
+// TestGitSHA256 takes a repository whose objects are named by SHA-256.
+func TestGitSHA256(t *testing.T) {
+	srv := newGitServer(t)
+	if err := os.MkdirAll(filepath.Join(srv.dir, "app"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	srv.git("app", "init", "-q", "-b", "main", "--object-format=sha256")
+	commit := srv.commit("app", "a=1")
+	c := openCache(t, t.TempDir())
+	for _, ref := range []string{"main", commit} {
+		pin, got, root, err := checkout(t, c, NewGit(c), srv.op("app", ref, map[string]string{pb.AttrKeepGitDir: "true"}))
+		if err != nil || pin != commit || len(pin) != 64 || !strings.Contains(got, "a=1") {
+			t.Fatalf("%q: got %s, %s, %v; want %s", ref, pin, got, err, commit)
+		}
+		writeOut(t, c, root, filepath.Join(srv.dir, "out-"+ref))
+		if status := srv.git("out-"+ref, "status", "--porcelain"); status != "" {
+			t.Errorf("%q: git status says %q", ref, status)
+		}
 	}
 }
 
@@ -275,6 +379,19 @@ func TestGitRefuses(t *testing.T) {
 		{&pb.SourceOp{Identifier: "git://x", Attrs: map[string]string{pb.AttrFullRemoteURL: "ext::sh -c id"}}, "not the address"},
 		{&pb.SourceOp{Identifier: "git://x", Attrs: map[string]string{pb.AttrFullRemoteURL: "ssh://-oProxyCommand=id/x"}}, "not the address"},
 		{&pb.SourceOp{Identifier: "git://x", Attrs: map[string]string{pb.AttrFullRemoteURL: "-x"}}, "not the address"},
+		// The identifier, by which policies go, is another repository's.
+		{&pb.SourceOp{Identifier: "git://example.com/a", Attrs: map[string]string{pb.AttrFullRemoteURL: srv.URL + "/app/.git"}}, "another repository"},
+		{&pb.SourceOp{Identifier: "git://example.com/a", Attrs: map[string]string{pb.AttrFullRemoteURL: "https://example.com/b.git"}}, "another repository"},
+		{srv.op("app", "", map[string]string{pb.AttrGitChecksum: "main"}), "no name of a commit"},
+		{srv.op("app", "", map[string]string{pb.AttrGitMTime: "yesterday"}), pb.AttrGitMTime},
+		// What is asked for and cannot be done.
+		{srv.op("app", "", map[string]string{pb.AttrGitBundle: "docker-image+blob://x"}), pb.AttrGitBundle},
+		{srv.op("app", "", map[string]string{pb.AttrGitCheckoutBundle: "true"}), pb.AttrGitCheckoutBundle},
+		{srv.op("app", "", map[string]string{pb.AttrGitSignatureVerifyPubKey: "x"}), pb.AttrGitSignatureVerifyPubKey},
+		{srv.op("app", "", map[string]string{pb.AttrGitSignatureVerifyRejectExpired: "true"}), pb.AttrGitSignatureVerifyRejectExpired},
+		{srv.op("app", "", map[string]string{pb.AttrGitSignatureVerifyRequireSignedTag: "true"}), pb.AttrGitSignatureVerifyRequireSignedTag},
+		{srv.op("app", "", map[string]string{pb.AttrGitSignatureVerifyIgnoreSignedTag: "true"}), pb.AttrGitSignatureVerifyIgnoreSignedTag},
+		{srv.op("app", "", map[string]string{"git.newer": "1"}), "git.newer"},
 	} {
 		_, _, _, err := checkout(t, c, s, test.op)
 		if err == nil || !strings.Contains(err.Error(), test.want) {
@@ -302,17 +419,36 @@ func TestGitLogin(t *testing.T) {
 	srv.repo("app", "a=1")
 	srv.password = "token"
 	s := NewGit(openCache(t, t.TempDir()))
-	if _, err := s.Pin(t.Context(), nil, srv.op("app", "", nil)); err == nil || strings.Contains(err.Error(), "nothing") {
-		t.Errorf("without a login: got %v", err)
-	}
-	s.Secret = func(_ context.Context, _ *solver.Job, id string) ([]byte, error) {
-		if id == "GIT_AUTH_TOKEN" {
-			return []byte("token"), nil
+	host := strings.TrimPrefix(srv.URL, "http://")
+	header := "basic " + base64.StdEncoding.EncodeToString([]byte("x:token"))
+	token, headers := map[string]string{pb.AttrAuthTokenSecret: "TOKEN"}, map[string]string{pb.AttrAuthHeaderSecret: "HEADER"}
+	both := map[string]string{pb.AttrAuthTokenSecret: "TOKEN", pb.AttrAuthHeaderSecret: "HEADER"}
+	for _, test := range []struct {
+		attrs, secrets map[string]string
+		works          bool
+	}{
+		{nil, nil, false},
+		// The op names no secret, so none is used.
+		{nil, map[string]string{"GIT_AUTH_TOKEN": "token"}, false},
+		{token, map[string]string{"TOKEN": "token"}, true},
+		{token, map[string]string{"TOKEN": "other"}, false},
+		{headers, map[string]string{"HEADER": header}, true},
+		// That of the host comes before that of any, and headers before tokens.
+		{token, map[string]string{"TOKEN": "other", "TOKEN." + host: "token"}, true},
+		{both, map[string]string{"HEADER": "other", "TOKEN." + host: "token"}, true},
+		{both, map[string]string{"HEADER": header, "TOKEN": "other"}, true},
+		{both, map[string]string{"HEADER." + host: "other", "TOKEN": "token"}, false},
+	} {
+		s.Secret = func(_ context.Context, _ *solver.Job, id string) ([]byte, error) {
+			if v, ok := test.secrets[id]; ok {
+				return []byte(v), nil
+			}
+			return nil, fs.ErrNotExist
 		}
-		return nil, fs.ErrNotExist
-	}
-	if _, err := s.Pin(t.Context(), &solver.Job{}, srv.op("app", "", nil)); err != nil {
-		t.Errorf("with a token: %v", err)
+		_, err := s.Pin(t.Context(), &solver.Job{}, srv.op("app", "", test.attrs))
+		if (err == nil) != test.works || err != nil && strings.Contains(err.Error(), "nothing") {
+			t.Errorf("%v with %v: got %v, want it to work: %v", test.attrs, test.secrets, err, test.works)
+		}
 	}
 }
 

@@ -111,6 +111,8 @@ func parseHTTP(op *pb.SourceOp) (*httpOp, error) {
 				if name == "Accept" || name == "User-Agent" {
 					h.header = append(h.header, [2]string{name, v})
 				}
+			} else if strings.HasPrefix(k, "http.") {
+				err = errors.New("not supported by this version of kiln")
 			}
 		}
 		if err != nil {

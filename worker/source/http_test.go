@@ -196,6 +196,8 @@ func TestHTTPFailures(t *testing.T) {
 		{Identifier: "http://a/b", Attrs: map[string]string{pb.AttrHTTPUID: "-1"}},
 		{Identifier: "http://a/b", Attrs: map[string]string{pb.AttrHTTPChecksum: "md5:1"}},
 		{Identifier: "http://a/b", Attrs: map[string]string{pb.AttrHTTPSignatureVerify: "x"}},
+		{Identifier: "http://a/b", Attrs: map[string]string{pb.AttrHTTPSignatureVerifyPubKey: "x"}},
+		{Identifier: "http://a/b", Attrs: map[string]string{"http.newer": "x"}},
 	} {
 		if _, err := s.Pin(t.Context(), nil, op); err == nil {
 			t.Errorf("%v was taken", op)
