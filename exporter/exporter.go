@@ -15,6 +15,7 @@ import (
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/registry"
+	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -36,6 +37,39 @@ type Image struct {
 	Root       cache.ChainID
 	Config     []byte // as frontend.ResultImage has it
 	BaseConfig []byte
+	// Attestations are what is said of the image; they are written beside it.
+	Attestations []Attestation
+}
+
+// Attestation is something that is said of an image. Its predicate is in a file
+// of a frontend's result, or what the engine itself says. See package attest.
+type Attestation struct {
+	// Path names the file; in folders and tarballs its last part is what the
+	// attestation is called. Of a bundle it is the folder that the statements are in.
+	Path   string
+	Bundle bool
+	// Root is the file system that Path is in, where Content is nil.
+	Root cache.ChainID
+	// Content gives the predicate when it is needed: once the image's layers are there.
+	Content func(ctx context.Context) ([]byte, error)
+	// PredicateType is the URL of the predicate's kind; a bundle may leave it out.
+	PredicateType string
+	// Subjects are what the predicate is about; none is the image.
+	Subjects []Subject
+	// SBOMCore is the name, without what follows a dot, of the file of a bundle
+	// that describes the image itself.
+	SBOMCore string
+	// InlineOnly says that the attestation does not make an index of one image: it
+	// is written where images go to registries, or where there is an index anyway.
+	InlineOnly bool
+}
+
+// Subject is what an attestation is about: the image, under a further name where
+// there is one, or, where Raw is set, something else, which has digests.
+type Subject struct {
+	Raw     bool
+	Name    string
+	Digests []digest.Digest
 }
 
 // Exporter writes a result somewhere.

@@ -86,8 +86,8 @@ func (a Annotations) merge(metadata map[string][]byte) (Annotations, error) {
 	return out, nil
 }
 
-// check finds what r has no place for.
-func (a Annotations) check(r exporter.Result, oci bool) error {
+// check finds what r, which is written as an index or not, has no place for.
+func (a Annotations) check(r exporter.Result, index, oci bool) error {
 	known := map[string]bool{"": true}
 	for _, img := range r.Images {
 		known[platforms.FormatAll(img.Platform)] = true
@@ -96,7 +96,7 @@ func (a Annotations) check(r exporter.Result, oci bool) error {
 		switch {
 		case !known[t.platform]:
 			return fmt.Errorf("annotation for platform %s: the result has no image for it", t.platform)
-		case !r.Index() && (t.place == onIndex || t.place == onIndexDescriptor):
+		case !index && (t.place == onIndex || t.place == onIndexDescriptor):
 			return fmt.Errorf("annotation on the %s: an image for one platform has none", t.place)
 		case !oci && t.place != onManifest:
 			return fmt.Errorf("annotation on the %s: needs OCI media types; leave out %s=false", t.place, attrOCI)

@@ -40,6 +40,8 @@ type Image struct {
 	// Root is the manifest or the index.
 	Root      Document
 	Manifests []Manifest
+	// Attestations are what is said of the manifests, where something is.
+	Attestations []AttestationManifest
 	// Index reports whether Root is an index.
 	Index bool
 }
@@ -62,6 +64,9 @@ func (i *Image) Documents() []Document {
 	for _, m := range i.Manifests {
 		out = append(out, m.Config, m.Document)
 	}
+	for _, a := range i.Attestations {
+		out = append(out, a.documents()...)
+	}
 	if i.Index {
 		out = append(out, i.Root)
 	}
@@ -79,7 +84,8 @@ func Assemble(ctx context.Context, env exporter.Env, o Options, r exporter.Resul
 	if err != nil {
 		return nil, err
 	}
-	if err := annotations.check(r, o.OCI); err != nil {
+	index := o.Index(r)
+	if err := annotations.check(r, index, o.OCI); err != nil {
 		return nil, err
 	}
 	a := &assembly{env: env, opts: o, annotations: annotations, result: r, layers: newLayers(env, &o)}
@@ -89,19 +95,26 @@ func Assemble(ctx context.Context, env exporter.Env, o Options, r exporter.Resul
 	if err != nil {
 		return nil, err
 	}
-	img := &Image{Index: r.Index()}
+	img := &Image{Index: index}
 	for i := range r.Images {
 		m, err := a.manifest(i, found[i], p)
 		if err != nil {
 			return nil, err
 		}
 		img.Manifests = append(img.Manifests, m)
+		if !index {
+			img.Root = m.Document
+			return img, nil
+		}
+		said, err := a.attestations(ctx, i, m, p)
+		if err != nil {
+			return nil, err
+		}
+		if said != nil {
+			img.Attestations = append(img.Attestations, *said)
+		}
 	}
-	if !img.Index {
-		img.Root = img.Manifests[0].Document
-		return img, nil
-	}
-	img.Root, err = a.index(img.Manifests, p)
+	img.Root, err = a.index(img, p)
 	return img, err
 }
 
@@ -269,7 +282,7 @@ func (a *assembly) layerDescriptor(l Layer) ocispecs.Descriptor {
 	return d
 }
 
-func (a *assembly) index(manifests []Manifest, p exporter.Progress) (Document, error) {
+func (a *assembly) index(img *Image, p exporter.Progress) (Document, error) {
 	idx := ocispecs.Index{
 		Versioned:   specs.Versioned{SchemaVersion: 2},
 		MediaType:   ocispecs.MediaTypeImageIndex,
@@ -278,7 +291,10 @@ func (a *assembly) index(manifests []Manifest, p exporter.Progress) (Document, e
 	if !a.opts.OCI {
 		idx.MediaType = dockerIndex
 	}
-	for _, m := range manifests {
+	for _, m := range img.Manifests {
+		idx.Manifests = append(idx.Manifests, m.Desc)
+	}
+	for _, m := range img.Attestations {
 		idx.Manifests = append(idx.Manifests, m.Desc)
 	}
 	data, err := json.MarshalIndent(idx, "", "  ")

@@ -35,6 +35,11 @@ type Options struct {
 	// KeepTimes leaves the times of files alone where there is an Epoch;
 	// otherwise none of a new layer is later than that.
 	KeepTimes bool
+	// Artifact has the manifests of attestations as OCI artifacts that name their
+	// image as their subject, rather than as images of the platform "unknown".
+	Artifact bool
+	// Inline has attestations that are for indexes only in an index of their own.
+	Inline bool
 	// Rest are the attributes that are not of this package.
 	Rest map[string]string
 }
@@ -48,20 +53,20 @@ const (
 	attrOCI              = "oci-mediatypes"
 	attrEpoch            = "source-date-epoch"
 	attrRewriteTimestamp = "rewrite-timestamp"
+	attrArtifact         = "oci-artifact"
+	attrInline           = "attestation-inline"
 
 	// metadataEpoch is where a frontend says SOURCE_DATE_EPOCH.
 	metadataEpoch = "source.date.epoch"
 )
 
-// ignoredBools are attributes that are checked and change nothing: those of
-// attestations, which there are none of, and of foreign layers.
-var ignoredBools = map[string]bool{
-	"oci-artifact": true, "attestation-inline": true, "prefer-nondist-layers": true,
-}
+// ignoredBools are attributes that are checked and change nothing: that of foreign
+// layers.
+var ignoredBools = map[string]bool{"prefer-nondist-layers": true}
 
 // ParseOptions reads exporter attributes.
 func ParseOptions(attrs map[string]string) (Options, error) {
-	o := Options{OCI: true, Annotations: Annotations{}, Rest: map[string]string{}}
+	o := Options{OCI: true, Artifact: true, Annotations: Annotations{}, Rest: map[string]string{}}
 	for k, v := range attrs {
 		isAnnotation, err := o.Annotations.parse(k, v)
 		if err == nil && !isAnnotation {
@@ -73,6 +78,12 @@ func ParseOptions(attrs map[string]string) (Options, error) {
 	}
 	if err := o.Method.Check(); err != nil {
 		return Options{}, err
+	}
+	if _, asked := attrs[attrArtifact]; !o.OCI && o.Artifact {
+		if asked {
+			return Options{}, fmt.Errorf("exporter option %q conflicts with %q", attrArtifact+"=true", attrOCI+"=false")
+		}
+		o.Artifact = false
 	}
 	if !o.OCI && len(o.Annotations) > 0 && o.Annotations.needOCI() {
 		return Options{}, fmt.Errorf("annotations of indexes and descriptors need OCI media types: leave out %s=false", attrOCI)
@@ -95,6 +106,10 @@ func (o *Options) set(k, v string) (err error) {
 		o.Force, err = ParseBool(k, v, true)
 	case attrOCI:
 		o.OCI, err = ParseBool(k, v, false)
+	case attrArtifact:
+		o.Artifact, err = ParseBool(k, v, true)
+	case attrInline:
+		o.Inline, err = ParseBool(k, v, true)
 	case attrRewriteTimestamp:
 		var rewrite bool
 		rewrite, err = ParseBool(k, v, false)

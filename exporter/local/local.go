@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/platforms"
 	"github.com/kiln-build/kiln/exporter"
+	"github.com/kiln-build/kiln/exporter/attest"
 	"github.com/kiln-build/kiln/exporter/image"
 )
 
@@ -25,14 +26,15 @@ type Exporter struct {
 	epoch    *time.Time
 	epochSet bool
 	split    *bool
-	mirror   bool // remove what the result does not have
+	mirror   bool   // remove what the result does not have
+	prefix   string // of the names of statements
 }
 
 var _ exporter.Exporter = (*Exporter)(nil)
 
 // New makes the exporter "local".
 func New(env exporter.Env, attrs map[string]string) (*Exporter, error) {
-	e := &Exporter{env: env}
+	e := &Exporter{env: env, prefix: attrs["attestation-prefix"]}
 	var err error
 	if e.epoch, e.epochSet, err = image.ParseEpoch(attrs); err != nil {
 		return nil, err
@@ -115,8 +117,22 @@ func (e *Exporter) image(ctx context.Context, w *writer, r exporter.Result, img 
 		return err
 	}
 	w.epoch, w.platform, w.first = epoch, platform, map[inode]string{}
-	if split {
-		state.Name, state.Mode = image.PlatformFolder(img.Platform), 0o755
+	root := state
+	naming := attest.Naming{Prefix: e.prefix}
+	dir := ""
+	switch {
+	case split:
+		dir = image.PlatformFolder(img.Platform)
+		state.Name, state.Mode = dir, 0o755
+	case r.Index():
+		naming.Platform = image.PlatformFolder(img.Platform)
 	}
-	return w.write(ctx, state)
+	if err := w.write(ctx, state); err != nil || len(img.Attestations) == 0 {
+		return err
+	}
+	files, err := attest.Files(ctx, e.env, img, root, naming)
+	if err != nil {
+		return err
+	}
+	return w.statements(dir, files, e.env.Now().UnixNano())
 }

@@ -54,6 +54,9 @@ func (e *Exporter) Export(ctx context.Context, r exporter.Result, p exporter.Pro
 	if e.docker && r.Index() {
 		return nil, errors.New("type=docker holds an image for one platform only; use type=oci")
 	}
+	if e.docker && e.opts.Index(r) {
+		return nil, errors.New("type=docker has no place for attestations; leave them out, or use type=oci")
+	}
 	if e.env.Target == nil {
 		return nil, errors.New("the output needs a destination: name one with dest=")
 	}

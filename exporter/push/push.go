@@ -17,6 +17,7 @@ import (
 	"github.com/kiln-build/kiln/exporter"
 	"github.com/kiln-build/kiln/exporter/image"
 	"github.com/kiln-build/kiln/registry"
+	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 )
@@ -49,6 +50,9 @@ func New(env exporter.Env, push bool, attrs map[string]string) (*Exporter, error
 	o, err := image.ParseOptions(attrs)
 	if err != nil {
 		return nil, err
+	}
+	if _, given := attrs["attestation-inline"]; !given {
+		o.Inline = true // registries take indexes
 	}
 	e := &Exporter{env: env, opts: o, push: push}
 	for key, to := range map[string]*bool{"push": &e.push, "push-by-digest": &e.byDigest, "registry.insecure": &e.insecure} {
@@ -208,9 +212,9 @@ func (ps *pusher) layers(ctx context.Context, assemble func(context.Context, fun
 		return nil
 	})
 	if err == nil {
-		for _, m := range img.Manifests {
+		for _, d := range configs(img) {
 			for _, repo := range ps.repos {
-				uploads.Go(func() error { return ps.document(uctx, repo, m.Config) })
+				uploads.Go(func() error { return ps.document(uctx, repo, d) })
 			}
 		}
 	}
@@ -219,6 +223,25 @@ func (ps *pusher) layers(ctx context.Context, assemble func(context.Context, fun
 		err = uerr
 	}
 	return img, err
+}
+
+// configs gives the documents that are blobs, each once.
+func configs(img *image.Image) []image.Document {
+	var all, out []image.Document
+	for _, m := range img.Manifests {
+		all = append(all, m.Config)
+	}
+	for _, a := range img.Attestations {
+		all = append(append(all, a.Statements...), a.Config)
+	}
+	seen := map[digest.Digest]bool{}
+	for _, d := range all {
+		if !seen[d.Desc.Digest] {
+			seen[d.Desc.Digest] = true
+			out = append(out, d)
+		}
+	}
+	return out
 }
 
 // layer sends a layer to a repository, and notes that it is there.
@@ -261,6 +284,11 @@ func (ps *pusher) manifests(ctx context.Context, img *image.Image, p exporter.Pr
 		if img.Index {
 			for _, m := range img.Manifests {
 				if err := ps.manifest(ctx, repo+"@"+m.Desc.Digest.String(), m.Document, p); err != nil {
+					return err
+				}
+			}
+			for _, a := range img.Attestations {
+				if err := ps.manifest(ctx, repo+"@"+a.Desc.Digest.String(), a.Document, p); err != nil {
 					return err
 				}
 			}

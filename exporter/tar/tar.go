@@ -2,15 +2,19 @@
 package tar
 
 import (
+	"archive/tar"
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"strconv"
 	"time"
 
 	"github.com/containerd/platforms"
+	"github.com/kiln-build/kiln/cache/tree"
 	"github.com/kiln-build/kiln/exporter"
+	"github.com/kiln-build/kiln/exporter/attest"
 	"github.com/kiln-build/kiln/exporter/image"
 	"github.com/kiln-build/kiln/exporter/layer"
 )
@@ -21,13 +25,14 @@ type Exporter struct {
 	epoch    *time.Time
 	epochSet bool
 	split    *bool
+	prefix   string // of the names of statements
 }
 
 var _ exporter.Exporter = (*Exporter)(nil)
 
 // New makes the exporter "tar".
 func New(env exporter.Env, attrs map[string]string) (*Exporter, error) {
-	e := &Exporter{env: env}
+	e := &Exporter{env: env, prefix: attrs["attestation-prefix"]}
 	var err error
 	if e.epoch, e.epochSet, err = image.ParseEpoch(attrs); err != nil {
 		return nil, err
@@ -87,12 +92,42 @@ func (e *Exporter) write(ctx context.Context, f exporter.File, r exporter.Result
 		if err := s.Add(ctx, w, prefix, root); err != nil {
 			return image.GoneFile(e.env.Cache, img.Root, err)
 		}
+		if err := e.statements(ctx, w, img, root, prefix, epoch); err != nil {
+			return err
+		}
 	}
 	if err := s.End(w); err != nil {
 		return err
 	}
 	if b, ok := w.(*bufio.Writer); ok {
 		return b.Flush()
+	}
+	return nil
+}
+
+// statements writes the statements about an image's files behind them.
+func (e *Exporter) statements(ctx context.Context, w io.Writer, img exporter.Image, root tree.Entry, prefix string, epoch *time.Time) error {
+	files, err := attest.Files(ctx, e.env, img, root, attest.Naming{Prefix: e.prefix})
+	if err != nil {
+		return err
+	}
+	made := e.env.Now()
+	if epoch != nil {
+		made = *epoch
+	}
+	for _, f := range files {
+		// A writer of its own for each file: the stream's end is not this one's.
+		t := tar.NewWriter(w)
+		h := &tar.Header{Typeflag: tar.TypeReg, Name: prefix + f.Name, Mode: 0o600, Size: int64(len(f.Data)), ModTime: made.Truncate(time.Second)}
+		if err := t.WriteHeader(h); err != nil {
+			return fmt.Errorf("writing %s: %w", h.Name, err)
+		}
+		if _, err := t.Write(f.Data); err != nil {
+			return fmt.Errorf("writing %s: %w", h.Name, err)
+		}
+		if err := t.Flush(); err != nil {
+			return fmt.Errorf("writing %s: %w", h.Name, err)
+		}
 	}
 	return nil
 }
