@@ -36,6 +36,8 @@ type WorkerConfig struct {
 	Binary string `toml:"binary"`
 	// CgroupParent is the cgroup that steps run below.
 	CgroupParent string `toml:"defaultCgroupParent"`
+	// GCConfig says what the state folder may take.
+	GCConfig
 }
 
 // DNSConfig is what steps find in /etc/resolv.conf in place of the host's.

@@ -199,16 +199,16 @@ func (d *database) sync() error {
 	return d.badger.Sync()
 }
 
-// compact rewrites the tables without what was deleted. Badger keeps what is
-// deleted until the deletion itself is in a table: it is closed, which puts it
-// there, and opened again.
-func (d *database) compact() error {
+// compact rewrites the tables without what was deleted, where that are so many
+// values. Badger keeps what is deleted until the deletion itself is in a table: it
+// is closed, which puts it there, and opened again.
+func (d *database) compact(atLeast int) error {
 	if err := d.flush(); err != nil {
 		return err
 	}
 	d.flushMu.Lock()
 	defer d.flushMu.Unlock()
-	if d.deleted < compactAfter {
+	if d.deleted < atLeast {
 		return nil
 	}
 	if !roomFor(d.dir, headroom) {

@@ -148,7 +148,7 @@ func BenchmarkUsage(b *testing.B) {
 	})
 	b.Run("prune", func(b *testing.B) {
 		for range b.N {
-			prune(b, c, PruneOptions{})
+			prune(b, c, PruneOptions{Filter: onlyLoose})
 		}
 	})
 }

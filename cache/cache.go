@@ -90,6 +90,7 @@ type Cache struct {
 	leases   map[*Lease]struct{}
 	replaced []tree.Entry   // roots that layers had since the oldest lease began
 	mounts   map[string]int // cache mounts in use
+	shelved  map[string]int // folders of shelves in use
 
 	pruneMu sync.Mutex // one Prune or Usage at a time
 }
@@ -110,7 +111,7 @@ func Open(ctx context.Context, dir string, o Options) (*Cache, error) {
 	}
 	c := &Cache{
 		dir: dir, opt: o, guard: new(guard.Guard), done: make(chan struct{}),
-		leases: map[*Lease]struct{}{}, mounts: map[string]int{},
+		leases: map[*Lease]struct{}{}, mounts: map[string]int{}, shelved: map[string]int{},
 	}
 	if err := c.open(ctx); err != nil {
 		if errors.Is(err, fs.ErrPermission) {

@@ -413,7 +413,7 @@ func TestDamagedDatabase(t *testing.T) {
 				c = open(t, dir, Options{Warn: func(error) {}})
 				build(t, c, 2, ChainID{}, map[string]string{"a": "2"})
 				wholeness(t, c, 2)
-				if _, err := c.Prune(context.Background(), PruneOptions{}); err != nil {
+				if _, err := c.Prune(context.Background(), PruneOptions{Filter: onlyLoose}); err != nil {
 					t.Error(err)
 				}
 				if aside, _ := filepath.Glob(filepath.Join(dir, "db.corrupt-*")); len(aside) != 0 {
@@ -549,7 +549,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	c = open(t, state, Options{Warn: func(error) {}})
 	wholeness(t, c, 1)
-	prune(t, c, PruneOptions{}) // removes the files that no record leads to
+	prune(t, c, PruneOptions{Filter: onlyLoose}) // removes the files that no record leads to
 	wholeness(t, c, 1)
 	build(t, c, 2, ChainID{}, map[string]string{"a": "2"})
 	wholeness(t, c, 2)

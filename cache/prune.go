@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,18 +16,40 @@ import (
 	"github.com/kiln-build/kiln/cache/pool"
 )
 
-// PruneOptions say what to collect. The zero value collects what no record leads to.
+// PruneOptions say what to collect. The zero value collects whatever no build
+// holds, but for what parts of the worker remember.
+//
+// With a bound, what may go goes longest unused first, until the bounds hold. Of
+// records that were used together, those go first that others do not stand on.
 type PruneOptions struct {
-	All          bool             // whatever no build holds
+	All          bool             // what parts of the worker remember, too
 	KeepDuration time.Duration    // keep what was used since; 0 is no such bound
-	MaxUsed      int64            // collect, longest unused first, until the folder is at most so large; 0 is no bound
+	MaxUsed      int64            // how large the folder may be; 0 is no bound
+	MinFree      int64            // how much is to be free on the disk; 0 is no bound
+	Reserved     int64            // while the folder is no larger nothing goes; 0 is no bound
 	Filter       func(Usage) bool // consider only these; nil is all
 }
 
+// bounded reports whether the options have a bound of bytes.
+func (o PruneOptions) bounded() bool { return o.MaxUsed > 0 || o.MinFree > 0 || o.Reserved > 0 }
+
+// Limit gives how large the folder may be that takes used bytes, on a disk with
+// free bytes to spare. It means something for options with a bound only.
+func (o PruneOptions) Limit(used, free int64) int64 {
+	limit := o.MaxUsed
+	if o.MinFree > 0 {
+		// What is missing is taken from the folder.
+		room := used - max(0, o.MinFree-free)
+		if limit == 0 || room < limit {
+			limit = room
+		}
+	}
+	return max(limit, o.Reserved)
+}
+
 // Prune collects and gives what went. Builds may run meanwhile: what an open
-// lease holds or has used stays. With MaxUsed it collects until the folder's
-// disk usage, each inode counted once, is within it or nothing is left that may
-// go; what was used longest ago goes first.
+// lease holds or has used stays. With bounds it collects until the folder's disk
+// usage, each inode counted once, is within them or nothing is left that may go.
 func (c *Cache) Prune(ctx context.Context, o PruneOptions) ([]Usage, error) {
 	c.pruneMu.Lock()
 	defer c.pruneMu.Unlock()
@@ -40,14 +63,25 @@ func (c *Cache) Prune(ctx context.Context, o PruneOptions) ([]Usage, error) {
 // pruner is a Prune that is going on.
 type pruner struct {
 	*Cache
+	o         PruneOptions
+	limit     int64            // of the folder, where o is bounded
 	keepLoose map[LayerID]bool // layers that no record leads to, and that stay
 	gone      []Usage
 }
 
 func (c *Cache) prune(ctx context.Context, o PruneOptions) ([]Usage, error) {
-	if o.MaxUsed > 0 {
-		if used, err := c.DiskUsage(); err != nil || used <= o.MaxUsed {
+	p := &pruner{Cache: c, o: o, keepLoose: map[LayerID]bool{}}
+	if o.bounded() {
+		used, err := c.measure()
+		if err != nil {
 			return nil, err
+		}
+		space, err := c.Space()
+		if err != nil {
+			return nil, err
+		}
+		if p.limit = o.Limit(used, space.Free); used <= p.limit {
+			return nil, nil
 		}
 	}
 	c.guard.Renew()
@@ -56,7 +90,6 @@ func (c *Cache) prune(ctx context.Context, o PruneOptions) ([]Usage, error) {
 		return nil, err
 	}
 	items := candidates(all, o, c.opt.Clock())
-	p := &pruner{Cache: c, keepLoose: map[LayerID]bool{}}
 	for _, it := range all {
 		if it.layer != nil {
 			p.keepLoose[it.id] = true
@@ -65,36 +98,46 @@ func (c *Cache) prune(ctx context.Context, o PruneOptions) ([]Usage, error) {
 	for _, it := range items {
 		delete(p.keepLoose, it.id)
 	}
-	everything := o.MaxUsed == 0 && (o.All || o.KeepDuration > 0)
-	first := slices.DeleteFunc(slices.Clone(items), func(it item) bool { return !everything && it.layer == nil })
-	if o.MaxUsed == 0 && o.All && o.Filter == nil && o.KeepDuration == 0 {
-		err = c.dropBuckets()
+	if !o.bounded() {
+		if o.All && o.Filter == nil && o.KeepDuration == 0 {
+			err = c.dropBuckets()
+		}
+		return p.gone, errors.Join(err, p.collect(ctx, items), p.remeasure())
 	}
-	if err == nil {
-		err = p.collect(ctx, first)
-	}
-	if err == nil && o.MaxUsed > 0 {
-		items = slices.DeleteFunc(items, func(it item) bool { return it.layer != nil })
-		err = p.shrink(ctx, items, o.MaxUsed)
+	loose := func(it item) bool { return it.layer != nil }
+	first := slices.DeleteFunc(slices.Clone(items), func(it item) bool { return !loose(it) })
+	if err = p.collect(ctx, first); err == nil {
+		err = p.shrink(ctx, slices.DeleteFunc(items, loose))
 	}
 	return p.gone, err
 }
 
-// shrink collects items, from the first, until the folder is within limit.
-func (p *pruner) shrink(ctx context.Context, items []item, limit int64) error {
+func (p *pruner) remeasure() error {
+	_, err := p.measure()
+	return err
+}
+
+// shrink collects items, from the first, until the folder is within the limit.
+func (p *pruner) shrink(ctx context.Context, items []item) error {
 	for {
-		used, err := p.DiskUsage()
-		if err != nil || used <= limit {
+		used, err := p.measure()
+		if err != nil || used <= p.limit {
+			return err
+		}
+		// The space of what was removed already comes before what is still of use.
+		if err := p.db.compact(1); err != nil {
+			return err
+		}
+		if err := p.narrow(); err != nil {
+			return err
+		}
+		if used, err = p.measure(); err != nil || used <= p.limit {
 			return err
 		}
 		if len(items) == 0 {
-			// What is left that may go is what parts of the worker remember.
-			if err := p.dropBuckets(); err != nil {
-				return err
-			}
-			return p.db.compact()
+			return p.forget()
 		}
-		n, err := p.enough(ctx, items, used-limit)
+		n, err := p.enough(ctx, items, used-p.limit)
 		if err != nil {
 			return err
 		}
@@ -103,6 +146,18 @@ func (p *pruner) shrink(ctx context.Context, items []item, limit int64) error {
 		}
 		items = items[n:]
 	}
+}
+
+// forget drops what parts of the worker remember, where everything may go: it is
+// what is left that can.
+func (p *pruner) forget() error {
+	if p.o.Filter != nil || p.o.KeepDuration > 0 {
+		return nil
+	}
+	if err := p.dropBuckets(); err != nil {
+		return err
+	}
+	return errors.Join(p.db.compact(1), p.remeasure())
 }
 
 // candidates are the items that o lets go, longest unused first.
@@ -114,8 +169,9 @@ func candidates(items []item, o PruneOptions, now time.Time) []item {
 	}
 	items = slices.DeleteFunc(slices.Clone(items), keep)
 	slices.SortStableFunc(items, func(a, b item) int {
-		// Of what was used together the larger goes first: it may be enough.
-		return cmp.Or(a.LastUsed.Compare(b.LastUsed), cmp.Compare(b.Size, a.Size))
+		// Of what was used together, what nothing stands on goes first, and of that
+		// the larger: it may be enough.
+		return cmp.Or(a.LastUsed.Compare(b.LastUsed), cmp.Compare(b.depth, a.depth), cmp.Compare(b.Size, a.Size))
 	})
 	return items
 }
@@ -146,7 +202,7 @@ func (p *pruner) enough(ctx context.Context, items []item, need int64) (int, err
 	var freed int64
 	for i, it := range items {
 		freed += sizes[owner(i)]
-		if it.mount != "" {
+		if it.mount != "" || it.shelf != "" {
 			freed += it.Size
 		}
 		if freed >= need {
@@ -218,11 +274,13 @@ func (p *pruner) collect(ctx context.Context, items []item) error {
 	return p.tidy()
 }
 
-// collectItem removes a record or a cache mount. A layer goes with sweepLinks.
+// collectItem removes a record, a cache mount or a folder. A layer goes with sweepLinks.
 func (c *Cache) collectItem(it *item) (bool, error) {
 	switch {
 	case it.mount != "":
 		return c.collectMount(it)
+	case it.shelf != "":
+		return c.collectShelved(it.shelf)
 	case it.layer != nil:
 		return !c.guard.Used(&it.id), nil
 	}
@@ -402,7 +460,14 @@ func (c *Cache) tidy() error {
 			return err
 		}
 	}
+	err = c.eachShelved(func(_ shelf, name string, _ fs.FileInfo) error {
+		known[[16]byte(shelfObject(name)[:16])] = true
+		return nil
+	})
+	if err != nil {
+		return err
+	}
 	c.removals.Wait()
 	err = c.used.rewrite(func(id [16]byte) bool { return known[id] })
-	return errors.Join(err, c.db.compact())
+	return errors.Join(err, c.db.compact(compactAfter))
 }

@@ -7,18 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Usage is one line of what the state folder holds: a record, a layer that no
-// record leads to, or a cache mount.
+// record leads to, a cache mount, or a folder that a source keeps.
 type Usage struct {
-	ID          string // of the record, layer or mount, in hex
-	Kind        string // "regular", "internal" (a layer that no record leads to), "exec.cachemount", as BuildKit names them
+	ID          string // of the record, layer, mount or folder, in hex
+	Kind        string // one of the Kind constants
 	Description string // the vertex's name, the mount's id
 	Size        int64  // bytes on disk that go if this is pruned alone
 	Shared      bool   // parts of it are used by others too
@@ -29,14 +26,29 @@ type Usage struct {
 	Parents     []string // records whose output is this one's, less its top layer
 }
 
+// Kinds of what the state folder holds, as BuildKit names them.
+const (
+	KindRegular = "regular" // a record
+	// KindInternal is a layer that no record leads to.
+	KindInternal = "internal"
+	KindMount    = "exec.cachemount"
+	KindLocal    = "source.local"        // the copy of a client's folder
+	KindGit      = "source.git.checkout" // a repository that was fetched
+)
+
+// Mutable reports whether it changes by being used: it is no record and no layer.
+func (u Usage) Mutable() bool { return u.Kind != KindRegular && u.Kind != KindInternal }
+
 // item is a line of Usage with what stands behind it.
 type item struct {
 	Usage
 	id     [32]byte
 	chains []ChainID // of a record
 	below  []ChainID // what is below their top layers
+	depth  int       // layers of its longest chain
 	layer  *Layer    // that no record leads to
 	mount  string    // the mount's folder
+	shelf  string    // the folder on a shelf
 }
 
 // Usage lists what the folder holds, largest first.
@@ -86,7 +98,10 @@ func (c *Cache) items(ctx context.Context) ([]item, error) {
 	}
 	s.markShared(items)
 	parents(items)
-	return c.addMounts(items, uses)
+	if items, err = c.addMounts(items, uses); err != nil {
+		return nil, err
+	}
+	return c.addShelves(items, uses)
 }
 
 // records lists the records.
@@ -101,7 +116,7 @@ func (c *Cache) records(uses map[[16]byte]use) ([]item, error) {
 		}
 		u := uses[short(id[:16])]
 		it := item{id: id, chains: r.Outputs, Usage: Usage{
-			ID: hex.EncodeToString(id[:]), Kind: "regular", Description: r.Name,
+			ID: hex.EncodeToString(id[:]), Kind: KindRegular, Description: r.Name,
 			Created: r.Created, LastUsed: u.last, Uses: int(u.count), InUse: c.guard.Used(&id),
 		}}
 		if it.LastUsed.Before(it.Created) {
@@ -111,7 +126,12 @@ func (c *Cache) records(uses map[[16]byte]use) ([]item, error) {
 			if _, ok := held[o]; ok {
 				it.InUse = true
 			}
-			if ch, err := c.chain(o); err == nil && ch.Parent != (ChainID{}) {
+			ch, err := c.chain(o)
+			if err != nil {
+				continue
+			}
+			it.depth = max(it.depth, ch.Depth)
+			if ch.Parent != (ChainID{}) {
 				it.below = append(it.below, ch.Parent)
 			}
 		}
@@ -143,7 +163,7 @@ func (c *Cache) looseLayers(items []item, s *census) ([]item, error) {
 		}
 		s.layers[id] = owner(len(items))
 		items = append(items, item{id: id, layer: &l, Usage: Usage{
-			ID: hex.EncodeToString(id[:]), Kind: "internal", Description: what,
+			ID: hex.EncodeToString(id[:]), Kind: KindInternal, Description: what,
 			InUse: inUse || c.guard.Used(&id),
 		}})
 		return nil
@@ -197,7 +217,7 @@ func (c *Cache) addMounts(items []item, uses map[[16]byte]use) ([]item, error) {
 		inUse := c.mounts[id] > 0
 		c.leaseMu.Unlock()
 		it := item{id: object, mount: c.mountPath(&object), Usage: Usage{
-			ID: hex.EncodeToString(object[:]), Kind: "exec.cachemount", Description: id,
+			ID: hex.EncodeToString(object[:]), Kind: KindMount, Description: id,
 			Created: created, InUse: inUse,
 		}}
 		u := uses[short(object[:16])]
@@ -212,55 +232,4 @@ func (c *Cache) addMounts(items []item, uses map[[16]byte]use) ([]item, error) {
 		return nil
 	})
 	return items, err
-}
-
-// DiskUsage gives what the state folder takes on the disk, each inode counted once.
-func (c *Cache) DiskUsage() (int64, error) {
-	n, err := diskUsage(c.dir)
-	if err != nil {
-		return 0, fmt.Errorf("measuring the state folder: %w", err)
-	}
-	return n, nil
-}
-
-// diskUsage adds up the blocks below path. What vanishes meanwhile is left out.
-func diskUsage(path string) (int64, error) {
-	type inode struct{ dev, ino uint64 }
-	seen := map[inode]struct{}{}
-	var total int64
-	var walk func(dirfd int, name string) error
-	walk = func(dirfd int, name string) error {
-		fd, err := unix.Openat(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		d := os.NewFile(uintptr(fd), name)
-		defer d.Close()
-		names, err := d.Readdirnames(-1)
-		if err != nil {
-			return err
-		}
-		for _, n := range names {
-			var st unix.Stat_t
-			if err := unix.Fstatat(fd, n, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-				continue
-			}
-			if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
-				k := inode{st.Dev, st.Ino}
-				if _, ok := seen[k]; ok {
-					continue
-				}
-				seen[k] = struct{}{}
-			}
-			total += st.Blocks * 512
-			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-				if err := walk(fd, n); err != nil && !errors.Is(err, unix.ENOENT) {
-					return fmt.Errorf("%s: %w", n, err)
-				}
-			}
-		}
-		return nil
-	}
-	err := walk(unix.AT_FDCWD, path)
-	return total, err
 }
