@@ -71,6 +71,10 @@ func (s *Solver) want(a *attempt, t *task, v *llb.Vertex) {
 	a.tasks = append(a.tasks, t)
 	if t.state == solved {
 		a.build.hold(t.outputs)
+		if a.build.late == nil {
+			a.build.late = make(map[*task]bool)
+		}
+		a.build.late[t] = true
 		a.build.watch.cached(v, s.o.Clock(), "another build has just run it")
 		return
 	}

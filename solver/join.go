@@ -42,6 +42,7 @@ func (s *Solver) join(b *build, p *plan, old *attempt) (*attempt, bool) {
 	}
 	s.announce(b, p, a)
 	if old != nil {
+		b.keepRan()
 		s.leave(old, old.err)
 	}
 	s.planned()

@@ -39,10 +39,15 @@ type node struct {
 	fresh bool
 
 	found found
-	// outputs are known where found is hit.
+	// outputs are known where found is hit, and in previews where they are to be
+	// had without a run.
 	outputs []cache.ChainID
-	why     string // what answered, or why nothing did
-	ahead   time.Duration
+	// by is what answered where found is hit, contents what the vertex saw then.
+	by       answered
+	contents []cache.ContentID
+	preview  Outcome // of a miss, in a preview; else Pending
+	why      string  // what answered, or why nothing did
+	ahead    time.Duration
 }
 
 // found says what is known of a node in a round of lookups.
@@ -121,6 +126,7 @@ func (s *Solver) lookUp(ctx context.Context, b *build, p *plan) error {
 	for i := range p.nodes {
 		n := &p.nodes[i]
 		n.found, n.outputs, n.why = unvisited, nil, ""
+		n.by, n.contents = answered{}, nil
 		levels = max(levels, n.level+1)
 	}
 	// Nodes by level, without a slice for each level.
@@ -186,6 +192,7 @@ func (s *Solver) findShared(b *build, p *plan, level []int) {
 		if n.fresh {
 			if out, ok := b.session.results[n.share]; ok {
 				n.found, n.outputs, n.why = hit, out, "it ran in this build before"
+				n.by = answered{basis: BySession}
 				b.hold(out)
 				continue
 			}
@@ -236,6 +243,7 @@ func (s *Solver) lookUpNode(b *build, n *node) {
 		return
 	}
 	n.found, n.outputs, n.why = hit, r.Outputs, "the same definition was built before"
+	n.by, n.contents = answered{basis: ByDefinition, key: n.dk, from: r.From}, r.Inputs
 	b.hold(r.Outputs)
 }
 

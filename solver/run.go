@@ -23,10 +23,11 @@ func (s *Solver) identify(t *task) {
 	}
 	why := t.why
 	if !t.vertex.Meta().IgnoreCache {
-		r, err := s.lookUpRecord(t.vertex, contentKey(t.op, contents))
+		key := contentKey(t.op, contents)
+		r, err := s.lookUpRecord(t.vertex, key)
 		if err == nil {
 			s.aliasRecord(t, r)
-			s.solve(t, r.Outputs, "what it reads is as it was before")
+			s.solve(t, r.Outputs, answered{ByContent, key, r.From, contents})
 			return
 		}
 		why += "; by content: " + missReason(err)
@@ -94,7 +95,7 @@ func (s *Solver) run(t *task) {
 		lease.Hold(c)
 	}
 	s.record(t, outputs)
-	s.solve(t, outputs, "")
+	s.solve(t, outputs, answered{})
 }
 
 // outputs runs the vertex. A passthrough has nothing to run.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/llb"
@@ -26,6 +27,9 @@ type Request struct {
 	// goroutine that has ended when Solve returns. While it does not return, events
 	// wait in a queue, from which output beyond a bound is left out with a notice.
 	Observe func(Event)
+	// Report is called once, before Solve returns, with what became of all that
+	// Edges reach, inputs first; not where that did not become known. Nil costs nothing.
+	Report func([]Step)
 }
 
 // build is a call of Solve.
@@ -39,6 +43,13 @@ type build struct {
 	// targets are the tasks of the plan's targets; nil where the node was a hit.
 	targets []*task
 	byShare map[cache.Key]*llb.Vertex // made when first needed
+
+	// For reports: the tasks of the plan's nodes, nil where there is none; those
+	// that were solved when the build came to want them; and how long tasks of
+	// earlier attempts took, by share key. Guarded by Solver.mu.
+	tasks []*task
+	late  map[*task]bool
+	ran   map[cache.Key]time.Duration
 }
 
 // session is what a session remembers. Its fields are guarded by Solver.mu.
@@ -76,6 +87,7 @@ func (b *build) vertexOf(p *plan, t *task) *llb.Vertex {
 
 // found notes which tasks solve the targets.
 func (b *build) found(p *plan, tasks []*task) {
+	b.tasks = tasks
 	b.targets = make([]*task, len(p.targets))
 	for i, t := range p.targets {
 		if t.node >= 0 {
@@ -101,7 +113,11 @@ func (s *Solver) Solve(ctx context.Context, r Request) ([]cache.ChainID, error) 
 		return nil, err
 	}
 	p.makeKeys()
-	if err := s.solvePlan(ctx, b, p); err != nil {
+	err = s.solvePlan(ctx, b, p)
+	if r.Report != nil {
+		r.Report(s.report(b, p))
+	}
+	if err != nil {
 		return nil, err
 	}
 	out := make([]cache.ChainID, len(p.targets))

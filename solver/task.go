@@ -28,8 +28,11 @@ type task struct {
 	pending int // inputs that are not solved
 	readers []*task
 	wants   []want
-	// outputs are set when the task is solved.
+	// outputs, by and took are set when the task is solved: by is what answered,
+	// and took how long it ran where nothing did.
 	outputs []cache.ChainID
+	by      answered
+	took    time.Duration
 	// contents are what the vertex sees of its inputs, once identified.
 	contents []cache.ContentID
 
@@ -162,8 +165,8 @@ func (s *Solver) start(t *task) {
 	}
 }
 
-// solve ends a task well. why is empty if it ran, and says what answered otherwise.
-func (s *Solver) solve(t *task, outputs []cache.ChainID, why string) {
+// solve ends a task well. by is empty if it ran, and says what answered otherwise.
+func (s *Solver) solve(t *task, outputs []cache.ChainID, by answered) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopped(t) {
@@ -171,15 +174,20 @@ func (s *Solver) solve(t *task, outputs []cache.ChainID, why string) {
 	}
 	t.cancel(nil)
 	t.state, t.outputs = solved, outputs
-	t.inputs, t.contents, t.log = nil, nil, backlog{}
+	t.inputs, t.log = nil, backlog{}
 	now := s.o.Clock()
+	if t.by = by; by.basis != NoBasis {
+		t.why, t.contents = "what it reads is as it was before", by.contents
+	} else {
+		t.took = now.Sub(t.started)
+	}
 	for _, w := range t.wants {
 		w.attempt.build.hold(outputs)
 		if t.fresh {
 			w.attempt.build.session.results[t.share] = outputs
 		}
-		if why != "" {
-			w.attempt.build.watch.cached(w.vertex, now, why)
+		if by.basis != NoBasis {
+			w.attempt.build.watch.cached(w.vertex, now, t.why)
 		} else {
 			w.attempt.build.watch.completed(w.vertex, t.started, now, nil)
 		}
