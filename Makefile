@@ -4,7 +4,7 @@ GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 export CGO_ENABLED = 0
 
-.PHONY: bench bench-smoke help build demo test test-online parity lint deps clean
+.PHONY: bench bench-smoke help build demo test test-online parity conformance lint deps clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -29,6 +29,9 @@ test: deps lint ## everything but what downloads
 
 parity: deps ## build test/parity's Dockerfiles with kiln and with BuildKit, and compare
 	@test/parity/run.sh
+
+conformance: deps ## run the tests of BuildKit's own client against kiln (CASES=REGEXP for some)
+	@test/conformance/run.sh $(CASES)
 
 test-online: deps build ## builds that download packages; says so where there is no network
 	$(GO) test -count=1 -tags online -run Online ./test/...

@@ -1,0 +1,9 @@
+// Package suite names the packages that BuildKit's own tests of its client import, so
+// that this module's go.sum covers them and run.sh can build those tests.
+package suite
+
+import (
+	_ "github.com/moby/buildkit/client"
+	_ "github.com/moby/buildkit/util/testutil/integration"
+	_ "github.com/moby/buildkit/util/testutil/workers"
+)

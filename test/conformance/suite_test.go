@@ -1,0 +1,290 @@
+//go:build conformance
+
+// Package conformance runs the integration tests of BuildKit's own client against
+// `kiln serve`, and prints what became of each case.
+//
+// run.sh builds those tests, in the module suite, as one program. It starts
+// "buildkitd" anew for every case: a script here, which starts kiln. Images come
+// from a registry's folder that is made beforehand (mirror_test.go). A case may
+// fail that stands in known.txt, with the reason why a user is served well all the
+// same, or what the machine lacks.
+package conformance
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"sort"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/kiln-build/kiln/test/internal/peer"
+)
+
+// daemon stands in for buildkitd: of its flags kiln has those that say where, and
+// the configuration; the others turn on what kiln has no second kind of.
+const daemon = `#!/bin/sh
+root= addr= config=
+while [ $# -gt 0 ]; do
+	case $1 in
+	--root | --addr | --config) eval "${1#--}=\$2"; shift ;;
+	--root=* | --addr=* | --config=*) name=${1%%=*}; eval "${name#--}=\${1#*=}" ;;
+	esac
+	shift
+done
+exec KILN serve --root "$root" --addr "$addr" --config "$config"
+`
+
+// outcome is what became of a case.
+type outcome struct {
+	name   string // without what all cases have in common
+	result string // "pass", "fail", "skip", or nothing where it did not end
+	output strings.Builder
+}
+
+func TestSuite(t *testing.T) {
+	suite, peers, folder := os.Getenv("CONFORMANCE_SUITE"), os.Getenv("CONFORMANCE_PEERS"), os.Getenv("CONFORMANCE_FOLDER")
+	if suite == "" || peers == "" || folder == "" {
+		t.Fatal("this test is run by run.sh, which builds what it needs")
+	}
+	expected, err := readKnown("known.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "kc-") // short: sockets lie below it
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	env, err := setUp(dir, peers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pattern := os.Getenv("CONFORMANCE_CASES")
+	outcomes, err := run(suite, folder, pattern, env)
+	if err != nil {
+		t.Error(err)
+	}
+	report(t, outcomes, expected, pattern == "")
+}
+
+// setUp makes what the suite finds on its PATH and in its registry, and gives its
+// environment.
+func setUp(dir, peers string) ([]string, error) {
+	kiln, err := peer.BuildKiln(dir)
+	if err != nil {
+		return nil, err
+	}
+	bin, mirror, temp := filepath.Join(dir, "bin"), filepath.Join(dir, "mirror"), filepath.Join(dir, "t")
+	for _, d := range []string{bin, mirror, temp} {
+		if err := os.Mkdir(d, 0o711); err != nil {
+			return nil, err
+		}
+	}
+	registry, err := exec.LookPath("docker-registry")
+	if err != nil {
+		return nil, fmt.Errorf("`make deps` installs it: %w", err)
+	}
+	err = errors.Join(
+		os.Chmod(dir, 0o711), // steps act as other users
+		os.WriteFile(filepath.Join(bin, "buildkitd"), []byte(strings.Replace(daemon, "KILN", kiln, 1)), 0o755),
+		os.Symlink(registry, filepath.Join(bin, "registry")),
+		os.Symlink(filepath.Join(peers, "buildctl"), filepath.Join(bin, "buildctl")),
+		fillMirror(mirror),
+	)
+	return append(os.Environ(),
+		"PATH="+bin+":"+os.Getenv("PATH"), "BUILDKIT_REGISTRY_MIRROR_DIR="+mirror, "TMPDIR="+temp,
+	), err
+}
+
+// prefix is what all names of cases have in common in one of the suite's tests.
+var prefix = regexp.MustCompile(`^Test(ClientGateway)?Integration/|/worker=oci$`)
+
+// caseName gives the name by which known.txt has a case.
+func caseName(test string) string {
+	return strings.ReplaceAll(prefix.ReplaceAllString(test, ""), "/worker=oci", "")
+}
+
+// run runs the cases whose names match a pattern, all where it is empty, and gives
+// those that have no cases below them. A case that panics ends the whole program:
+// what has not ended by then is run anew without it.
+func run(suite, folder, pattern string, env []string) ([]*outcome, error) {
+	if pattern == "" {
+		pattern = "."
+	}
+	all := map[string]*outcome{}
+	for {
+		before := len(ended(all))
+		if err := runOnce(suite, folder, pattern, env, all); err != nil {
+			return leaves(all), err
+		}
+		panicked := false
+		for _, o := range all {
+			if i := strings.Index(o.output.String(), "\npanic: "); i >= 0 && o.result != "pass" {
+				panicked = true
+				o.result = "fail"
+			}
+		}
+		if !panicked || len(ended(all)) == before {
+			return leaves(all), nil
+		}
+	}
+}
+
+// ended gives the names of the suite's functions whose cases have all ended.
+func ended(all map[string]*outcome) []string {
+	open, names := map[string]bool{}, map[string]bool{}
+	for name, o := range all {
+		function, _, _ := strings.Cut(name, "/")
+		names[function] = true
+		if o.result == "" {
+			open[function] = true
+		}
+	}
+	var list []string
+	for name := range names {
+		if !open[name] {
+			list = append(list, regexp.QuoteMeta(name))
+		}
+	}
+	sort.Strings(list)
+	return list
+}
+
+// runOnce runs what has not ended yet, and notes what becomes of it.
+func runOnce(suite, folder, pattern string, env []string, all map[string]*outcome) error {
+	skip := "TestCompatibility"
+	if done := ended(all); len(done) > 0 {
+		skip += "|Integration/^(" + strings.Join(done, "|") + ")$"
+	}
+	cmd := exec.Command("go", "tool", "test2json", suite, "-test.v=test2json", "-test.timeout=40m",
+		"-test.run", "Integration/"+pattern+"/worker=oci", "-test.skip", skip)
+	cmd.Dir, cmd.Env, cmd.Stderr = folder, env, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	err = read(out, all)
+	_, drain := io.Copy(io.Discard, out)
+	var exit *exec.ExitError
+	if wait := cmd.Wait(); wait != nil && !errors.As(wait, &exit) {
+		err = errors.Join(err, wait)
+	}
+	return errors.Join(err, drain)
+}
+
+// read reads what test2json writes.
+func read(out io.Reader, all map[string]*outcome) error {
+	lines := bufio.NewScanner(out)
+	lines.Buffer(nil, 16<<20)
+	for lines.Scan() {
+		var e struct{ Action, Test, Output string }
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			return fmt.Errorf("reading what the suite writes: %w", err)
+		}
+		if !strings.Contains(e.Test, "/worker=oci") {
+			continue
+		}
+		name := caseName(e.Test)
+		o := all[name]
+		if o == nil {
+			o = &outcome{name: name}
+			all[name] = o
+		}
+		switch e.Action {
+		case "pass", "fail", "skip":
+			o.result = e.Action
+		case "output":
+			o.output.WriteString(e.Output)
+		}
+	}
+	return lines.Err()
+}
+
+// leaves gives the cases, in order: of one that has cases within it, those that
+// failed, or itself.
+func leaves(all map[string]*outcome) []*outcome {
+	inner := map[string]bool{}
+	for name, o := range all {
+		if i := strings.LastIndexByte(name, '/'); i > 0 && o.result != "pass" && o.result != "skip" {
+			inner[name[:i]] = true
+		}
+	}
+	var list []*outcome
+	for name, o := range all {
+		if i := strings.LastIndexByte(name, '/'); i > 0 && (o.result == "pass" || o.result == "skip") && all[name[:i]] != nil {
+			continue // the case that it is part of tells
+		}
+		if !inner[name] || o.result == "pass" {
+			list = append(list, o)
+		}
+	}
+	sort.Slice(list, func(i, j int) bool { return list[i].name < list[j].name })
+	return list
+}
+
+// report prints the table, and fails for what is not known. Where all cases ran, an
+// entry that no case needs any more fails too.
+func report(t *testing.T, outcomes []*outcome, expected map[string]*known, all bool) {
+	count := map[string]int{}
+	var unexpected []*outcome
+	for _, o := range outcomes {
+		word, note := o.result, ""
+		switch k := expected[o.name]; {
+		case k != nil && o.result != "pass":
+			k.seen = true
+			word, note = "known", k.reason
+		case o.result == "fail" || o.result == "":
+			word, note = "FAIL", o.message()
+			unexpected = append(unexpected, o)
+		}
+		count[word]++
+		fmt.Printf("%-60s %-6s %s\n", o.name, word, note)
+	}
+	fmt.Printf("\n%d passed, %d known, %d skipped, %d failed\n", count["pass"], count["known"], count["skip"], count["FAIL"])
+	if len(outcomes) == 0 {
+		t.Error("no case ran")
+	}
+	for _, o := range unexpected {
+		t.Errorf("%s\n%s", o.name, last(o.output.String(), 6000))
+	}
+	for name, k := range expected {
+		if all && !k.seen {
+			t.Errorf("known.txt lists %s, which did not fail", name)
+		}
+	}
+}
+
+// message gives the lines of a case's output that say what went wrong.
+func (o *outcome) message() string {
+	lines := strings.Split(o.output.String(), "\n")
+	for i, line := range lines {
+		if !strings.Contains(line, "Error:      ") && !strings.Contains(line, "panic:") {
+			continue
+		}
+		var words []string
+		for _, l := range lines[i:min(i+4, len(lines))] {
+			l = strings.TrimSpace(strings.Replace(l, "Error:", "", 1))
+			if strings.HasPrefix(l, "github.com/") || strings.HasPrefix(l, "Test:") || strings.HasPrefix(l, "/") {
+				break
+			}
+			words = append(words, l)
+		}
+		text := strings.Join(strings.Fields(strings.Join(words, " ")), " ")
+		return text[:min(len(text), 300)]
+	}
+	return "no message"
+}
+
+func last(s string, n int) string { return s[max(0, len(s)-n):] }
