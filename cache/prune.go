@@ -135,7 +135,7 @@ func (p *pruner) shrink(ctx context.Context, items []item) error {
 			return err
 		}
 		if len(items) == 0 {
-			return p.forget()
+			return p.forget(ctx)
 		}
 		n, err := p.enough(ctx, items, used-p.limit)
 		if err != nil {
@@ -150,14 +150,15 @@ func (p *pruner) shrink(ctx context.Context, items []item) error {
 
 // forget drops what parts of the worker remember, where everything may go: it is
 // what is left that can.
-func (p *pruner) forget() error {
+func (p *pruner) forget(ctx context.Context) error {
 	if p.o.Filter != nil || p.o.KeepDuration > 0 {
 		return nil
 	}
 	if err := p.dropBuckets(); err != nil {
 		return err
 	}
-	return errors.Join(p.db.compact(1), p.remeasure())
+	// The nodes of kept trees are free now.
+	return errors.Join(p.collect(ctx, nil), p.db.compact(1), p.remeasure())
 }
 
 // candidates are the items that o lets go, longest unused first.
@@ -375,7 +376,7 @@ func (c *Cache) mark(ctx context.Context, s *census) error {
 			return err
 		}
 	}
-	return nil
+	return c.claimKept(ctx, s)
 }
 
 // sweepFiles removes layers' folders, files and blobs.
