@@ -3,13 +3,10 @@ package worker
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"hash"
 	"io"
-	"io/fs"
 	"path"
-	"syscall"
 
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/tree"
@@ -24,13 +21,62 @@ type NotFoundError = fileop.NotFoundError
 // Content identifies what v sees of one of its inputs: the chain, or, where v
 // reads some paths of it only, what is there.
 func (w *Worker) Content(ctx context.Context, v *llb.Vertex, input int, chain cache.ChainID) (cache.ContentID, error) {
-	switch op := v.Op().Op.(type) {
+	return w.content(v.Op(), input, chain, func() (tree.Entry, error) { return w.state(ctx, nil, chain) })
+}
+
+// content is Content, with the state of the chain from a function that is called
+// where the op does not see all of it.
+func (w *Worker) content(op *pb.Op, input int, chain cache.ChainID, state func() (tree.Entry, error)) (cache.ContentID, error) {
+	if seesAll(op, input) {
+		return chainContent(chain), nil
+	}
+	root, err := state()
+	if err != nil {
+		return cache.ContentID{}, err
+	}
+	switch op := op.Op.(type) {
 	case *pb.Op_File:
-		return w.fileContent(ctx, op.File, len(v.Inputs()), input, chain)
+		return w.fileContent(op.File, input, root)
 	case *pb.Op_Exec:
-		return w.execContent(ctx, op.Exec, input, chain)
+		return w.execContent(op.Exec, input, root)
 	}
 	return chainContent(chain), nil
+}
+
+// seesAll says whether an op sees all of an input: a file operation of which an
+// action stands on it; a step, unless all its mounts of it select a path and what
+// it does there is seen by nobody else; and any other op.
+func seesAll(op *pb.Op, input int) bool {
+	switch op := op.Op.(type) {
+	case *pb.Op_File:
+		for _, a := range op.File.Actions {
+			if a.Input == int64(input) {
+				return true
+			}
+		}
+		return false
+	case *pb.Op_Exec:
+		for _, m := range op.Exec.Mounts {
+			if !reads(m, input) {
+				continue
+			}
+			private := m.Output == int64(pb.SkipOutput) || m.Readonly
+			if m.Dest == pb.RootMount || path.Join("/", m.Selector) == "/" || !private || m.ContentCache == pb.MountContentCache_OFF {
+				return true
+			}
+		}
+		return false
+	}
+	return true
+}
+
+// reads says whether a mount brings an input into a step.
+func reads(m *pb.Mount, input int) bool {
+	switch m.MountType {
+	case pb.MountType_SECRET, pb.MountType_SSH, pb.MountType_TMPFS:
+		return false
+	}
+	return m.Input == int64(input)
 }
 
 func chainContent(id cache.ChainID) cache.ContentID {
@@ -62,19 +108,10 @@ func (s sum) id() (id cache.ContentID) {
 	return id
 }
 
-// fileContent identifies what a file operation sees of an input: all of it, if
-// an action stands on it; else what copies take from it, and the files in which
-// owners are looked up.
-func (w *Worker) fileContent(ctx context.Context, op *pb.FileOp, inputs, input int, chain cache.ChainID) (cache.ContentID, error) {
-	for _, a := range op.Actions {
-		if a.Input == int64(input) {
-			return chainContent(chain), nil
-		}
-	}
-	root, err := w.state(ctx, nil, chain)
-	if err != nil {
-		return cache.ContentID{}, err
-	}
+// fileContent identifies what a file operation sees of an input whose state is
+// root and of which it does not see all: what copies take from it, and the files
+// in which owners are looked up.
+func (w *Worker) fileContent(op *pb.FileOp, input int, root tree.Entry) (cache.ContentID, error) {
 	s := newSum("paths")
 	for _, a := range op.Actions {
 		if c := a.GetCopy(); c != nil && a.SecondaryInput == int64(input) {
@@ -121,36 +158,22 @@ func (w *Worker) at(s sum, root tree.Entry, p string) error {
 		s.text("at " + p)
 		s.entry(r.Entry)
 		return nil
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ELOOP):
+	case notThere(err):
 		s.text("nothing at " + p)
 		return nil
 	}
 	return err
 }
 
-// execContent identifies what a step sees of an input: the selected paths, where
-// all mounts of it select one and what the step does there is seen by nobody
-// else; else all of it.
-func (w *Worker) execContent(ctx context.Context, op *pb.ExecOp, input int, chain cache.ChainID) (cache.ContentID, error) {
-	var selected []string
+// execContent identifies what a step sees of an input of which it does not see
+// all: the selected paths.
+func (w *Worker) execContent(op *pb.ExecOp, input int, root tree.Entry) (cache.ContentID, error) {
+	s := newSum("selectors")
 	for _, m := range op.Mounts {
-		if m.Input != int64(input) || m.MountType == pb.MountType_SECRET || m.MountType == pb.MountType_SSH || m.MountType == pb.MountType_TMPFS {
+		if !reads(m, input) {
 			continue
 		}
-		sel := path.Join("/", m.Selector)
-		private := m.Output == int64(pb.SkipOutput) || m.Readonly
-		if m.Dest == pb.RootMount || sel == "/" || !private || m.ContentCache == pb.MountContentCache_OFF {
-			return chainContent(chain), nil
-		}
-		selected = append(selected, sel)
-	}
-	root, err := w.state(ctx, nil, chain)
-	if err != nil {
-		return cache.ContentID{}, err
-	}
-	s := newSum("selectors")
-	for _, sel := range selected {
-		if err := w.at(s, root, sel); err != nil {
+		if err := w.at(s, root, path.Join("/", m.Selector)); err != nil {
 			return cache.ContentID{}, err
 		}
 	}
