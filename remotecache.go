@@ -19,16 +19,12 @@ import (
 	"github.com/kiln-build/kiln/exporter/image"
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/registry"
+	"github.com/kiln-build/kiln/request"
 	"github.com/kiln-build/kiln/solver"
 )
 
 // RemoteCache names a cache that is shared with other machines.
-type RemoteCache struct {
-	// Type is "registry", "local", "http" or, to be written, "inline".
-	Type string
-	// Attrs are its attributes, in BuildKit's names: see docs/caching.md.
-	Attrs map[string]string
-}
+type RemoteCache = request.RemoteCache
 
 // cacheExportTimeout bounds what a build waits for its caches when it is done.
 const cacheExportTimeout = 10 * time.Minute

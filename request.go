@@ -2,17 +2,12 @@ package kiln
 
 import (
 	"context"
-	"fmt"
 	"io"
-	"os"
-	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
 
 	"github.com/kiln-build/kiln/exporter"
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/llb"
+	"github.com/kiln-build/kiln/request"
 	"github.com/kiln-build/kiln/worker"
 	"github.com/kiln-build/kiln/worker/source"
 )
@@ -94,19 +89,10 @@ type Request struct {
 }
 
 // Secret is the value of a secret, or where it is read from at the time a step wants it.
-type Secret struct {
-	Value []byte
-	Path  string // of a file
-	Env   string // name of an environment variable
-}
+type Secret = request.Secret
 
 // SSHAgent says which keys steps may use.
-type SSHAgent struct {
-	// Socket is that of a running agent; empty is SSH_AUTH_SOCK's.
-	Socket string
-	// Keys are files of private keys, served without any agent.
-	Keys []string
-}
+type SSHAgent = request.SSHAgent
 
 // Output is what to do with a result.
 type Output struct {
@@ -121,16 +107,6 @@ type Output struct {
 	Target exporter.Target
 }
 
-// isRemote reports whether a context is something other than a folder.
-func isRemote(context string) bool {
-	for _, scheme := range []string{"http://", "https://", "git://", "ssh://", "git@", "github.com/"} {
-		if strings.HasPrefix(context, scheme) {
-			return true
-		}
-	}
-	return false
-}
-
 // inputs are what a request comes down to: frontend attributes, and what the
 // sources of the build that are on this machine name.
 type inputs struct {
@@ -141,137 +117,39 @@ type inputs struct {
 
 // inputs works a request out.
 func (r *Request) inputs() (*inputs, error) {
-	in := &inputs{attrs: map[string]string{}, locals: folders{}, layouts: layouts{}}
-	attrs := in.attrs
-	set := func(prefix string, m map[string]string) {
-		for k, v := range m {
-			attrs[prefix+k] = v
-		}
+	asked := r.portable()
+	if r.Session != nil {
+		return &inputs{attrs: asked.FrontendAttrs()}, nil
 	}
-	set("build-arg:", r.BuildArgs)
-	set("label:", r.Labels)
-	if r.Session == nil {
-		if err := r.setContexts(in); err != nil {
+	in, err := asked.Inputs(lookupLayout)
+	if err != nil {
+		return nil, err
+	}
+	out := &inputs{attrs: in.Attrs, locals: in.Folders, layouts: layouts{}}
+	for name, dir := range in.Layouts {
+		if out.layouts[name], err = source.OpenLayout(dir); err != nil {
 			return nil, err
 		}
 	}
-	if r.Target != "" {
-		attrs["target"] = r.Target
-	}
-	if len(r.Platforms) > 0 {
-		attrs["platform"] = strings.Join(r.Platforms, ",")
-	}
-	if r.NoCache {
-		attrs["no-cache"] = ""
-	} else if len(r.NoCacheFilter) > 0 {
-		attrs["no-cache"] = strings.Join(r.NoCacheFilter, ",")
-	}
-	if r.Pull {
-		attrs["image-resolve-mode"] = "pull"
-	}
-	if r.Network != "" && r.Network != "default" {
-		attrs["force-network-mode"] = r.Network
-	}
-	if len(r.AddHosts) > 0 {
-		hosts := slices.Clone(r.AddHosts)
-		for i, h := range hosts {
-			if !strings.Contains(h, "=") {
-				hosts[i] = strings.Replace(h, ":", "=", 1)
-			}
-		}
-		attrs["add-hosts"] = strings.Join(hosts, ",")
-	}
-	if r.ShmSize > 0 {
-		attrs["shm-size"] = strconv.FormatInt(r.ShmSize, 10)
-	}
-	if len(r.Ulimits) > 0 {
-		attrs["ulimit"] = strings.Join(r.Ulimits, ",")
-	}
-	if r.CgroupParent != "" {
-		attrs["cgroup-parent"] = r.CgroupParent
-	}
-	if r.Call != "" {
-		attrs["requestid"] = "frontend." + r.Call
-	}
-	set("", r.Attrs)
-	return in, nil
+	return out, nil
 }
 
-// setContexts names the folders and addresses that the build reads.
-func (r *Request) setContexts(in *inputs) error {
-	attrs, locals := in.attrs, in.locals
-	context := r.Context
-	if context == "" {
-		context = "."
+// portable gives what the request says of the build description.
+func (r *Request) portable() *request.Request {
+	return &request.Request{
+		Context: r.Context, Dockerfile: r.Dockerfile, DockerfileText: r.DockerfileText, Contexts: r.Contexts,
+		Target: r.Target, BuildArgs: r.BuildArgs, Labels: r.Labels, Platforms: r.Platforms,
+		NoCache: r.NoCache, NoCacheFilter: r.NoCacheFilter, Pull: r.Pull, Network: r.Network, AddHosts: r.AddHosts,
+		ShmSize: r.ShmSize, Ulimits: r.Ulimits, CgroupParent: r.CgroupParent, Call: r.Call, Attrs: r.Attrs,
 	}
-	if isRemote(context) {
-		attrs["context"] = context
-	} else {
-		if err := isFolder(context); err != nil {
-			return fmt.Errorf("the build context: %w", err)
-		}
-		locals["context"] = context
-	}
-	switch {
-	case r.Dockerfile != "" && isRemote(context):
-		attrs["filename"] = r.Dockerfile // in the context, as its name is given
-	case r.Dockerfile != "":
-		locals["dockerfile"] = filepath.Dir(r.Dockerfile)
-		attrs["filename"] = filepath.Base(r.Dockerfile)
-		if _, err := os.Stat(r.Dockerfile); err != nil {
-			return fmt.Errorf("reading the Dockerfile: %w", err)
-		}
-	case !isRemote(context):
-		locals["dockerfile"] = context
-	}
-	for name, value := range r.Contexts {
-		switch layout, ok := strings.CutPrefix(value, "oci-layout://"); {
-		case ok:
-			if err := in.setLayout(name, layout); err != nil {
-				return fmt.Errorf("the build context %s: %w", name, err)
-			}
-		case strings.Contains(value, "://") || strings.HasPrefix(value, "target:") || isRemote(value):
-			attrs["context:"+name] = value
-		default:
-			if err := isFolder(value); err != nil {
-				return fmt.Errorf("the build context %s: %w", name, err)
-			}
-			attrs["context:"+name] = "local:" + name
-			locals[name] = value
-		}
-	}
-	return nil
 }
 
-// setLayout names an image in an image layout: a folder, and :TAG or @DIGEST.
-func (in *inputs) setLayout(name, spec string) error {
-	dir, digest, _ := strings.Cut(spec, "@")
-	dir, tag, _ := strings.Cut(dir, ":")
+// lookupLayout finds an image in a layout.
+func lookupLayout(dir, tag string) (string, error) {
 	l, err := source.OpenLayout(dir)
 	if err != nil {
-		return err
+		return "", err
 	}
-	if digest == "" {
-		d, err := l.Lookup(tag)
-		if err != nil {
-			return err
-		}
-		digest = d.String()
-	}
-	// The name is part of no key; it only has to be one that references can have.
-	store := fmt.Sprintf("layout%d", len(in.layouts))
-	in.layouts[store] = l
-	in.attrs["context:"+name] = "oci-layout://" + store + "@" + digest
-	return nil
-}
-
-func isFolder(path string) error {
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if !info.IsDir() {
-		return fmt.Errorf("%s is not a folder", path)
-	}
-	return nil
+	d, err := l.Lookup(tag)
+	return d.String(), err
 }

@@ -14,18 +14,19 @@ const module = "github.com/kiln-build/kiln"
 // same table, with the reasons.
 var may = map[string][]string{
 	"llb":      {},
+	"request":  {},
 	"cache":    {},
 	"registry": {"cache/blob"},
 	"solver":   {"cache", "llb"},
 	"frontend": {"llb"},
 	"worker":   {"solver", "cache", "registry", "llb"},
 	"exporter": {"cache", "registry", "llb"},
-	"":         {"frontend", "worker", "exporter", "solver", "cache", "registry", "llb"},
-	"daemon":   {"", "frontend", "worker", "exporter", "solver", "cache", "registry", "llb"},
-	"cmd":      {"", "daemon", "frontend", "worker", "exporter", "solver", "cache", "registry", "llb"},
+	"":         {"request", "frontend", "worker", "exporter", "solver", "cache", "registry", "llb"},
+	"daemon":   {"", "request", "frontend", "worker", "exporter", "solver", "cache", "registry", "llb"},
+	"cmd":      {"", "daemon", "request", "frontend", "worker", "exporter", "solver", "cache", "registry", "llb"},
 	"internal": {},
-	"examples": {"", "frontend", "llb"},
-	"test":     {"", "daemon", "frontend", "worker", "exporter", "solver", "cache", "registry", "llb"},
+	"examples": {"", "request", "frontend", "llb"},
+	"test":     {"", "daemon", "request", "frontend", "worker", "exporter", "solver", "cache", "registry", "llb"},
 }
 
 // never lists what DESIGN forbids: the parts of BuildKit that kiln replaces.
