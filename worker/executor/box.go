@@ -34,10 +34,15 @@ type box struct {
 	fds    []int // to be closed when the process was forked
 	dev    int   // the folder /dev
 	null   int   // its null device
+	pts    int   // the terminals, where others may enter
 	proc   int   // where /proc goes
 	cgroup int   // where the cgroup file system goes; 0 is nowhere
 	user   user
 	ptmx   *os.File // our end of the terminal
+	opened *shared  // what others enter; nil where nobody may
+	into   *shared  // the sandbox that this process enters; nil is one of its own
+	// entered is called when into is not needed any more.
+	entered func()
 }
 
 // keep notes that fd is to be closed when the process was forked.
@@ -80,6 +85,11 @@ func (b *box) start() (*launch.Process, error) {
 	}
 	if err := b.mountAll(); err != nil {
 		return nil, err
+	}
+	if b.s.Shared {
+		if err := b.open(); err != nil {
+			return nil, err
+		}
 	}
 	return b.fork()
 }
@@ -153,14 +163,17 @@ func (b *box) fork() (*launch.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	prog, files, err := b.program()
+	program := b.program
+	if b.into != nil {
+		program = b.entry
+	}
+	prog, files, err := program()
 	if err != nil {
 		return nil, err
 	}
-	attr := &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWPID,
-		Setsid:     true,
-		Pdeathsig:  syscall.SIGKILL,
+	attr := &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	if b.into == nil {
+		attr.Cloneflags = unix.CLONE_NEWPID
 	}
 	if b.s.Terminal != nil {
 		attr.Setctty = true
@@ -176,17 +189,27 @@ func (b *box) fork() (*launch.Process, error) {
 func (b *box) stdFiles() (std [3]uintptr, err error) {
 	for i, fd := range b.io.child {
 		if fd < 0 {
-			// The sandbox's own null device, as the host's could be changed through it.
-			if fd, err = unix.Openat(b.dev, "null", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+			if fd, err = b.openNull(); err != nil {
 				return std, fmt.Errorf("opening /dev/null: %w", err)
 			}
-			b.keep(fd)
 		} else if b.user.uid != 0 {
 			unix.Fchown(fd, int(b.user.uid), int(b.user.gid))
 		}
 		std[i] = uintptr(fd)
 	}
 	return std, nil
+}
+
+// openNull opens the sandbox's own null device, as the host's could be changed through it.
+func (b *box) openNull() (int, error) {
+	if b.into != nil {
+		return b.into.null, nil
+	}
+	fd, err := unix.Openat(b.dev, "null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	return b.keep(fd), nil
 }
 
 // namespaces of the host, for the thread to go back to.
@@ -255,6 +278,9 @@ func (b *box) openTerminal(pts int) error {
 		b.io.child[i] = int(peer)
 	}
 	b.keep(int(peer))
+	if b.into != nil {
+		return nil // /dev/console is the first process's
+	}
 	number, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
 	if err != nil {
 		return err
@@ -271,7 +297,11 @@ func (b *box) openTerminal(pts int) error {
 // called once there is a process; ready when it has become the one of the spec.
 func (b *box) run(forked func(*launch.Process), ready func()) (unix.WaitStatus, error) {
 	runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-	p, err := b.start()
+	start := b.start
+	if b.into != nil {
+		start = b.enter
+	}
+	p, err := start()
 	if err != nil {
 		return 0, err
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -110,16 +111,21 @@ func (b *box) makeInsecureDevices() error {
 	if err := unix.Mkdirat(b.dev, "net", 0o755); err != nil {
 		return err
 	}
-	all := insecureDevices
-	for i := range uint32(insecureLoops) {
-		all = append(all[:len(all):len(all)], device{fmt.Sprintf("loop%d", i), unix.S_IFBLK, 7, i})
-	}
-	for _, d := range all {
+	for _, d := range allInsecureDevices() {
 		if err := b.makeDevice(d); err != nil && !b.n.userns {
 			return fmt.Errorf("making %s: %w", d.name, err)
 		}
 	}
 	return nil
+}
+
+// allInsecureDevices are insecureDevices with loop devices.
+func allInsecureDevices() []device {
+	all := slices.Clone(insecureDevices)
+	for i := range uint32(insecureLoops) {
+		all = append(all, device{fmt.Sprintf("loop%d", i), unix.S_IFBLK, 7, i})
+	}
+	return all
 }
 
 // bindDevice mounts fd at a new file of /dev.
@@ -171,10 +177,19 @@ func (b *box) mountBelowDev() error {
 		if err != nil {
 			return fmt.Errorf("mounting %s: %w", m.name, err)
 		}
-		if m.name == "pts" && b.s.Terminal != nil {
+		if m.name != "pts" {
+			continue
+		}
+		if b.s.Terminal != nil {
 			if err := b.openTerminal(fd); err != nil {
 				return fmt.Errorf("opening a terminal: %w", err)
 			}
+		}
+		if b.s.Shared {
+			if b.pts, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+				return err
+			}
+			b.keep(b.pts)
 		}
 	}
 	return nil

@@ -22,6 +22,7 @@ package executor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -58,6 +59,8 @@ type Spec struct {
 	Signals        <-chan os.Signal // sent to the process
 	// Started is called when the process runs, if not nil.
 	Started func(pid int)
+	// Shared says that others may enter the sandbox while the process runs (Enterer).
+	Shared bool
 }
 
 // Overlay is a stack of layer folders in overlayfs form.
@@ -153,6 +156,26 @@ type Executor interface {
 	// mount, namespace or cgroup. A code other than 0 is an *ExitError; when ctx
 	// ends first the process tree is killed and ctx's cause is the error.
 	Run(ctx context.Context, s Spec) error
+}
+
+// Enterer is what an Executor is besides, where further processes can be run in a
+// sandbox that there is.
+type Enterer interface {
+	// Enter runs a process in the sandbox of the process whose Spec has the ID and is
+	// Shared, as Run does. What the sandbox is made of is that process's: of s count
+	// its ID, arguments, environment, working folder (which must be there), user,
+	// privileges and standard files. It is killed when the first process ends.
+	Enter(ctx context.Context, id string, s Spec) error
+}
+
+// ErrNoSandbox is the error of Enter where no such sandbox is, any more or yet.
+var ErrNoSandbox = errors.New("the first process of the container is not running")
+
+// Viewer is what an Executor is besides, where the host can look into what steps see.
+type Viewer interface {
+	// View opens what a process sees of m, to be read only: a folder, or the one file
+	// that is mounted. What running processes have written there is in it.
+	View(m Mount) (*os.File, error)
 }
 
 // Options are the settings of kiln's own executor; the zero value works.

@@ -37,9 +37,15 @@ type Native struct {
 	mu sync.Mutex
 	// below are the managers of the parents that steps name (Spec.CgroupParent).
 	below map[string]*cgroup.Manager
+	// shared are the sandboxes that others may enter, by the ID of their Spec.
+	shared map[string]*shared
 }
 
-var _ Executor = (*Native)(nil)
+var (
+	_ Executor = (*Native)(nil)
+	_ Enterer  = (*Native)(nil)
+	_ Viewer   = (*Native)(nil)
+)
 
 // New prepares an executor. It needs to be root, or in a user namespace (package userns).
 func New(o Options) (*Native, error) {
@@ -297,11 +303,17 @@ func (b *box) supervise(ctx context.Context) (unix.WaitStatus, error) {
 			b.io.start(b.s)
 			group.Go(func() { b.forward(h, done) })
 		}, func() {
+			if b.opened != nil {
+				b.n.share(b.s.ID, b.opened, h)
+			}
 			if b.s.Started != nil {
 				b.s.Started(h.pid)
 			}
 		})
 		h.gone()
+		if b.opened != nil {
+			b.n.unshare(b.s.ID, b.opened)
+		}
 		ended <- result{ws, err}
 	}()
 	r := <-ended

@@ -2,6 +2,7 @@ package executor
 
 import (
 	"fmt"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -60,7 +61,9 @@ func ociSpec(s *Spec, u user, env []string, root string, binds []specs.Mount) (*
 	if s.Insecure {
 		all := allCaps()
 		o.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all, Inheritable: all, Ambient: all}
-		return o, nil
+		var err error
+		o.Linux.Devices, err = ociDevices()
+		return o, err
 	}
 	for _, m := range maskedProc {
 		o.Linux.MaskedPaths = append(o.Linux.MaskedPaths, "/proc/"+m.name)
@@ -96,6 +99,31 @@ func ociMounts(s *Spec) []specs.Mount {
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: with(access)},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: with(access)},
 	}
+}
+
+// ociDevices are the nodes of /dev that a step with every privilege has besides
+// those that runtimes make anyway.
+func ociDevices() ([]specs.LinuxDevice, error) {
+	userns, err := inUserNamespace()
+	if err != nil {
+		return nil, err
+	}
+	var out []specs.LinuxDevice
+	for _, d := range allInsecureDevices() {
+		name := "/dev/" + d.name
+		if userns {
+			// No device can be made there, only bound from the host.
+			if _, err := os.Stat(name); err != nil {
+				continue
+			}
+		}
+		kind := "c"
+		if d.kind == unix.S_IFBLK {
+			kind = "b"
+		}
+		out = append(out, specs.LinuxDevice{Path: name, Type: kind, Major: int64(d.major), Minor: int64(d.minor)})
+	}
+	return out, nil
 }
 
 func ociResources(s *Spec) *specs.LinuxResources {

@@ -69,24 +69,28 @@ func (b *box) program() (*launch.Program, []uintptr, error) {
 	p.Call("changing the root", unix.SYS_PIVOT_ROOT, p.String("."), p.String("."))
 	p.Call("leaving the old root", unix.SYS_UMOUNT2, p.String("."), launch.Int(unix.MNT_DETACH))
 	p.Call("entering the root", unix.SYS_CHDIR, p.String("/"))
-	p.Call("setting the umask", unix.SYS_UMASK, launch.Int(0o022))
+	return p, files, b.become(p)
+}
 
+// become ends a program: what is the same for every process of a sandbox.
+func (b *box) become(p *launch.Program) error {
+	p.Call("setting the umask", unix.SYS_UMASK, launch.Int(0o022))
 	if err := limits(p, b.s.Ulimits); err != nil {
-		return nil, nil, err
+		return err
 	}
 	b.enterCwd(p)
 	if err := b.dropPrivileges(p); err != nil {
-		return nil, nil, err
+		return err
 	}
 	path, err := b.findProgram()
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	// The change of user made the kernel forget that the process is to die with kiln.
 	p.Call("binding the process to kiln", unix.SYS_PRCTL, launch.Int(unix.PR_SET_PDEATHSIG), launch.Int(int(unix.SIGKILL)))
 	p.Alive()
 	p.Call(fmt.Sprintf("executing %s", path), unix.SYS_EXECVE, p.String(path), launch.Argv, launch.Envp)
-	return p, files, nil
+	return nil
 }
 
 func (b *box) enterCwd(p *launch.Program) {
