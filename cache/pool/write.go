@@ -65,10 +65,7 @@ func (p *Pool) Put(ctx context.Context, e tree.Entry, r io.Reader) error {
 // make makes a file by write, gives it e's metadata and then its name. A file
 // that another made meanwhile is as good.
 func (p *Pool) make(dirfd int, name string, e tree.Entry, write func(*tmpfile.File) error) error {
-	// All in one folder, whatever folder they go to: ext4 gives a new inode a place
-	// near its folder's, and one place after the other costs a third of the time
-	// that as many all over the disk do.
-	f, err := tmpfile.Create(int(p.root.Fd()))
+	f, err := tmpfile.Create(dirfd)
 	if err != nil {
 		return err
 	}
