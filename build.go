@@ -60,7 +60,9 @@ type build struct {
 	credentials registry.Credentials
 	forward     func(context.Context, frontend.Bridge, string, string, frontend.Request) (*frontend.Result, bool, error)
 	caches      caches
-	roots       []cache.ChainID // of the result, by the last run
+	// cacheFolders are those of a session that is elsewhere.
+	cacheFolders worker.CacheFolders
+	roots        []cache.ChainID // of the result, by the last run
 
 	mu     sync.Mutex // guards what is below, and orders the calls of events
 	events func(Event)
@@ -177,7 +179,7 @@ func (b *build) lend(r *Request, s worker.Session) {
 	if s.Credentials == nil {
 		s.Credentials = b.credentials
 	}
-	b.credentials = s.Credentials
+	b.credentials, b.cacheFolders = s.Credentials, s.CacheFolders
 	granted := maps.Clone(s.Entitlements)
 	if granted == nil {
 		granted = map[string]bool{}

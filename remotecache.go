@@ -2,6 +2,7 @@ package kiln
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -193,10 +194,11 @@ func (b *build) cacheSource(from RemoteCache, here bool) (s cacheSource, err err
 			}
 		}
 		dir := a.take("src")
-		if err := checkFolder(dir, "src", here); err != nil {
+		store, err := b.cacheFolder(dir, "src", a.take("tag"), d, here)
+		if err != nil {
 			return s, err
 		}
-		s = cacheSource{name: dir, store: remote.NewLayout(dir, a.take("tag"), d)}
+		s = cacheSource{name: dir, store: store}
 	case "http":
 		store, err := httpStore(a)
 		if err != nil {
@@ -220,10 +222,13 @@ func (b *build) cacheTarget(to RemoteCache, here bool) (t cacheTarget, err error
 		t.name, t.store = store.ref.String(), store
 	case "local":
 		dir := a.take("dest")
-		if err := checkFolder(dir, "dest", here); err != nil {
+		if t.store, err = b.cacheFolder(dir, "dest", a.take("tag"), blob.Digest{}, here); err != nil {
 			return t, err
 		}
-		t.name, t.store = dir, remote.NewLayout(dir, a.take("tag"), blob.Digest{})
+		t.name = dir
+		if reset, err := a.bool("reset", false); err != nil || reset && here {
+			return t, errors.Join(err, errors.New("reset=true: remove the folder instead"))
+		} // a client that asks for it empties its folder itself
 	case "http":
 		store, err := httpStore(a)
 		if err != nil {
@@ -277,16 +282,18 @@ func httpStore(a attrs) (*remote.HTTP, error) {
 	return remote.NewHTTP(address, name)
 }
 
-// checkFolder checks an attribute that is a folder. Only those on this machine may
-// name one.
-func checkFolder(dir, attr string, here bool) error {
+// cacheFolder gives the cache in a folder: of this machine, or of a caller elsewhere
+// who lends it.
+func (b *build) cacheFolder(dir, attr, tag string, manifest blob.Digest, here bool) (remote.Target, error) {
 	switch {
 	case dir == "":
-		return fmt.Errorf("%s=FOLDER is missing", attr)
-	case !here:
-		return errors.New("a folder can be named by who runs on this machine only; use type=registry")
+		return nil, fmt.Errorf("%s=FOLDER is missing", attr)
+	case here:
+		return remote.NewLayout(dir, tag, manifest), nil
+	case b.cacheFolders == nil:
+		return nil, errors.New("the build has no session by which its folder could be reached")
 	}
-	return nil
+	return b.cacheFolders.CacheFolder(dir, manifest), nil
 }
 
 // warn tells the build's user of something that does not stop it.
@@ -398,12 +405,16 @@ func (b *build) exportCache(ctx context.Context, t cacheTarget) error {
 		made, err := blobs.Layer(ctx, chain, l)
 		return remote.Form{DiffID: made.DiffID, Blob: made.Desc, Origins: made.Origins, Open: made.Open, Created: image.Created(b.engine.cache, l.ID)}, err
 	}
-	stats, err := remote.Export(ctx, b.engine.cache, t.store, forms, entries, b.engine.clock())
+	noted := &notedTarget{Target: t.store}
+	stats, err := remote.Export(ctx, b.engine.cache, noted, forms, entries, b.engine.clock())
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
 		return err
+	}
+	if len(noted.committed) > 0 {
+		b.result.Metadata["cache.manifest"] = string(noted.committed)
 	}
 	if stats.Replaced != nil {
 		b.warn(fmt.Sprintf("what the cache %s held was not kept: %v", t.name, stats.Replaced))
@@ -412,6 +423,21 @@ func (b *build) exportCache(ctx context.Context, t cacheTarget) error {
 		b.warn(fmt.Sprintf("%d of %d records were left out of the cache %s; %s", stats.Skipped, stats.Skipped+stats.Records, t.name, stats.Reason))
 	}
 	return nil
+}
+
+// notedTarget notes what was committed last, which BuildKit's clients are told: they
+// keep the index of a local cache themselves.
+type notedTarget struct {
+	remote.Target
+	committed []byte // the manifest's descriptor as JSON
+}
+
+func (t *notedTarget) Commit(ctx context.Context, d blob.Descriptor, manifest []byte) error {
+	err := t.Target.Commit(ctx, d, manifest)
+	if err == nil {
+		t.committed, err = json.Marshal(d)
+	}
+	return err
 }
 
 // registryStore is a cache in a registry.

@@ -136,7 +136,9 @@ func caches(req *controlapi.SolveRequest) (from, to []kiln.RemoteCache, err erro
 		imports = append(imports, more...)
 	}
 	for _, c := range imports {
-		if c != nil {
+		// Clients name the same caches in both places.
+		same := func(o kiln.RemoteCache) bool { return c != nil && o.Type == c.Type && maps.Equal(o.Attrs, c.Attrs) }
+		if c != nil && !slices.ContainsFunc(from, same) {
 			from = append(from, kiln.RemoteCache{Type: c.Type, Attrs: c.Attrs})
 		}
 	}

@@ -21,6 +21,8 @@ import (
 	"context"
 	"net"
 
+	"github.com/kiln-build/kiln/cache/blob"
+	"github.com/kiln-build/kiln/cache/remote"
 	"github.com/kiln-build/kiln/registry"
 	"github.com/kiln-build/kiln/worker/source"
 )
@@ -31,6 +33,8 @@ type Session struct {
 	Secrets Secrets
 	SSH     SSH
 	Layouts Layouts
+	// CacheFolders are where remote caches of the type local lie.
+	CacheFolders CacheFolders
 	// Credentials for registries; nil is docker's config and its helpers.
 	Credentials registry.Credentials
 	// Entitlements that were granted: "security.insecure", "network.host", "device".
@@ -63,4 +67,11 @@ type SSH interface {
 // that is not known wraps fs.ErrNotExist. source.OpenLayout makes one of a folder.
 type Layouts interface {
 	Layout(ctx context.Context, name string) (source.BlobReader, error)
+}
+
+// CacheFolders gives the remote caches that lie in folders of the session's.
+type CacheFolders interface {
+	// CacheFolder gives the cache in the folder called dir; its manifest is the one
+	// of that digest, where it is not zero.
+	CacheFolder(dir string, manifest blob.Digest) remote.Target
 }

@@ -56,7 +56,7 @@ func (c *Caller) Session() worker.Session {
 	if c.id == "" {
 		return worker.Session{Credentials: registry.Anonymous{}}
 	}
-	return worker.Session{Locals: c, Secrets: c, SSH: c, Layouts: c, Credentials: c}
+	return worker.Session{Locals: c, Secrets: c, SSH: c, Layouts: c, CacheFolders: c, Credentials: c}
 }
 
 // Close lets go of the mirrors.
