@@ -112,4 +112,33 @@ type ResultImage struct {
 	Config []byte
 	// BaseConfig is the config of the image that Root starts from; nil for scratch.
 	BaseConfig []byte
+	// Attestations are what the frontend says of the image.
+	Attestations []Attestation
+	// Call is the request that the image came from; nil is the build's own.
+	Call *Call
+}
+
+// Attestation is something that a frontend says of an image: a predicate in a file,
+// or a bundle, which is a folder of in-toto statements.
+type Attestation struct {
+	Root   llb.Edge
+	Path   string // in Root
+	Bundle bool
+	// PredicateType is the URL of the predicate's kind; a bundle may leave it out.
+	PredicateType string
+	// Subjects are what the predicate is about; none is the image.
+	Subjects []Subject
+	// SBOMCore is the name of the bundle's file, without what follows a dot, that
+	// describes the image itself.
+	SBOMCore string
+	// InlineOnly says that the attestation does not make an index of one image.
+	InlineOnly bool
+}
+
+// Subject is what an attestation is about: the image, or, where Raw is set,
+// something else, which has digests.
+type Subject struct {
+	Raw     bool
+	Name    string
+	Digests []string
 }
