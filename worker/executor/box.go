@@ -171,9 +171,11 @@ func (b *box) fork() (*launch.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	attr := &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+	attr := &syscall.SysProcAttr{Setsid: true}
 	if b.into == nil {
-		attr.Cloneflags = unix.CLONE_NEWPID
+		// A process that enters dies with the first one; its parent is none that it
+		// could see, which ForkExec would take for one that has died.
+		attr.Cloneflags, attr.Pdeathsig = unix.CLONE_NEWPID, syscall.SIGKILL
 	}
 	if b.s.Terminal != nil {
 		attr.Setctty = true
