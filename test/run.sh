@@ -25,6 +25,8 @@ status=0
 CGO_ENABLED=1 go test -race -count=1 -timeout 20m ./llb/... ./solver/... ./cache/... ./frontend/... ./registry/... || status=$?
 module=$(go list -m)
 go test -count=1 -timeout 30m $(go list ./... | grep -vE "^$module/(llb|solver|cache|frontend|registry)(/|\$)") || status=$?
+# A module of its own: whatever was found to differ from BuildKit's compiler, and every parity case.
+(cd test/fuzz && go test -count=1 -timeout 20m ./...) || status=$?
 
 leavings=$(left)
 if [ -n "$leavings" ]; then
