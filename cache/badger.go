@@ -199,55 +199,6 @@ func (d *database) sync() error {
 	return d.badger.Sync()
 }
 
-// compact rewrites the tables without what was deleted, where that are so many
-// values. Badger keeps what is deleted until the deletion itself is in a table: it
-// is closed, which puts it there, and opened again.
-func (d *database) compact(atLeast int) error {
-	if err := d.flush(); err != nil {
-		return err
-	}
-	d.flushMu.Lock()
-	defer d.flushMu.Unlock()
-	if d.deleted < atLeast {
-		return nil
-	}
-	if !roomFor(d.dir, headroom) {
-		return nil
-	}
-	// A large memtable's log would keep its size: a small one has to do.
-	d.large = false
-	if err := d.reopen(smallMemTable); err != nil {
-		return fmt.Errorf("compacting the cache's database: %w", err)
-	}
-	d.deleted = 0
-	if err := d.badger.Flatten(1); err != nil {
-		return fmt.Errorf("compacting the cache's database: %w", err)
-	}
-	for {
-		err := d.badger.RunValueLogGC(0.5)
-		if errors.Is(err, badger.ErrNoRewrite) || errors.Is(err, badger.ErrRejected) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("compacting the cache's database: %w", err)
-		}
-	}
-}
-
-// shrink gives large memtables back.
-func (d *database) shrink() error {
-	d.flushMu.Lock()
-	defer d.flushMu.Unlock()
-	if !d.large || !roomFor(d.dir, headroom) {
-		return nil
-	}
-	d.large = false
-	if err := d.reopen(smallMemTable); err != nil {
-		return fmt.Errorf("opening the cache's database again: %w", err)
-	}
-	return nil
-}
-
 // maxLevel0 is how many tables of level 0 a process leaves to the next. Every
 // process that writes anything leaves one, and Badger's compactors wait for up to
 // a second before they look: without a bound, short builds would leave a table
@@ -271,9 +222,6 @@ func (d *database) closeBadger() error {
 	}
 	return b.Close()
 }
-
-// compactAfter is how many deletions make a compaction worth its time.
-const compactAfter = 256
 
 // reopen closes Badger and opens it with memtables of another size.
 func (d *database) reopen(memTable int64) error {

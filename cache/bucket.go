@@ -25,6 +25,9 @@ func (b *Bucket) Get(key []byte) (value []byte, ok bool) {
 	return bytes.Clone(v), v != nil
 }
 
+// Has reports whether there is a value under key.
+func (b *Bucket) Has(key []byte) bool { return b.db.has(b.key(key)) }
+
 // Put stores a value; it becomes durable in the background. A value that is
 // there already is not written again.
 func (b *Bucket) Put(key, value []byte) error {

@@ -50,3 +50,22 @@ func (c *Cache) claimKept(ctx context.Context, s *census) error {
 	}
 	return err
 }
+
+// KeptTree gives a tree that KeepTree keeps.
+func (c *Cache) KeptTree(name string) (tree.Entry, bool) {
+	v, ok := c.Bucket(keptTrees).Get([]byte(name))
+	if !ok {
+		return tree.Entry{}, false
+	}
+	root, err := tree.DecodeEntry(v)
+	return root, err == nil
+}
+
+// KeptTrees gives the names of the trees that KeepTree keeps.
+func (c *Cache) KeptTrees() (names []string, err error) {
+	err = c.Bucket(keptTrees).Each(nil, func(k, _ []byte) error {
+		names = append(names, string(k))
+		return nil
+	})
+	return names, err
+}

@@ -35,10 +35,11 @@ func (p *Pool) adopt(e tree.Entry, dirfd int, name string) error {
 		return err
 	}
 	id := IDOf(e)
-	pooldir, poolname, err := p.place(&id)
+	pooldir, poolname, in, err := p.place(&id)
 	if err != nil {
 		return err
 	}
+	defer in.RUnlock()
 	defer p.guard.Use((*[32]byte)(&id)).RUnlock()
 	p.guard.SetDirty()
 	for {
@@ -123,11 +124,7 @@ func (p *Pool) Copy(ctx context.Context, from, to tree.Entry) error {
 		return fmt.Errorf("copying to %s: %w", to.Name, err)
 	}
 	defer src.Close()
-	dirfd, name, err := p.place(&id)
-	if err != nil {
-		return err
-	}
-	err = p.make(dirfd, name, to, func(f *tmpfile.File) error { return copyFile(ctx, f.File, src, to.Size) })
+	err = p.add(&id, to, func(f *tmpfile.File) error { return copyFile(ctx, f.File, src, to.Size) })
 	if err != nil {
 		return fmt.Errorf("copying %s to %s in the pool: %w", from.Name, to.Name, err)
 	}

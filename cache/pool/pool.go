@@ -84,6 +84,9 @@ type Pool struct {
 type dir struct {
 	fd   atomic.Int32 // plus one; 0 is not open
 	once sync.Mutex
+	// use is held for reading by who uses fd, but for sweeps, and for writing while
+	// Narrow exchanges it. It comes before the guard's shards.
+	use sync.RWMutex
 }
 
 // Open opens the pool in the folder path, making it if need be.
@@ -131,12 +134,19 @@ func (p *Pool) Close() error {
 
 const hexDigits = "0123456789abcdef"
 
-// place gives the folder of a file and its name in it.
-func (p *Pool) place(id *FileID) (dirfd int, name string, err error) {
+// place gives the folder of a file and its name in it. The folder stays what it is
+// until in is unlocked; where there is an error in is nil.
+func (p *Pool) place(id *FileID) (dirfd int, name string, in *sync.RWMutex, err error) {
+	in = &p.dirs[id[0]].use
+	in.RLock()
 	dirfd, err = p.dir(id[0], true)
+	if err != nil {
+		in.RUnlock()
+		return -1, "", nil, err
+	}
 	var b [2 * (sha256.Size - 1)]byte
 	hex.Encode(b[:], id[1:])
-	return dirfd, string(b[:]), err
+	return dirfd, string(b[:]), in, nil
 }
 
 // dir gives the descriptor of the folder whose name is n in hex. One that is not
@@ -178,10 +188,11 @@ func (p *Pool) Has(e tree.Entry) bool {
 }
 
 func (p *Pool) has(id *FileID, size int64) bool {
-	dirfd, name, err := p.place(id)
+	dirfd, name, in, err := p.place(id)
 	if err != nil {
 		return false
 	}
+	defer in.RUnlock()
 	defer p.guard.Use((*[32]byte)(id)).RUnlock()
 	var st unix.Stat_t
 	err = unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
@@ -193,10 +204,11 @@ func (p *Pool) has(id *FileID, size int64) bool {
 // Open reads e's file. One that is not here wraps fs.ErrNotExist.
 func (p *Pool) Open(e tree.Entry) (*os.File, error) {
 	id := IDOf(e)
-	dirfd, name, err := p.place(&id)
+	dirfd, name, in, err := p.place(&id)
 	if err != nil {
 		return nil, err
 	}
+	defer in.RUnlock()
 	defer p.guard.Use((*[32]byte)(&id)).RUnlock()
 	fd, err := unix.Openat(dirfd, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NOATIME, 0)
 	if errors.Is(err, unix.EPERM) {
@@ -222,10 +234,11 @@ func (p *Pool) Link(e tree.Entry, dir *os.File, name string) error {
 
 // LinkID is Link for whoever has e's FileID and a descriptor at hand.
 func (p *Pool) LinkID(id *FileID, e tree.Entry, dirfd int, name string) error {
-	from, fname, err := p.place(id)
+	from, fname, in, err := p.place(id)
 	if err != nil {
 		return err
 	}
+	defer in.RUnlock()
 	defer p.guard.Use((*[32]byte)(id)).RUnlock()
 	p.guard.SetDirty()
 	err = unix.Linkat(from, fname, dirfd, name, 0)
@@ -268,9 +281,14 @@ func (p *Pool) makeAlternate(e tree.Entry, dirfd int, fname, alt string) error {
 	}
 	src := os.NewFile(uintptr(fd), fname)
 	defer src.Close()
-	return p.make(dirfd, alt, e, func(f *tmpfile.File) error {
+	f, err := p.make(e, func(f *tmpfile.File) error {
 		return copyFile(context.Background(), f.File, src, e.Size)
 	})
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return p.name(f, e, dirfd, alt)
 }
 
 // splitName takes a file's name in its folder apart; ok is false for what is none.

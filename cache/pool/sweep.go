@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"syscall"
 
 	"github.com/kiln-build/kiln/cache/internal/tmpfile"
@@ -45,6 +46,10 @@ func (p *Pool) removeStale() error {
 	defer root.Close()
 	names, err := root.Readdirnames(-1)
 	for _, name := range names {
+		if len(name) == len("ab.new") && strings.HasSuffix(name, ".new") {
+			err = errors.Join(err, p.removeFolder(name))
+			continue
+		}
 		tmpfile.RemoveStale(int(root.Fd()), name)
 	}
 	return err
@@ -145,10 +150,11 @@ func (p *Pool) eachIn(n byte, dirfd int, fn func(id FileID, name string) error) 
 // folders that link to it keep it: they are to be made again too.
 func (p *Pool) Drop(e tree.Entry) error {
 	id := IDOf(e)
-	dirfd, name, err := p.place(&id)
+	dirfd, name, in, err := p.place(&id)
 	if err != nil {
 		return err
 	}
+	defer in.RUnlock()
 	if err := unix.Unlinkat(dirfd, name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("removing file %.12s of the pool: %w", id, err)
 	}

@@ -1,14 +1,11 @@
 package remote
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/json"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -43,6 +40,26 @@ type Form struct {
 // Forms gives the blob of a layer of a chain, making it if need be.
 type Forms func(ctx context.Context, chain cache.ChainID, l cache.Layer) (Form, error)
 
+// Variant is another blob of a layer: its files with the times that an image
+// wants. How says which, in the words of who makes images.
+type Variant struct {
+	How    string          `json:"how"`
+	DiffID blob.Digest     `json:"diffID"`
+	Blob   blob.Descriptor `json:"blob"`
+}
+
+// ExportOptions are the settings of an export; the zero value works but for Forms.
+type ExportOptions struct {
+	Forms Forms
+	// Variants gives those that are known of a layer; may be nil.
+	Variants func(l cache.Layer) []Variant
+	// Sign signs what is exported; nil signs nothing. Nothing of what the cache
+	// holds is counted on then unless the same key has signed it.
+	Sign ed25519.PrivateKey
+	// Parallel is how many blobs are sent at once; 0 is 4.
+	Parallel int
+}
+
 // Stats are what an export did.
 type Stats struct {
 	Records, Layers int // those of this export that the cache has now
@@ -52,6 +69,8 @@ type Stats struct {
 	Reason  string
 	// Replaced says why nothing of what was there was kept; nil where all was.
 	Replaced error
+	// Manifest is that of the cache as it is now; its size is 0 where nothing is there.
+	Manifest blob.Descriptor
 }
 
 // Toward gives the entries that lead to the results, or to chains below them.
@@ -72,44 +91,56 @@ func Toward(c *cache.Cache, entries []Entry, results []cache.ChainID) ([]Entry, 
 	}
 	var out []Entry
 	for _, e := range entries {
-		if !slices.ContainsFunc(e.Record.Outputs, func(o cache.ChainID) bool { _, ok := below[o]; return !ok }) {
+		// One output of several is enough: a step is not run again for the sake of those
+		// that nobody asked for. Scratch, which is below everything, leads nowhere.
+		toward, made := false, false
+		for _, o := range e.Record.Outputs {
+			_, ok := below[o]
+			made = made || o != (cache.ChainID{})
+			toward = toward || ok && o != (cache.ChainID{})
+		}
+		if toward || !made {
 			out = append(out, e)
 		}
 	}
 	return out, nil
 }
 
-// Export adds entries to the cache in a store. Layers that the cache holds already
-// are neither made nor sent; of records that are there under the same keys the new
-// ones stand.
-func Export(ctx context.Context, c *cache.Cache, to Target, forms Forms, entries []Entry, now time.Time) (Stats, error) {
-	stats, trusted, err := export(ctx, c, to, forms, entries, now, true)
-	if err == nil || !trusted || ctx.Err() != nil {
-		return stats, err
-	}
-	// What the cache lists may not be there any more, which a registry says when
-	// it is to take the manifest. Nothing of it is counted on the second time.
-	again, _, aerr := export(ctx, c, to, forms, entries, now, false)
-	if aerr != nil {
-		return stats, err
-	}
-	again.Replaced = err
-	return again, nil
+// Export adds entries to the cache in a store.
+func Export(ctx context.Context, c *cache.Cache, to Target, o ExportOptions, entries []Entry, now time.Time) (Stats, error) {
+	x := Begin(ctx, c, to, o)
+	defer x.Close()
+	return x.Finish(ctx, entries, nil, now)
 }
 
-// exporter is an export under way.
-type exporter struct {
+// Exporter is an export to one cache while it goes on. Begin reads what the cache
+// has, Add sends layers as they come to be, Finish writes the records down. Layers
+// that the cache holds already are neither made nor sent. An Exporter is safe for
+// concurrent use until Finish is called.
+type Exporter struct {
 	cache *cache.Cache
 	to    Target
-	forms Forms
+	opt   ExportOptions
 
-	b      *builder
-	held   map[id]layer // what the cache held when the export began
+	cancel context.CancelCauseFunc
+	group  *errgroup.Group
+	ctx    context.Context // of the export, which outlives the call that began it
+	gctx   context.Context // of the group
+	loaded chan struct{}   // closed when the fields of the next block are set
+
+	old      *index          // nil where there is none that can be used
+	name     blob.Descriptor // of the manifest that was there, of whatever kind
+	loadErr  error
+	replaced error
+	held     map[id]layer // what the cache held when the export began
+
+	mu     sync.Mutex // guards the maps
 	places map[cache.LayerID]*place
 	chains map[cache.ChainID]chainPlan
 }
 
-// place is a layer that records lead to.
+// place is a layer that records lead to. Its fields beyond known are set by the
+// one goroutine that sends it, and read when the group has ended.
 type place struct {
 	chain cache.ChainID
 	known cache.Layer
@@ -124,49 +155,52 @@ type chainPlan struct {
 	err    error
 }
 
-// export is Export, counting on what the cache lists where trust is set. trusted
-// says that it did, and that what failed may come of that.
-func export(ctx context.Context, c *cache.Cache, to Target, forms Forms, entries []Entry, now time.Time, trust bool) (s Stats, trusted bool, err error) {
-	x := &exporter{
-		cache: c, to: to, forms: forms, b: newBuilder(), held: map[id]layer{},
+// Begin begins an export. Close ends it, whatever became of it.
+func Begin(ctx context.Context, c *cache.Cache, to Target, o ExportOptions) *Exporter {
+	return begin(ctx, c, to, o, true)
+}
+
+// begin is Begin, counting on what the cache lists where trust is set.
+func begin(ctx context.Context, c *cache.Cache, to Target, o ExportOptions, trust bool) *Exporter {
+	x := &Exporter{
+		cache: c, to: to, opt: o, loaded: make(chan struct{}), held: map[id]layer{},
 		places: map[cache.LayerID]*place{}, chains: map[cache.ChainID]chainPlan{},
 	}
-	var old *index
-	var name blob.Digest
-	if trust {
-		if old, name, err = load(ctx, to); err != nil {
-			if !isReplaceable(err) {
-				return s, false, err
-			}
-			if !isMissing(err) {
-				s.Replaced = err
-			}
-			old, name = nil, blob.Digest{}
+	if x.opt.Parallel <= 0 {
+		x.opt.Parallel = putsAtOnce
+	}
+	x.ctx, x.cancel = context.WithCancelCause(ctx)
+	x.group, x.gctx = errgroup.WithContext(x.ctx)
+	x.group.SetLimit(x.opt.Parallel)
+	go func() {
+		defer close(x.loaded)
+		x.load(x.ctx, trust)
+	}()
+	return x
+}
+
+// load reads what the cache has.
+func (x *Exporter) load(ctx context.Context, trust bool) {
+	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
+	defer cancel()
+	old, name, err := load(ctx, x.to)
+	x.name = name
+	switch {
+	case err != nil && !isReplaceable(err):
+		x.loadErr = err
+		return
+	case err != nil && !isMissing(err):
+		x.replaced = err
+	}
+	if old == nil || !trust {
+		return
+	}
+	x.old = old
+	for _, l := range old.Layers {
+		if l.Held && (x.opt.Sign == nil || l.signedBy(x.opt.Sign)) {
+			x.held[l.ID] = l
 		}
 	}
-	if old != nil {
-		for _, l := range old.Layers {
-			if l.Held {
-				x.held[l.ID] = l
-			}
-		}
-	}
-	x.plan(entries)
-	if err := x.send(ctx); err != nil {
-		return s, false, err
-	}
-	x.record(entries, now, &s)
-	if s.Records == 0 && old == nil {
-		return s, false, nil
-	}
-	if old != nil {
-		// Another export may have come first meanwhile.
-		if newer, _, err := load(ctx, to); err == nil {
-			old = newer
-		}
-		x.b.merge(old, now.Add(-maxUnused).Unix())
-	}
-	return s, len(x.held) > 0, x.commit(ctx, name)
 }
 
 // isReplaceable tells a cache that is not there, or of no use, from one that could
@@ -176,20 +210,28 @@ func isReplaceable(err error) bool {
 	return isMissing(err) || errors.As(err, &format)
 }
 
-// plan finds the layers that entries lead to.
-func (x *exporter) plan(entries []Entry) {
-	for _, e := range entries {
-		for _, o := range e.Record.Outputs {
-			x.chain(o)
-		}
+// Close cuts the export short, if it is still under way, and waits for its end.
+func (x *Exporter) Close() {
+	x.cancel(context.Canceled)
+	<-x.loaded
+	_ = x.group.Wait() // its error is Finish's to tell
+}
+
+// Add begins to send the layers of a chain. It waits while many are under way.
+func (x *Exporter) Add(at cache.ChainID) {
+	x.mu.Lock()
+	_, fresh := x.plan(at)
+	x.mu.Unlock()
+	for _, p := range fresh {
+		x.group.Go(func() error { return x.send(x.gctx, p) })
 	}
 }
 
-func (x *exporter) chain(at cache.ChainID) chainPlan {
+// plan finds the layers of a chain, and those of them that are new to the export.
+func (x *Exporter) plan(at cache.ChainID) (p chainPlan, fresh []*place) {
 	if p, ok := x.chains[at]; ok || at == (cache.ChainID{}) {
-		return p
+		return p, nil
 	}
-	var p chainPlan
 	layers, err := x.cache.Layers(at)
 	p.err = err
 	for _, l := range layers {
@@ -198,11 +240,14 @@ func (x *exporter) chain(at cache.ChainID) chainPlan {
 			pl = &place{chain: at, known: l}
 			pl.err = exportable(l)
 			x.places[l.ID] = pl
+			if pl.err == nil {
+				fresh = append(fresh, pl)
+			}
 		}
 		p.layers = append(p.layers, pl)
 	}
 	x.chains[at] = p
-	return p
+	return p, fresh
 }
 
 // exportable says what is in the way of a layer's being brought back from its tar stream.
@@ -221,29 +266,41 @@ func exportable(l cache.Layer) error {
 	return nil
 }
 
-// send makes and sends the layers that the cache does not hold.
-func (x *exporter) send(ctx context.Context) error {
-	group, gctx := errgroup.WithContext(ctx)
-	group.SetLimit(putsAtOnce)
-	for _, p := range x.places {
-		if p.err != nil {
-			continue
-		}
-		p.out = layer{ID: id(p.known.ID), DiffID: p.known.DiffID, Size: p.known.Size, Blobs: p.known.Blobs, Origins: p.known.Origins}
-		if held, ok := x.held[p.out.ID]; ok {
-			p.out.DiffID, p.out.Blobs, p.out.Held, p.out.Created = held.DiffID, held.Blobs, true, held.Created
-			continue
-		}
-		if p.out.isImage() && len(p.known.Origins) > 0 {
-			continue // whoever builds on the image can have it from where it is
-		}
-		group.Go(func() error { return x.sendLayer(gctx, p) })
+// send sends one layer unless the cache holds it. Its error is one of the store's;
+// a layer that cannot be made costs the records that need it.
+func (x *Exporter) send(ctx context.Context, p *place) error {
+	select {
+	case <-x.loaded:
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	return group.Wait()
+	if x.loadErr != nil {
+		return x.loadErr
+	}
+	p.err = nil
+	p.out = layer{ID: id(p.known.ID), DiffID: p.known.DiffID, Size: p.known.Size, Blobs: p.known.Blobs, Origins: p.known.Origins}
+	if held, ok := x.held[p.out.ID]; ok {
+		p.out.DiffID, p.out.Blobs, p.out.Held, p.out.Created = held.DiffID, held.Blobs, true, held.Created
+		p.out.Variants = held.Variants
+		return nil
+	}
+	if p.out.isImage() && len(p.known.Origins) > 0 {
+		return nil // whoever builds on the image can have it from where it is
+	}
+	err := x.fits(ctx, p.known)
+	var f Form
+	if err == nil {
+		f, err = x.opt.Forms(ctx, p.chain, p.known)
+	}
+	if err != nil {
+		p.err = err
+		return context.Cause(ctx)
+	}
+	return x.put(ctx, p, f)
 }
 
 // fits says whether a layer's tar stream holds all that is in its tree.
-func (x *exporter) fits(ctx context.Context, l cache.Layer) error {
+func (x *Exporter) fits(ctx context.Context, l cache.Layer) error {
 	if l.Root.Kind != tree.Dir {
 		return nil // it came from one
 	}
@@ -255,20 +312,10 @@ func (x *exporter) fits(ctx context.Context, l cache.Layer) error {
 	})
 }
 
-// sendLayer sends one layer. Its error is one of the store's; a layer that cannot
-// be made costs the records that need it.
-func (x *exporter) sendLayer(ctx context.Context, p *place) error {
-	err := x.fits(ctx, p.known)
-	var f Form
-	if err == nil {
-		f, err = x.forms(ctx, p.chain, p.known)
-	}
-	if err != nil {
-		p.err = err
-		return ctx.Err()
-	}
+// put puts a layer's blob into the store.
+func (x *Exporter) put(ctx context.Context, p *place, f Form) error {
+	var mu sync.Mutex // guards unreadable
 	var unreadable error
-	var mu sync.Mutex
 	open := func(ctx context.Context) (io.ReadCloser, error) {
 		r, err := f.Open(ctx)
 		if err != nil {
@@ -293,100 +340,4 @@ func (x *exporter) sendLayer(ctx context.Context, p *place) error {
 	}
 	p.out.DiffID, p.out.Blobs, p.out.Held, p.sent = f.DiffID, []blob.Descriptor{f.Blob}, true, true
 	return nil
-}
-
-// record writes the entries down whose layers can all be had.
-func (x *exporter) record(entries []Entry, now time.Time, s *Stats) {
-	for _, e := range entries {
-		if err := x.recordOne(e, now); err != nil {
-			s.Skipped++
-			s.Reason = fmt.Sprintf("%s: %v", e.Record.Name, err)
-			continue
-		}
-		s.Records++
-	}
-	s.Layers = len(x.b.Layers)
-	for _, p := range x.places {
-		if p.sent {
-			s.Sent++
-		}
-	}
-}
-
-func (x *exporter) recordOne(e Entry, now time.Time) error {
-	for _, o := range e.Record.Outputs {
-		p := x.chain(o)
-		if p.err != nil {
-			return p.err
-		}
-		if len(p.layers) > maxDepth {
-			return fmt.Errorf("it has more than %d layers", maxDepth)
-		}
-		for _, l := range p.layers {
-			if l.err != nil {
-				return l.err
-			}
-		}
-	}
-	r := record{
-		Keys: ids(e.Keys), Outputs: []int{}, Name: e.Record.Name, Vertex: e.Record.Vertex, Inputs: ids(e.Record.Inputs),
-		Created: max(e.Record.Created.Unix(), 0), Duration: max(int64(e.Record.Duration), 0), Used: now.Unix(),
-	}
-	for _, o := range e.Record.Outputs {
-		at := -1
-		for _, l := range x.chain(o).layers {
-			at = x.b.link(at, x.b.layer(l.out))
-		}
-		r.Outputs = append(r.Outputs, at)
-	}
-	x.b.record(r)
-	return nil
-}
-
-// commit writes the index and the manifest, unless the cache has them as they are.
-func (x *exporter) commit(ctx context.Context, old blob.Digest) error {
-	data, err := json.Marshal(&x.b.index)
-	if err != nil {
-		return err
-	}
-	if len(data) > maxIndex {
-		return fmt.Errorf("the index would have %d bytes, and %d at most are read", len(data), maxIndex)
-	}
-	config := descriptor(IndexType, data)
-	m := document{SchemaVersion: 2, MediaType: manifestType, ArtifactType: ArtifactType, Config: &config, Layers: []blob.Descriptor{}}
-	for _, l := range x.b.Layers {
-		if l.Held {
-			m.Layers = append(m.Layers, l.Blobs...)
-		}
-	}
-	put := map[blob.Digest][]byte{config.Digest: data}
-	descs := []blob.Descriptor{config}
-	if len(m.Layers) == 0 {
-		// A manifest is to have one layer at least.
-		empty := []byte("{}")
-		d := descriptor(emptyType, empty)
-		m.Layers, descs, put[d.Digest] = append(m.Layers, d), append(descs, d), empty
-	}
-	manifest, err := json.Marshal(m)
-	if err != nil {
-		return err
-	}
-	if len(manifest) > maxManifest {
-		return fmt.Errorf("the manifest would have %d bytes, and registries take %d at most", len(manifest), maxManifest)
-	}
-	d := descriptor(manifestType, manifest)
-	if d.Digest == old {
-		return nil
-	}
-	for _, d := range descs {
-		open := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(put[d.Digest])), nil }
-		if err := x.to.Put(ctx, d, nil, open); err != nil {
-			return err
-		}
-	}
-	return x.to.Commit(ctx, d, manifest)
-}
-
-func descriptor(mediaType string, data []byte) blob.Descriptor {
-	return blob.Descriptor{MediaType: mediaType, Digest: sha256.Sum256(data), Size: int64(len(data))}
 }

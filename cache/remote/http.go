@@ -130,15 +130,15 @@ func (h *HTTP) Put(ctx context.Context, d blob.Descriptor, _ []string, open func
 	return err
 }
 
-// Commit makes an HTTP a Target.
-func (h *HTTP) Commit(ctx context.Context, d blob.Descriptor, manifest []byte) error {
+// Commit makes an HTTP a Target. The protocol has no conditions.
+func (h *HTTP) Commit(ctx context.Context, d blob.Descriptor, manifest []byte, _ blob.Digest) (bool, error) {
 	open := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(manifest)), nil }
 	if err := h.Put(ctx, d, nil, open); err != nil {
-		return err
+		return false, err
 	}
 	result := resultOf(d)
 	_, err := h.exchange(ctx, http.MethodPut, "ac", h.key(), int64(len(result)), bytes.NewReader(result))
-	return err
+	return false, err
 }
 
 // exchange sends a request of whose answer the header alone matters.

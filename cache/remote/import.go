@@ -2,6 +2,7 @@ package remote
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
@@ -37,6 +38,7 @@ type Import struct {
 	// chains are the links that were put into the local cache.
 	chains map[int]cache.ChainID
 	lost   map[cache.LayerID]struct{}
+	signed map[int]bool // layers whose signatures were looked at
 	dead   bool
 }
 
@@ -48,6 +50,10 @@ type Options struct {
 	Origin string
 	// Created takes when layers that become known were first exported; may be nil.
 	Created func(id cache.LayerID, at time.Time)
+	// Variant takes variants of layers that become known; may be nil.
+	Variant func(of blob.Digest, v Variant)
+	// Verify is the key that has to have signed what is taken; nil takes all.
+	Verify ed25519.PublicKey
 }
 
 // Open begins to read a cache's index. done is called once, with what went wrong.
@@ -56,6 +62,7 @@ func Open(ctx context.Context, c *cache.Cache, s Store, o Options, done func(err
 	i := &Import{
 		cache: c, store: s, opt: o, cancel: cancel, loaded: make(chan struct{}),
 		chains: map[int]cache.ChainID{-1: {}}, lost: map[cache.LayerID]struct{}{},
+		signed: map[int]bool{},
 	}
 	go func() {
 		defer close(i.loaded)
@@ -115,6 +122,9 @@ func (i *Import) Lookup(k cache.Key) (cache.Record, error) {
 		return cache.Record{}, &cache.MissError{Key: k, Reason: "the remote cache lost layers"}
 	}
 	r := i.index.Records[n]
+	if !i.vouched(r, k) {
+		return cache.Record{}, &cache.MissError{Key: k, Reason: "the remote cache's record is not signed by the key that is asked for"}
+	}
 	out := cache.Record{
 		From: i.opt.Name, Name: r.Name, Vertex: r.Vertex, Created: time.Unix(r.Created, 0), Duration: time.Duration(r.Duration),
 		Outputs: make([]cache.ChainID, len(r.Outputs)),
@@ -129,6 +139,32 @@ func (i *Import) Lookup(k cache.Key) (cache.Record, error) {
 		}
 	}
 	return out, nil
+}
+
+// vouched reports whether the key that is asked for has signed a record, under one
+// of its keys, and all layers that it leads to. i.mu is held.
+func (i *Import) vouched(r record, k cache.Key) bool {
+	if i.opt.Verify == nil {
+		return true
+	}
+	if !verified(i.opt.Verify, r.Signatures, r.message(id(k), i.index.outputsOf(r))) {
+		return false
+	}
+	for _, at := range r.Outputs {
+		for ; at >= 0; at = i.index.Chains[at].Parent {
+			n := i.index.Chains[at].Layer
+			ok, known := i.signed[n]
+			if !known {
+				l := i.index.Layers[n]
+				ok = verified(i.opt.Verify, l.Signatures, l.message())
+				i.signed[n] = ok
+			}
+			if !ok {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // chain makes a chain known. i.mu is held.
@@ -178,6 +214,13 @@ func (i *Import) putLayer(l layer) error {
 	}
 	if i.opt.Created != nil && l.Created > 0 {
 		i.opt.Created(lid, time.Unix(0, l.Created))
+	}
+	if i.opt.Variant != nil {
+		for _, v := range l.Variants {
+			if i.opt.Verify == nil || verified(i.opt.Verify, v.Signatures, v.message(l.DiffID)) {
+				i.opt.Variant(l.DiffID, v.Variant)
+			}
+		}
 	}
 	return i.cache.PutLayer(cache.Layer{ID: lid, DiffID: l.DiffID, Blobs: l.Blobs, Origins: origins, Size: l.Size})
 }

@@ -25,6 +25,9 @@ const (
 	maxDepth   = 10_000
 	maxPerItem = 256
 	maxBlob    = 1 << 40
+	maxMounts  = 256
+	// maxVariants bounds those of one layer.
+	maxVariants = 8
 )
 
 // id is an identity of package cache as it is written: hex digits.
@@ -46,6 +49,7 @@ type index struct {
 	Layers  []layer  `json:"layers"`
 	Chains  []link   `json:"chains"`
 	Records []record `json:"records"`
+	Mounts  []mount  `json:"mounts,omitempty"`
 }
 
 // layer is a layer and who has its blobs.
@@ -60,6 +64,15 @@ type layer struct {
 	// Created is when the layer was first exported in an image, in nanoseconds since
 	// 1970, for the history of the images that have it.
 	Created int64 `json:"created,omitempty"`
+	// Variants are of the tar stream that DiffID names.
+	Variants   []variant   `json:"variants,omitempty"`
+	Signatures []signature `json:"signatures,omitempty"`
+}
+
+// variant is a Variant with who vouches for it.
+type variant struct {
+	Variant
+	Signatures []signature `json:"signatures,omitempty"`
 }
 
 // link is a layer on top of a chain: the link of that index, which is lower than
@@ -80,6 +93,8 @@ type record struct {
 	Duration int64  `json:"duration,omitempty"` // nanoseconds
 	// Used is when an export last met the record, in seconds since 1970.
 	Used int64 `json:"used,omitempty"`
+	// Signatures are of the record under one of its keys each.
+	Signatures []signature `json:"signatures,omitempty"`
 }
 
 // decode reads an index and checks it.
@@ -106,12 +121,19 @@ func decode(data []byte) (*index, error) {
 // check finds what an index may not say.
 func (x *index) check() error {
 	for i, l := range x.Layers {
-		if len(l.Blobs) > maxPerItem || len(l.Origins) > maxPerItem || l.DiffID.IsZero() || l.Size < 0 || l.Created < 0 {
+		if len(l.Blobs) > maxPerItem || len(l.Origins) > maxPerItem || l.DiffID.IsZero() || l.Size < 0 || l.Created < 0 ||
+			len(l.Variants) > maxVariants || len(l.Signatures) > maxSignatures {
 			return formatf("layer %d of its index makes no sense", i)
 		}
 		for _, b := range l.Blobs {
 			if b.Size < 0 || b.Size > maxBlob || len(b.MediaType) > maxPerItem || len(b.Annotations) > maxPerItem {
 				return formatf("a blob of layer %d of its index makes no sense", i)
+			}
+		}
+		for _, v := range l.Variants {
+			if v.Blob.Size < 0 || v.Blob.Size > maxBlob || len(v.How) > maxPerItem || len(v.Blob.MediaType) > maxPerItem ||
+				v.DiffID.IsZero() || len(v.Signatures) > maxSignatures {
+				return formatf("a variant of layer %d of its index makes no sense", i)
 			}
 		}
 	}
@@ -127,8 +149,16 @@ func (x *index) check() error {
 			return formatf("chain %d of its index has more than %d layers", i, maxDepth)
 		}
 	}
+	if len(x.Mounts) > maxMounts {
+		return formatf("its index has %d cache mounts, and %d at most are read", len(x.Mounts), maxMounts)
+	}
+	for i, m := range x.Mounts {
+		if !m.check() {
+			return formatf("cache mount %d of its index makes no sense", i)
+		}
+	}
 	for i, r := range x.Records {
-		if len(r.Keys) == 0 || len(r.Keys) > maxPerItem || len(r.Outputs) > maxPerItem || r.Created < 0 || r.Duration < 0 {
+		if len(r.Signatures) > maxPerItem || len(r.Keys) == 0 || len(r.Keys) > maxPerItem || len(r.Outputs) > maxPerItem || r.Created < 0 || r.Duration < 0 {
 			return formatf("record %d of its index makes no sense", i)
 		}
 		for _, o := range r.Outputs {
@@ -165,9 +195,12 @@ func (b *builder) layer(l layer) int {
 		return n
 	}
 	have := &b.Layers[n]
-	if l.Held && !have.Held {
+	if l.Held && !have.Held && signersCover(l.Signatures, have.Signatures) {
 		// What is held stands: blobs that are elsewhere may go away.
-		have.Held, have.DiffID, have.Blobs = true, l.DiffID, l.Blobs
+		have.Held, have.DiffID, have.Blobs, have.Signatures = true, l.DiffID, l.Blobs, l.Signatures
+	}
+	if have.DiffID == l.DiffID {
+		have.Variants = addVariants(l.Variants, have.Variants)
 	}
 	if have.Created == 0 {
 		have.Created = l.Created
@@ -178,6 +211,25 @@ func (b *builder) layer(l layer) int {
 		}
 	}
 	return n
+}
+
+func (v variant) same(w variant) bool {
+	return v.How == w.How && v.DiffID == w.DiffID && v.Blob.Digest == w.Blob.Digest && v.Blob.Size == w.Blob.Size
+}
+
+// addVariants adds new ones in front; one of the same kind stands in the place of
+// an older one.
+func addVariants(old, fresh []variant) []variant {
+	if len(fresh) == 0 || len(old) == 0 {
+		return append(slices.Clip(fresh), old...)
+	}
+	out := slices.Clip(fresh)
+	for _, v := range old {
+		if !slices.ContainsFunc(fresh, func(w variant) bool { return v.How == w.How }) {
+			out = append(out, v)
+		}
+	}
+	return out[:min(len(out), maxVariants)]
 }
 
 func (b *builder) link(parent, layer int) int {
@@ -211,6 +263,11 @@ func (b *builder) record(r record) {
 func (b *builder) merge(x *index, since int64) {
 	records := slices.Clone(x.Records)
 	slices.SortStableFunc(records, func(a, b record) int { return cmp.Compare(b.Used, a.Used) })
+	for _, m := range x.Mounts {
+		if m.Used >= since && len(b.Mounts) < maxMounts && !slices.ContainsFunc(b.Mounts, func(o mount) bool { return o.ID == m.ID }) {
+			b.Mounts = append(b.Mounts, m)
+		}
+	}
 	links := map[int]int{-1: -1}
 	for _, r := range records {
 		if len(b.Records) >= maxRecords || r.Used < since {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -86,7 +87,11 @@ func (l *Layout) Manifest(_ context.Context, d blob.Digest) ([]byte, error) {
 			return nil, err
 		}
 	}
-	f, err := root.Open(blobPath(d))
+	return readManifest(root, d)
+}
+
+func readManifest(root *os.Root, d blob.Digest) ([]byte, error) {
+	f, err := root.OpenFile(blobPath(d), os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -178,17 +183,60 @@ func (c *contextReader) Read(p []byte) (int, error) {
 	return c.r.Read(p)
 }
 
+// lockFile is held while index.json is changed. It stays: a lock file that is
+// removed lets two in.
+const lockFile = ".kiln.lock"
+
+// lock lets one at a time change index.json.
+func lock(ctx context.Context, root *os.Root) (unlock func() error, err error) {
+	f, err := root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o666)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return f.Close, nil
+		case err == unix.ENOTSUP || err == unix.ENOSYS || err == unix.ENOLCK:
+			return f.Close, nil // a file system without locks: then it is as good as it gets
+		case err != unix.EWOULDBLOCK && err != unix.EINTR:
+			return nil, errors.Join(fmt.Errorf("locking the layout: %w", err), f.Close())
+		}
+		// Whoever has it writes two small files.
+		if err := pause(ctx, 5*time.Millisecond); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+	}
+}
+
 // Commit makes a Layout a Target.
-func (l *Layout) Commit(ctx context.Context, d blob.Descriptor, manifest []byte) error {
+func (l *Layout) Commit(ctx context.Context, d blob.Descriptor, manifest []byte, old blob.Digest) (sure bool, err error) {
 	open := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(manifest)), nil }
 	if err := l.Put(ctx, d, nil, open); err != nil {
-		return err
+		return false, err
 	}
 	root, err := l.open()
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer root.Close()
+	unlock, err := lock(ctx, root)
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	if now, err := l.lookUp(root); err == nil && now != old {
+		// What cannot be read is nothing that could be kept.
+		if _, err := readManifest(root, now); err == nil {
+			return false, fmt.Errorf("the layout %s: %w", l.dir, ErrChanged)
+		}
+	}
+	return true, l.name(root, d)
+}
+
+// name writes index.json.
+func (l *Layout) name(root *os.Root, d blob.Descriptor) error {
 	list, err := readIndex(root)
 	var format *FormatError
 	if err != nil && !isMissing(err) && !errors.As(err, &format) {

@@ -6,12 +6,14 @@
 // the cache holds itself. The index lists records under their keys, the chains
 // that they put out, and for each layer its blobs and who has them; it is drawn in
 // docs/format-cache.md. An inline cache is the same inside the config of an image.
+// Besides records an index may list snapshots of cache mounts, and variants of
+// layers: the blobs that they are in images with times of their own.
 //
 // An Import is a cache that is read. It fetches the index and nothing else; a
 // record that hits is put into the local cache with layers that are known and not
 // unpacked, as those of a pulled image are, so that a layer moves only when
-// somebody needs its files. Export adds records to a cache, keeping what others
-// have put there.
+// somebody needs its files. An Exporter adds records to a cache while a build goes
+// on, keeping what others have put there, also those who export at the same time.
 //
 // Nothing in a cache is believed: the index is checked as it is decoded, blobs are
 // checked against their digests, a layer's identity against the tree that it
@@ -64,8 +66,11 @@ type Target interface {
 	Store
 	// Put puts a blob there unless it is there; origins are repositories that have it.
 	Put(ctx context.Context, d blob.Descriptor, origins []string, open func(context.Context) (io.ReadCloser, error)) error
-	// Commit makes the cache's name stand for a manifest.
-	Commit(ctx context.Context, d blob.Descriptor, manifest []byte) error
+	// Commit makes the cache's name stand for a manifest, in the place of the one
+	// called old; zero is none. Where it stands for another by now, and the store can
+	// tell, the error wraps ErrChanged and nothing was changed. sure says that the
+	// store can tell.
+	Commit(ctx context.Context, d blob.Descriptor, manifest []byte, old blob.Digest) (sure bool, err error)
 }
 
 // FormatError says that what is under a cache's name is no cache that this
@@ -88,13 +93,18 @@ type document struct {
 	Manifests     []blob.Descriptor `json:"manifests,omitempty"`
 }
 
-// load reads the index of a cache, and gives the digest of its manifest.
-func load(ctx context.Context, s Store) (*index, blob.Digest, error) {
+// load reads the index of a cache, and describes its manifest.
+func load(ctx context.Context, s Store) (*index, blob.Descriptor, error) {
 	data, err := s.Manifest(ctx, blob.Digest{})
 	if err != nil {
-		return nil, blob.Digest{}, err
+		return nil, blob.Descriptor{}, err
 	}
-	name := blob.Digest(sha256.Sum256(data))
+	return loadManifest(ctx, s, data)
+}
+
+// loadManifest is load with the manifest at hand.
+func loadManifest(ctx context.Context, s Store, data []byte) (*index, blob.Descriptor, error) {
+	name := descriptor(manifestType, data)
 	var m document
 	if err := json.Unmarshal(data, &m); err != nil {
 		return nil, name, formatf("its manifest cannot be read: %v", err)

@@ -100,7 +100,7 @@ func TestExportAndImport(t *testing.T) {
 	store := NewLayout(filepath.Join(t.TempDir(), "c"), "", blob.Digest{})
 	var read atomic.Int64
 	entries := []Entry{entry(1, one), entry(2, two, cache.ChainID{})}
-	stats, err := Export(t.Context(), from, store, forms(&read), entries, time.Unix(1000, 0))
+	stats, err := Export(t.Context(), from, store, ExportOptions{Forms: forms(&read)}, entries, time.Unix(1000, 0))
 	if err != nil || stats.Records != 2 || stats.Sent != 2 || read.Load() != 2 {
 		t.Fatalf("got %+v and %d blobs read, %v; want 2 of each", stats, read.Load(), err)
 	}
@@ -134,7 +134,7 @@ func TestExportAndImport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if stats, err = Export(t.Context(), from, store, forms(&read), entries, time.Unix(1000, 0)); err != nil || read.Load() != 2 || stats.Sent != 0 {
+	if stats, err = Export(t.Context(), from, store, ExportOptions{Forms: forms(&read)}, entries, time.Unix(1000, 0)); err != nil || read.Load() != 2 || stats.Sent != 0 {
 		t.Errorf("the second export: %+v and %d blobs read, %v", stats, read.Load(), err)
 	}
 	if again, err := os.ReadFile(filepath.Join(store.dir, "index.json")); err != nil || !bytes.Equal(again, name) {
@@ -152,7 +152,7 @@ func TestLost(t *testing.T) {
 	}
 	store := NewLayout(filepath.Join(t.TempDir(), "c"), "", blob.Digest{})
 	var read atomic.Int64
-	if _, err := Export(t.Context(), from, store, forms(&read), entries, time.Unix(1000, 0)); err != nil {
+	if _, err := Export(t.Context(), from, store, ExportOptions{Forms: forms(&read)}, entries, time.Unix(1000, 0)); err != nil {
 		t.Fatal(err)
 	}
 	i := importFrom(t, to, store, Options{})
@@ -229,7 +229,8 @@ func write(t *testing.T, x *index) *Layout {
 			return err
 		}
 		put(manifestType, document{ArtifactType: ArtifactType, Config: &config}, func(d blob.Descriptor, data []byte) error {
-			return s.Commit(t.Context(), d, data)
+			_, err := s.Commit(t.Context(), d, data, blob.Digest{})
+			return err
 		})
 		return nil
 	})
@@ -252,7 +253,7 @@ func TestLeftOut(t *testing.T) {
 	var read atomic.Int64
 	store := NewLayout(filepath.Join(t.TempDir(), "c"), "", blob.Digest{})
 	entries := []Entry{entry(1, good), entry(2, socket), entry(3, root)}
-	stats, err := Export(t.Context(), c, store, forms(&read), entries, time.Unix(1000, 0))
+	stats, err := Export(t.Context(), c, store, ExportOptions{Forms: forms(&read)}, entries, time.Unix(1000, 0))
 	if err != nil || stats.Records != 1 || stats.Skipped != 2 || !strings.Contains(stats.Reason, "cannot hold") {
 		t.Errorf("got %+v, %v; want one record and two that were left out", stats, err)
 	}
@@ -264,8 +265,8 @@ func TestToward(t *testing.T) {
 	two := step(t, c, one, "two", nil)
 	other := step(t, c, one, "other", nil)
 	got, err := Toward(c, []Entry{entry(1, one), entry(2, two), entry(3, other), entry(4, one, other)}, []cache.ChainID{two})
-	if err != nil || len(got) != 2 || got[0].Keys[0] != (cache.Key{1}) || got[1].Keys[0] != (cache.Key{2}) {
-		t.Errorf("got %+v, %v", got, err)
+	if err != nil || len(got) != 3 || got[0].Keys[0] != (cache.Key{1}) || got[1].Keys[0] != (cache.Key{2}) || got[2].Keys[0] != (cache.Key{4}) {
+		t.Errorf("got %+v, %v; want all but the one that leads elsewhere with all of its outputs", got, err)
 	}
 }
 

@@ -1,0 +1,432 @@
+package remote
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/cache/blob"
+)
+
+// ErrChanged says that a cache's name stands for another manifest by now.
+var ErrChanged = errors.New("another export came first")
+
+const (
+	// maxCommits bounds how often an export begins again because others were quicker.
+	maxCommits = 100
+	// usedGrain is how precise the time is at which a record was last met. Without
+	// it a build of which everything hit would write the index anew.
+	usedGrain = 24 * time.Hour
+	// minLook is the least time before a store that knows no conditions is looked
+	// at again, see Exporter.settle.
+	minLook = 50 * time.Millisecond
+)
+
+// Finish writes entries, and cache mounts, down and waits for the layers that they
+// lead to. Of records that are there under the same keys the new ones stand.
+func (x *Exporter) Finish(ctx context.Context, entries []Entry, mounts []Mount, now time.Time) (Stats, error) {
+	stop := context.AfterFunc(ctx, func() { x.cancel(context.Cause(ctx)) })
+	defer stop()
+	stats, trusted, err := x.finish(ctx, entries, mounts, now)
+	if err == nil || !trusted || ctx.Err() != nil {
+		return stats, err
+	}
+	// What the cache lists may not be there any more, which a registry says when
+	// it is to take the manifest. Nothing of it is counted on the second time.
+	again := begin(ctx, x.cache, x.to, x.opt, false)
+	defer again.Close()
+	second, _, aerr := again.finish(ctx, entries, mounts, now)
+	if aerr != nil {
+		return stats, err
+	}
+	second.Replaced = err
+	return second, nil
+}
+
+// finish is Finish once. trusted says that the export counted on what the cache
+// listed, and that what failed may come of that.
+func (x *Exporter) finish(ctx context.Context, entries []Entry, mounts []Mount, now time.Time) (s Stats, trusted bool, err error) {
+	if err := x.sendAll(entries); err != nil {
+		return s, false, err
+	}
+	<-x.loaded
+	if x.loadErr != nil {
+		return s, false, x.loadErr
+	}
+	s.Replaced = x.replaced
+	saved, err := x.sendMounts(ctx, mounts, now)
+	if err != nil {
+		return s, false, err
+	}
+	if err := x.commit(ctx, entries, saved, now, &s); err != nil {
+		return s, len(x.held) > 0, err
+	}
+	for _, p := range x.places {
+		if p.sent {
+			s.Sent++
+		}
+	}
+	return s, false, nil
+}
+
+// sendAll waits for what is being sent, and sends what has not been, or could not
+// be made while the build went on.
+func (x *Exporter) sendAll(entries []Entry) error {
+	for _, e := range entries {
+		for _, o := range e.Record.Outputs {
+			x.Add(o)
+		}
+	}
+	if err := x.group.Wait(); err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(x.ctx)
+	group.SetLimit(x.opt.Parallel)
+	for _, p := range x.places {
+		if p.err == nil || exportable(p.known) != nil {
+			continue
+		}
+		group.Go(func() error {
+			if l, err := x.cache.Layer(p.known.ID); err == nil {
+				p.known = l
+			}
+			return x.send(ctx, p)
+		})
+	}
+	return group.Wait()
+}
+
+// index puts together what the cache is to hold: the export's own records, and,
+// where they are not nil, those of old.
+func (x *Exporter) index(entries []Entry, mounts []mount, old *index, now time.Time, s *Stats) *builder {
+	b := newBuilder()
+	s.Records, s.Skipped = 0, 0
+	used := usedOf(old, now)
+	for _, e := range entries {
+		if err := x.record(b, e, now, used); err != nil {
+			s.Skipped++
+			s.Reason = fmt.Sprintf("%s: %v", e.Record.Name, err)
+			continue
+		}
+		s.Records++
+	}
+	s.Layers = len(b.Layers)
+	b.Mounts = slices.Clone(mounts)
+	return b
+}
+
+// usedOf gives the times at which records were last met, where they are recent.
+func usedOf(old *index, now time.Time) map[id]int64 {
+	used := map[id]int64{}
+	if old == nil {
+		return used
+	}
+	for _, r := range old.Records {
+		if r.Used > now.Add(-usedGrain).Unix() && r.Used <= now.Unix() {
+			for _, k := range r.Keys {
+				used[k] = r.Used
+			}
+		}
+	}
+	return used
+}
+
+// record adds an entry whose layers can all be had.
+func (x *Exporter) record(b *builder, e Entry, now time.Time, used map[id]int64) error {
+	plans := make([]chainPlan, len(e.Record.Outputs))
+	for i, o := range e.Record.Outputs {
+		p := x.chains[o]
+		if p.err != nil {
+			return p.err
+		}
+		if len(p.layers) > maxDepth {
+			return fmt.Errorf("it has more than %d layers", maxDepth)
+		}
+		for _, l := range p.layers {
+			if l.err != nil {
+				return l.err
+			}
+		}
+		plans[i] = p
+	}
+	r := record{
+		Keys: ids(e.Keys), Outputs: []int{}, Name: e.Record.Name, Vertex: e.Record.Vertex, Inputs: ids(e.Record.Inputs),
+		Created: max(e.Record.Created.Unix(), 0), Duration: max(int64(e.Record.Duration), 0), Used: now.Unix(),
+	}
+	if at, ok := used[r.Keys[0]]; ok {
+		r.Used = at
+	}
+	for _, p := range plans {
+		at := -1
+		for _, l := range p.layers {
+			at = b.link(at, b.layer(x.described(l)))
+		}
+		r.Outputs = append(r.Outputs, at)
+	}
+	if x.opt.Sign != nil {
+		outputs := b.outputsOf(r)
+		for _, k := range r.Keys {
+			r.Signatures = append(r.Signatures, sign(x.opt.Sign, r.message(k, outputs)))
+		}
+	}
+	b.record(r)
+	return nil
+}
+
+// described is a layer as the index has it.
+func (x *Exporter) described(p *place) layer {
+	l := p.out
+	if x.opt.Variants != nil {
+		known := p.known
+		if now, err := x.cache.Layer(known.ID); err == nil {
+			known = now // an output may have made blobs of it since
+		}
+		if !known.DiffID.IsZero() && known.DiffID == l.DiffID {
+			l.Variants = addVariants(l.Variants, x.variants(known))
+		}
+	}
+	if x.opt.Sign != nil {
+		l.Signatures = []signature{sign(x.opt.Sign, l.message())}
+	}
+	return l
+}
+
+// variants gives what is known of a layer's variants, signed.
+func (x *Exporter) variants(l cache.Layer) (out []variant) {
+	for _, v := range x.opt.Variants(l) {
+		w := variant{Variant: v}
+		if x.opt.Sign != nil {
+			w.Signatures = []signature{sign(x.opt.Sign, w.message(l.DiffID))}
+		}
+		out = append(out, w)
+	}
+	return out
+}
+
+// commit makes the cache's name stand for an index that has the export's records,
+// and all that others have put there.
+func (x *Exporter) commit(ctx context.Context, entries []Entry, mounts []mount, now time.Time, s *Stats) error {
+	old, name := x.old, x.name
+	for try := range maxCommits {
+		began := time.Now()
+		if try > 0 || old != nil {
+			// It was read a while ago, when the build began.
+			newer, d, err := x.reread(ctx, old, name)
+			if err != nil {
+				return err
+			}
+			old, name = newer, d
+		}
+		b := x.index(entries, mounts, old, now, s)
+		s.Manifest = name
+		if len(b.Records)+len(b.Mounts) == 0 || old != nil && old.covers(b, now) {
+			return nil // there is nothing to add
+		}
+		if old != nil {
+			b.merge(old, now.Add(-maxUnused).Unix())
+		}
+		d, sure, err := x.write(ctx, b, name)
+		switch {
+		case errors.Is(err, ErrChanged):
+			if err := pause(ctx, jitter(minLook, try)); err != nil {
+				return err
+			}
+			continue
+		case err != nil:
+			return err
+		}
+		if s.Manifest = d; sure {
+			return nil
+		}
+		if old, name, err = x.settle(ctx, b, d, time.Since(began), try); err != nil {
+			return err
+		}
+		if name.Digest == d.Digest {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w, %d times over", ErrChanged, maxCommits)
+}
+
+// settle looks at a store that knows no conditions a while after it was written.
+// Whoever read it before we wrote, and has not written yet, will take what we wrote
+// away; from reading to writing takes others about as long as it took us. So after
+// several times as long those have written, and the later ones have kept ours.
+func (x *Exporter) settle(ctx context.Context, b *builder, d blob.Descriptor, window time.Duration, try int) (*index, blob.Descriptor, error) {
+	if err := pause(ctx, jitter(minLook+2*window, try)); err != nil {
+		return nil, blob.Descriptor{}, err
+	}
+	return x.reread(ctx, &b.index, d)
+}
+
+// jitter gives between d and 2d, and more of it the more often it was tried.
+func jitter(d time.Duration, try int) time.Duration {
+	return d + rand.N(d*time.Duration(1+min(try, 8)))
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// reread gives what the cache has now, given what its name stood for before.
+func (x *Exporter) reread(ctx context.Context, old *index, name blob.Descriptor) (*index, blob.Descriptor, error) {
+	data, err := x.to.Manifest(ctx, blob.Digest{})
+	if err == nil && sha256.Sum256(data) == name.Digest {
+		return old, name, nil
+	}
+	if err == nil {
+		var newer *index
+		if newer, name, err = loadManifest(ctx, x.to, data); err == nil {
+			return newer, name, nil
+		}
+	}
+	if isReplaceable(err) {
+		if isMissing(err) {
+			name = blob.Descriptor{}
+		}
+		return nil, name, nil
+	}
+	return nil, name, err
+}
+
+// write writes the index and the manifest in place of the one that is called old;
+// sure says that it was that which they took the place of.
+func (x *Exporter) write(ctx context.Context, b *builder, old blob.Descriptor) (d blob.Descriptor, sure bool, err error) {
+	data, err := json.Marshal(&b.index)
+	if err != nil {
+		return d, false, err
+	}
+	if len(data) > maxIndex {
+		return d, false, fmt.Errorf("the index would have %d bytes, and %d at most are read", len(data), maxIndex)
+	}
+	config := descriptor(IndexType, data)
+	m := document{SchemaVersion: 2, MediaType: manifestType, ArtifactType: ArtifactType, Config: &config, Layers: b.holds()}
+	put := map[blob.Digest][]byte{config.Digest: data}
+	descs := []blob.Descriptor{config}
+	if len(m.Layers) == 0 {
+		// A manifest is to have one layer at least.
+		empty := []byte("{}")
+		d := descriptor(emptyType, empty)
+		m.Layers, descs, put[d.Digest] = append(m.Layers, d), append(descs, d), empty
+	}
+	manifest, err := json.Marshal(m)
+	if err != nil {
+		return d, false, err
+	}
+	if len(manifest) > maxManifest {
+		return d, false, fmt.Errorf("the manifest would have %d bytes, and registries take %d at most", len(manifest), maxManifest)
+	}
+	d = descriptor(manifestType, manifest)
+	if d.Digest == old.Digest {
+		return d, true, nil
+	}
+	for _, c := range descs {
+		open := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(put[c.Digest])), nil }
+		if err := x.to.Put(ctx, c, nil, open); err != nil {
+			return d, false, err
+		}
+	}
+	sure, err = x.to.Commit(ctx, d, manifest, old.Digest)
+	return d, sure, err
+}
+
+// holds lists the blobs that the cache holds itself, each once.
+func (b *builder) holds() []blob.Descriptor {
+	out := []blob.Descriptor{}
+	seen := map[blob.Digest]struct{}{}
+	add := func(d blob.Descriptor) {
+		if _, ok := seen[d.Digest]; !ok {
+			seen[d.Digest] = struct{}{}
+			out = append(out, d)
+		}
+	}
+	for _, l := range b.Layers {
+		if l.Held {
+			for _, d := range l.Blobs {
+				add(d)
+			}
+		}
+	}
+	for _, m := range b.Mounts {
+		for _, p := range m.Pieces {
+			add(p.Blob)
+		}
+	}
+	return out
+}
+
+func descriptor(mediaType string, data []byte) blob.Descriptor {
+	return blob.Descriptor{MediaType: mediaType, Digest: sha256.Sum256(data), Size: int64(len(data))}
+}
+
+// outputsOf gives the layers of a record's outputs, each chain bottom first.
+func (x *index) outputsOf(r record) [][]id {
+	out := make([][]id, len(r.Outputs))
+	for i, at := range r.Outputs {
+		for ; at >= 0; at = x.Chains[at].Parent {
+			out[i] = append(out[i], x.Layers[x.Chains[at].Layer].ID)
+		}
+		slices.Reverse(out[i])
+	}
+	return out
+}
+
+// covers reports whether x has all of b, and has met its records not long ago.
+func (x *index) covers(b *builder, now time.Time) bool {
+	records, layers := map[id]int{}, map[id]layer{}
+	for i, r := range x.Records {
+		for _, k := range r.Keys {
+			records[k] = i
+		}
+	}
+	for _, l := range x.Layers {
+		layers[l.ID] = l
+	}
+	for _, l := range b.Layers {
+		if !layers[l.ID].covers(l) {
+			return false
+		}
+	}
+	for _, r := range b.Records {
+		for _, k := range r.Keys {
+			i, ok := records[k]
+			if !ok || x.Records[i].Used < now.Add(-usedGrain).Unix() || !signaturesCover(x.Records[i].Signatures, r.Signatures) ||
+				!slices.EqualFunc(x.outputsOf(x.Records[i]), b.outputsOf(r), slices.Equal[[]id]) {
+				return false
+			}
+		}
+	}
+	return !slices.ContainsFunc(b.Mounts, func(m mount) bool {
+		return !slices.ContainsFunc(x.Mounts, func(o mount) bool { return o.covers(m, now) })
+	})
+}
+
+// covers reports whether l says all that o says.
+func (l layer) covers(o layer) bool {
+	if l.ID != o.ID || o.Held && (!l.Held || l.DiffID != o.DiffID) || !signaturesCover(l.Signatures, o.Signatures) {
+		return false
+	}
+	for _, v := range o.Variants {
+		if !slices.ContainsFunc(l.Variants, func(w variant) bool { return v.same(w) && signaturesCover(w.Signatures, v.Signatures) }) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,177 @@
+package remote
+
+import (
+	"crypto/ed25519"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/kiln-build/kiln/cache/blob"
+)
+
+// signature is one that a key made of a message. What the message is of, the
+// place where the signature stands says.
+type signature struct {
+	By    id     `json:"by"` // the sha256 of the public key
+	Value []byte `json:"value"`
+}
+
+// message puts together what is signed: a title that no other message has, and
+// fields each of which has its length before it.
+type message []byte
+
+func newMessage(title string) message { return message("kiln cache " + title + "\x00") }
+
+func (m message) bytes(b []byte) message {
+	return append(binary.LittleEndian.AppendUint64(m, uint64(len(b))), b...)
+}
+
+func (m message) number(n int64) message { return binary.LittleEndian.AppendUint64(m, uint64(n)) }
+
+func (m message) ids(list []id) message {
+	m = m.number(int64(len(list)))
+	for _, i := range list {
+		m = append(m, i[:]...)
+	}
+	return m
+}
+
+func (m message) blob(d blob.Descriptor) message {
+	return m.bytes([]byte(d.MediaType)).bytes(d.Digest[:]).number(d.Size)
+}
+
+// signer is the name of a key.
+func signer(k ed25519.PrivateKey) id { return signerOf(k.Public().(ed25519.PublicKey)) }
+
+func signerOf(k ed25519.PublicKey) id { return sha256.Sum256(k) }
+
+func sign(k ed25519.PrivateKey, m message) signature {
+	return signature{By: signer(k), Value: ed25519.Sign(k, m)}
+}
+
+// verified reports whether one of the signatures is that of a key for a message.
+func verified(k ed25519.PublicKey, list []signature, m message) bool {
+	by := signerOf(k)
+	return slices.ContainsFunc(list, func(s signature) bool { return s.By == by && ed25519.Verify(k, m, s.Value) })
+}
+
+// signaturesCover reports whether have has all of want.
+func signaturesCover(have, want []signature) bool {
+	return !slices.ContainsFunc(want, func(w signature) bool {
+		return !slices.ContainsFunc(have, func(h signature) bool { return h.By == w.By && slices.Equal(h.Value, w.Value) })
+	})
+}
+
+// signersCover reports whether who signed want has signed have.
+func signersCover(have, want []signature) bool {
+	return !slices.ContainsFunc(want, func(w signature) bool {
+		return !slices.ContainsFunc(have, func(h signature) bool { return h.By == w.By })
+	})
+}
+
+// maxSignatures bounds those of one item.
+const maxSignatures = 16
+
+// message of a record is that of one of its keys, since a record may lose keys to
+// newer ones. outputs are the layers of each output, bottom first.
+func (r record) message(key id, outputs [][]id) message {
+	m := newMessage("record 1").bytes(key[:]).bytes(r.Vertex[:]).ids(r.Inputs).number(int64(len(outputs)))
+	for _, o := range outputs {
+		m = m.ids(o)
+	}
+	return m
+}
+
+// message of a layer covers its blobs: an image that is pushed takes them as they are.
+func (l layer) message() message {
+	m := newMessage("layer 1").bytes(l.ID[:]).bytes(l.DiffID[:]).number(int64(len(l.Blobs)))
+	for _, b := range l.Blobs {
+		m = m.blob(b)
+	}
+	return m
+}
+
+// message of a variant names the tar stream that it is a variant of.
+func (v variant) message(of blob.Digest) message {
+	return newMessage("variant 1").bytes(of[:]).bytes([]byte(v.How)).bytes(v.DiffID[:]).blob(v.Blob)
+}
+
+func (m mount) message() message {
+	out := newMessage("mount 1").bytes([]byte(m.ID)).blob(m.List).number(int64(len(m.Pieces)))
+	for _, p := range m.Pieces {
+		out = out.bytes(p.ID[:]).blob(p.Blob)
+	}
+	return out
+}
+
+// signedBy reports whether the layer says that a key has signed it; whoever counts
+// on that holds the key itself, and compares what it would sign.
+func (l layer) signedBy(k ed25519.PrivateKey) bool {
+	return verified(k.Public().(ed25519.PublicKey), l.Signatures, l.message())
+}
+
+// ReadPrivateKey reads an ed25519 key from a PEM file, in the form that
+// "openssl genpkey -algorithm ed25519" writes.
+func ReadPrivateKey(file string) (ed25519.PrivateKey, error) {
+	block, err := readPEM(file)
+	if err != nil {
+		return nil, err
+	}
+	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("%s holds no private key in PKCS #8 form: %w", file, err)
+	}
+	private, ok := k.(ed25519.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("%s holds a key of another kind than ed25519", file)
+	}
+	return private, nil
+}
+
+// ReadPublicKey reads an ed25519 key from a PEM file, in the form that
+// "openssl pkey -pubout" writes.
+func ReadPublicKey(file string) (ed25519.PublicKey, error) {
+	block, err := readPEM(file)
+	if err != nil {
+		return nil, err
+	}
+	if block.Type == "PRIVATE KEY" {
+		return nil, fmt.Errorf("%s holds a private key; to check signatures takes the public one (openssl pkey -pubout)", file)
+	}
+	k, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("%s holds no public key: %w", file, err)
+	}
+	public, ok := k.(ed25519.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("%s holds a key of another kind than ed25519", file)
+	}
+	return public, nil
+}
+
+// maxKeyFile bounds a file that holds a key.
+const maxKeyFile = 64 << 10
+
+func readPEM(file string) (*pem.Block, error) {
+	st, err := os.Stat(file)
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() || st.Size() > maxKeyFile {
+		return nil, fmt.Errorf("%s is no file of a key", file)
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return nil, errors.New(file + " holds no key in PEM form")
+	}
+	return block, nil
+}
