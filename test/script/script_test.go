@@ -12,7 +12,8 @@
 //	emulated CMD…     runs a command where the kernel has an emulator of arm64
 //	web NAME DIR      serves a folder by http, and its repositories below /git/, and sets $NAME to the
 //	                  address; /loop, /half, /broken
-//	                  and /private/ (for those who have $WEB_TOKEN) are not what they should be
+//	                  and /private/ (for those who have $WEB_TOKEN) are not what they should be,
+//	                  /etag/ has the files with an ETag; .NAME.requests gets a line for each request
 //	secretless F DIR… fails where a line of the file F is in a file below DIR, packed or not
 //	mountless         fails where kiln left a mount, a process or a cgroup behind
 //

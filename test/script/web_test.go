@@ -1,7 +1,11 @@
 package script
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"fmt"
+	"io"
+	"io/fs"
 	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
@@ -10,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -27,7 +32,7 @@ func cmdWeb(ts *testscript.TestScript, neg bool, args []string) {
 	mux.HandleFunc("/half", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", strconv.Itoa(1<<20))
 		fmt.Fprint(w, "the beginning")
-		w.(http.Flusher).Flush()
+		_ = http.NewResponseController(w).Flush()
 		panic(http.ErrAbortHandler) // closes the connection
 	})
 	mux.HandleFunc("/broken", func(w http.ResponseWriter, r *http.Request) {
@@ -43,7 +48,11 @@ func cmdWeb(ts *testscript.TestScript, neg bool, args []string) {
 	repos, err := gitBackend(ts.MkAbs(args[1]))
 	ts.Check(err)
 	mux.Handle("/git/", http.StripPrefix("/git", repos))
-	srv := httptest.NewServer(mux)
+	mux.HandleFunc("/etag/", tagged(ts.MkAbs(args[1])))
+	log, err := os.OpenFile(ts.MkAbs("."+args[0]+".requests"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	ts.Check(err)
+	ts.Defer(func() { log.Close() })
+	srv := httptest.NewServer(logged(mux, log))
 	ts.Defer(srv.Close)
 	ts.Setenv(args[0], srv.Listener.Addr().String())
 }
@@ -59,3 +68,47 @@ func gitBackend(dir string) (http.Handler, error) {
 		Env:  []string{"GIT_PROJECT_ROOT=" + dir, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"},
 	}, nil
 }
+
+// tagged serves files with an ETag that is made of what they hold, and without a time.
+func tagged(dir string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		data, err := fs.ReadFile(os.DirFS(dir), strings.TrimPrefix(r.URL.Path, "/etag/"))
+		if err != nil {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("ETag", fmt.Sprintf(`"%x"`, sha256.Sum256(data)))
+		http.ServeContent(w, r, r.URL.Path, time.Time{}, bytes.NewReader(data))
+	}
+}
+
+// logged writes a line for each request: method and path, the header by which the
+// client asks only for what is new, and the status of the answer.
+func logged(h http.Handler, log io.Writer) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		line := r.Method + " " + r.URL.Path
+		for _, name := range []string{"If-None-Match", "If-Modified-Since"} {
+			if r.Header.Get(name) != "" {
+				line += " " + name
+			}
+		}
+		answer := &status{ResponseWriter: w, code: http.StatusOK}
+		defer func() { fmt.Fprintln(log, line, answer.code) }()
+		h.ServeHTTP(answer, r)
+	})
+}
+
+// status remembers the status of an answer.
+type status struct {
+	http.ResponseWriter
+	code int
+}
+
+// WriteHeader notes the code.
+func (s *status) WriteHeader(code int) {
+	s.code = code
+	s.ResponseWriter.WriteHeader(code)
+}
+
+// Unwrap is for http.ResponseController.
+func (s *status) Unwrap() http.ResponseWriter { return s.ResponseWriter }
