@@ -405,16 +405,20 @@ func (b *build) exportCache(ctx context.Context, t cacheTarget) error {
 		made, err := blobs.Layer(ctx, chain, l)
 		return remote.Form{DiffID: made.DiffID, Blob: made.Desc, Origins: made.Origins, Open: made.Open, Created: image.Created(b.engine.cache, l.ID)}, err
 	}
-	noted := &notedTarget{Target: t.store}
-	stats, err := remote.Export(ctx, b.engine.cache, noted, forms, entries, b.engine.clock())
+	stats, err := remote.Export(ctx, b.engine.cache, t.store, remote.ExportOptions{Forms: forms}, entries, b.engine.clock())
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
 		return err
 	}
-	if len(noted.committed) > 0 {
-		b.result.Metadata["cache.manifest"] = string(noted.committed)
+	if stats.Manifest.Size > 0 {
+		// BuildKit's clients keep the index of a local cache themselves.
+		manifest, err := json.Marshal(stats.Manifest)
+		if err != nil {
+			return err
+		}
+		b.result.Metadata["cache.manifest"] = string(manifest)
 	}
 	if stats.Replaced != nil {
 		b.warn(fmt.Sprintf("what the cache %s held was not kept: %v", t.name, stats.Replaced))
@@ -423,21 +427,6 @@ func (b *build) exportCache(ctx context.Context, t cacheTarget) error {
 		b.warn(fmt.Sprintf("%d of %d records were left out of the cache %s; %s", stats.Skipped, stats.Skipped+stats.Records, t.name, stats.Reason))
 	}
 	return nil
-}
-
-// notedTarget notes what was committed last, which BuildKit's clients are told: they
-// keep the index of a local cache themselves.
-type notedTarget struct {
-	remote.Target
-	committed []byte // the manifest's descriptor as JSON
-}
-
-func (t *notedTarget) Commit(ctx context.Context, d blob.Descriptor, manifest []byte) error {
-	err := t.Target.Commit(ctx, d, manifest)
-	if err == nil {
-		t.committed, err = json.Marshal(d)
-	}
-	return err
 }
 
 // registryStore is a cache in a registry.
@@ -487,7 +476,7 @@ func (s *registryStore) Put(ctx context.Context, d blob.Descriptor, origins []st
 	return err
 }
 
-// Commit makes a registryStore a remote.Target.
-func (s *registryStore) Commit(ctx context.Context, d blob.Descriptor, manifest []byte) error {
-	return s.client.PushManifest(ctx, s.credentials, s.ref.String(), d, manifest)
+// Commit makes a registryStore a remote.Target. Registries know no conditions.
+func (s *registryStore) Commit(ctx context.Context, d blob.Descriptor, manifest []byte, _ blob.Digest) (bool, error) {
+	return false, s.client.PushManifest(ctx, s.credentials, s.ref.String(), d, manifest)
 }

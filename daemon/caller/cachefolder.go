@@ -124,7 +124,7 @@ func (f *cacheFolder) Put(ctx context.Context, d blob.Descriptor, _ []string, op
 }
 
 // Commit makes a cacheFolder a remote.Target. The client is told of the manifest in
-// the answer to its request.
-func (f *cacheFolder) Commit(ctx context.Context, d blob.Descriptor, manifest []byte) error {
-	return f.Put(ctx, d, nil, func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(manifest)), nil })
+// the answer to its request, and writes the folder's index itself.
+func (f *cacheFolder) Commit(ctx context.Context, d blob.Descriptor, manifest []byte, _ blob.Digest) (bool, error) {
+	return true, f.Put(ctx, d, nil, func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(manifest)), nil })
 }
