@@ -189,7 +189,7 @@ func (r *ref) ReadDir(ctx context.Context, name string) ([]fs.DirEntry, error) {
 		if err != nil {
 			return nil, err
 		}
-		entries = append(entries, fs.FileInfoToDirEntry(fileInfo{e}))
+		entries = append(entries, fs.FileInfoToDirEntry(e.Info()))
 	}
 	return entries, nil
 }
@@ -198,20 +198,5 @@ func (r *ref) ReadDir(ctx context.Context, name string) ([]fs.DirEntry, error) {
 func (r *ref) Stat(ctx context.Context, name string) (fs.FileInfo, error) {
 	e, err := r.lookup(ctx, name)
 	e.Name = path.Base(name)
-	return fileInfo{e}, err
+	return e.Info(), err
 }
-
-// fileInfo is an entry of a tree as the standard library describes files.
-type fileInfo struct{ e tree.Entry }
-
-var modes = map[tree.Kind]fs.FileMode{
-	tree.Dir: fs.ModeDir, tree.Symlink: fs.ModeSymlink, tree.Fifo: fs.ModeNamedPipe, tree.Socket: fs.ModeSocket,
-	tree.CharDev: fs.ModeDevice | fs.ModeCharDevice, tree.BlockDev: fs.ModeDevice,
-}
-
-func (i fileInfo) Name() string       { return i.e.Name }
-func (i fileInfo) Size() int64        { return i.e.Size }
-func (i fileInfo) Mode() fs.FileMode  { return modes[i.e.Kind] | fs.FileMode(i.e.Mode)&fs.ModePerm }
-func (i fileInfo) ModTime() time.Time { return time.Unix(0, i.e.MTime) }
-func (i fileInfo) IsDir() bool        { return i.e.Kind == tree.Dir }
-func (i fileInfo) Sys() any           { return i.e }

@@ -102,6 +102,22 @@ func (w *Worker) entitled(job *solver.Job, op *pb.ExecOp) error {
 
 // spec makes the process of an op, all but its mounts.
 func (w *Worker) spec(job *solver.Job, op *pb.ExecOp) (executor.Spec, error) {
+	s, err := processSpec(op)
+	if err != nil {
+		return s, err
+	}
+	s.Stdout, s.Stderr = job.Log(1), job.Log(2)
+	if r := job.Vertex.Meta().Resources; r != nil {
+		s.Resources = executor.Resources{
+			Memory: r.Memory, MemorySwap: r.MemorySwap, CPUShares: r.CpuShares, CPUPeriod: r.CpuPeriod,
+			CPUQuota: r.CpuQuota, CPUSetCPUs: r.CpusetCpus, CPUSetMems: r.CpusetMems,
+		}
+	}
+	return s, nil
+}
+
+// processSpec makes of a process what the op alone says.
+func processSpec(op *pb.ExecOp) (executor.Spec, error) {
 	meta := op.Meta
 	if meta == nil || len(meta.Args) == 0 {
 		return executor.Spec{}, errors.New("an exec op without arguments")
@@ -110,8 +126,7 @@ func (w *Worker) spec(job *solver.Job, op *pb.ExecOp) (executor.Spec, error) {
 		ID: "kiln-" + strings.ToLower(rand.Text()), Args: meta.Args, Cwd: meta.Cwd, User: meta.User,
 		Hostname: meta.Hostname, Insecure: op.Security == pb.SecurityMode_INSECURE,
 		StubsRecursive: meta.RemoveMountStubsRecursive, CgroupParent: meta.CgroupParent,
-		Env:    append(slices.Clone(meta.Env), proxyEnv(meta.ProxyEnv)...),
-		Stdout: job.Log(1), Stderr: job.Log(2),
+		Env: append(slices.Clone(meta.Env), proxyEnv(meta.ProxyEnv)...),
 	}
 	if s.Cwd == "" {
 		s.Cwd = "/"
@@ -138,12 +153,6 @@ func (w *Worker) spec(job *solver.Job, op *pb.ExecOp) (executor.Spec, error) {
 	}
 	for _, u := range meta.Ulimit {
 		s.Ulimits = append(s.Ulimits, executor.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
-	}
-	if r := job.Vertex.Meta().Resources; r != nil {
-		s.Resources = executor.Resources{
-			Memory: r.Memory, MemorySwap: r.MemorySwap, CPUShares: r.CpuShares, CPUPeriod: r.CpuPeriod,
-			CPUQuota: r.CpuQuota, CPUSetCPUs: r.CpusetCpus, CPUSetMems: r.CpusetMems,
-		}
 	}
 	return s, nil
 }

@@ -28,6 +28,7 @@ type mounted struct {
 	dir      string // upper and work folders, below the state folder's tmp
 	root     executor.Overlay
 	mounts   []executor.Mount
+	seen     []executor.Mount // by the op's mounts; zero where there is nothing to see
 	outs     map[int64]output
 	cleanup  []func()
 	caches   map[string]string // folders of cache mounts of this step, by key
@@ -63,9 +64,18 @@ func (w *Worker) mount(ctx context.Context, job *solver.Job, op *pb.ExecOp) (_ *
 			}
 			rooted = true
 		}
+		before := len(m.mounts)
 		if err := m.add(ctx, mnt, op.Meta.Cwd); err != nil {
 			return nil, fmt.Errorf("mount %s: %w", mnt.Dest, err)
 		}
+		var seen executor.Mount
+		switch {
+		case mnt.Dest == pb.RootMount:
+			seen = executor.Mount{Dest: mnt.Dest, Overlay: &m.root}
+		case len(m.mounts) > before:
+			seen = m.mounts[before]
+		}
+		m.seen = append(m.seen, seen)
 	}
 	if !rooted {
 		return nil, errors.New("an exec op without a mount at /")

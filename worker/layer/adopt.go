@@ -76,7 +76,7 @@ func (a *adopter) root(dir *os.File, below tree.Entry) (tree.Entry, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return tree.Entry{}, err
 	}
-	e := entryOf("", &st)
+	e := EntryOf("", &st)
 	if below.Kind == tree.Dir {
 		e.MTime = below.MTime
 	}
@@ -181,7 +181,7 @@ func (a *adopter) name(dir *os.File, rel, name string, out *adopted, below tree.
 	if err != nil {
 		return err
 	}
-	out.entry = entryOf(name, &st)
+	out.entry = EntryOf(name, &st)
 	switch e := &out.entry; e.Kind {
 	case tree.Whiteout:
 		out.keep = under.Kind != tree.None
@@ -339,8 +339,8 @@ func stripOverlayXattrs(fd int) error {
 	return nil
 }
 
-// entryOf makes an entry of a name of an upper folder, as far as its stat says.
-func entryOf(name string, st *unix.Stat_t) tree.Entry {
+// EntryOf makes an entry of a name of an upper folder, as far as its stat says.
+func EntryOf(name string, st *unix.Stat_t) tree.Entry {
 	e := tree.Entry{
 		Name: name, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, MTime: st.Mtim.Nano(),
 	}
