@@ -78,6 +78,9 @@ func (b bridge) ResolveImage(ctx context.Context, ref string, o frontend.Resolve
 			r, err = b.engine.worker.Images().Resolve(ctx, b.credentials, ref, o.Platform, mode)
 		}
 		image = frontend.Image{Ref: r.Ref, Digest: r.Digest.String(), Config: r.Config}
+		if err == nil {
+			frontend.CallOf(ctx).Ask(asked(image, o))
+		}
 		return err
 	})
 	return image, err
@@ -89,6 +92,7 @@ func (b bridge) Solve(ctx context.Context, e llb.Edge) (frontend.Ref, error) {
 	if err != nil {
 		return nil, err
 	}
+	frontend.CallOf(ctx).Read(e)
 	return &ref{build: b.build, chain: chains[0]}, nil
 }
 

@@ -43,6 +43,8 @@ type Result struct {
 	Ran, Cached int
 	// Started and Completed are when the build did so.
 	Started, Completed time.Time
+	// Provenance says what each image was built from, where the request asked for that.
+	Provenance []Provenance
 }
 
 // maxSolves is how often a build is solved before a layer that goes missing each
@@ -62,7 +64,9 @@ type build struct {
 	caches      caches
 	// cacheFolders are those of a session that is elsewhere.
 	cacheFolders worker.CacheFolders
-	roots        []cache.ChainID // of the result, by the last run
+	attests      attests
+	made         *made           // by the last run
+	roots        []cache.ChainID // of its images
 
 	mu     sync.Mutex // guards what is below, and orders the calls of events
 	events func(Event)
@@ -87,6 +91,9 @@ func (e *Engine) Build(ctx context.Context, r Request) (*Result, error) {
 	if b.caches, err = b.parseCaches(&r); err != nil {
 		return nil, err
 	}
+	if b.attests, err = parseAttests(req.Opts); err != nil {
+		return nil, err
+	}
 	defer b.openCaches(ctx)()
 	for range maxSolves {
 		err = b.run(ctx, req, exporters)
@@ -108,6 +115,9 @@ func (e *Engine) Build(ctx context.Context, r Request) (*Result, error) {
 	}
 	b.result.Completed = e.clock()
 	b.result.Digest = b.result.Metadata["containerimage.digest"]
+	if r.Provenance && b.made != nil {
+		b.result.Provenance = b.provenances(ctx, b.made)
+	}
 	return &b.result, nil
 }
 
@@ -121,7 +131,7 @@ func (e *Engine) Compile(ctx context.Context, r Request) ([]frontend.ResultImage
 		return nil, err
 	}
 	defer release()
-	compiled, err := b.frontend.Build(ctx, req, b.bridge())
+	compiled, err := b.frontend.Build(frontend.WithCall(ctx, b.call(req)), req, b.bridge())
 	if err != nil {
 		return nil, err
 	}
@@ -139,6 +149,7 @@ func (b *build) end() {
 	b.engine.solver.EndSession(b.session)
 	b.engine.worker.CloseSession(b.session)
 	b.lease.Release()
+	b.engine.collector.after()
 }
 
 // open lends the worker what the request lends, and gives what the frontend gets.
@@ -193,7 +204,8 @@ func (b *build) lend(r *Request, s worker.Session) {
 
 // run compiles, solves and exports once.
 func (b *build) run(ctx context.Context, req frontend.Request, exporters []exporter.Exporter) error {
-	compiled, err := b.frontend.Build(ctx, req, b.bridge())
+	call := b.call(req)
+	compiled, err := b.frontend.Build(frontend.WithCall(ctx, call), req, b.bridge())
 	if err != nil {
 		return err
 	}
@@ -206,22 +218,16 @@ func (b *build) run(ctx context.Context, req frontend.Request, exporters []expor
 	if question {
 		return nil
 	}
-	edges := make([]llb.Edge, len(compiled.Images))
-	for i, image := range compiled.Images {
-		edges[i] = image.Root
-	}
-	b.count(edges)
-	chains, err := b.solve(ctx, edges...)
+	m, err := b.plan(ctx, call.Made(compiled))
 	if err != nil {
 		return err
 	}
-	result := exporter.Result{Metadata: compiled.Metadata, Multi: compiled.Index}
-	for i, image := range compiled.Images {
-		result.Images = append(result.Images, exporter.Image{
-			Platform: image.Platform, Root: chains[i], Config: image.Config, BaseConfig: image.BaseConfig,
-		})
+	b.count(m.edges)
+	if m.chains, err = b.solve(ctx, m.edges...); err != nil {
+		return err
 	}
-	b.roots = chains
+	b.made, b.roots = m, m.chains[:len(m.images)]
+	result := b.exported(ctx, m)
 	b.addInline(ctx, &result)
 	for _, x := range exporters {
 		told, err := x.Export(ctx, result, steps{b})

@@ -84,6 +84,9 @@ type Request struct {
 	// CacheTo those that the build's results are added to.
 	CacheFrom, CacheTo []RemoteCache
 
+	// Provenance has the result say what its images were built from.
+	Provenance bool
+
 	// Events is called with all that happens, in order, by one goroutine; nil hears nothing.
 	Events func(Event)
 }

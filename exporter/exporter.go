@@ -51,7 +51,7 @@ type Attestation struct {
 	// Root is the file system that Path is in, where Content is nil.
 	Root cache.ChainID
 	// Content gives the predicate when it is needed: once the image's layers are there.
-	Content func(ctx context.Context) ([]byte, error)
+	Content func(ctx context.Context, blobs Blobs) ([]byte, error)
 	// PredicateType is the URL of the predicate's kind; a bundle may leave it out.
 	PredicateType string
 	// Subjects are what the predicate is about; none is the image.
@@ -63,6 +63,9 @@ type Attestation struct {
 	// is written where images go to registries, or where there is an index anyway.
 	InlineOnly bool
 }
+
+// Blobs are those that an exporter wrote layers as; nil where it wrote none.
+type Blobs map[cache.LayerID]blob.Descriptor
 
 // Subject is what an attestation is about: the image, under a further name where
 // there is one, or, where Raw is set, something else, which has digests.

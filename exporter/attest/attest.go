@@ -78,8 +78,9 @@ func Needed(all []exporter.Attestation) []exporter.Attestation {
 	return out
 }
 
-// Read gives the predicates of attestations, those of the image itself first.
-func Read(ctx context.Context, env exporter.Env, all []exporter.Attestation) ([]Predicate, error) {
+// Read gives the predicates of attestations, those of the image itself first;
+// blobs are what the image's layers were written as.
+func Read(ctx context.Context, env exporter.Env, all []exporter.Attestation, blobs exporter.Blobs) ([]Predicate, error) {
 	var read []Predicate
 	for _, a := range all {
 		var more []Predicate
@@ -87,7 +88,7 @@ func Read(ctx context.Context, env exporter.Env, all []exporter.Attestation) ([]
 		if a.Bundle {
 			more, err = unbundle(ctx, env, a)
 		} else {
-			more, err = one(ctx, env, a)
+			more, err = one(ctx, env, a, blobs)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("reading the attestation %s: %w", a.Path, err)
@@ -106,12 +107,12 @@ func Read(ctx context.Context, env exporter.Env, all []exporter.Attestation) ([]
 }
 
 // one reads the predicate that is in a file, or that the engine writes.
-func one(ctx context.Context, env exporter.Env, a exporter.Attestation) ([]Predicate, error) {
+func one(ctx context.Context, env exporter.Env, a exporter.Attestation, blobs exporter.Blobs) ([]Predicate, error) {
 	if a.Path == "" {
 		return nil, errors.New("attestation does not have set path")
 	}
 	if a.Content != nil {
-		data, err := a.Content(ctx)
+		data, err := a.Content(ctx, blobs)
 		return []Predicate{{a, data}}, err
 	}
 	if strings.HasPrefix(a.PredicateType, provenance) {

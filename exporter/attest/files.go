@@ -30,7 +30,7 @@ func Files(ctx context.Context, env exporter.Env, img exporter.Image, root tree.
 	if len(needed) == 0 {
 		return nil, nil
 	}
-	predicates, err := Read(ctx, env, needed)
+	predicates, err := Read(ctx, env, needed, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -60,8 +60,15 @@ func (a *assembly) attestations(ctx context.Context, i int, m Manifest, p export
 	if !a.opts.OCI {
 		return nil, fmt.Errorf("cannot export attestations with %q", attrOCI+"=false")
 	}
-	predicates, err := attest.Read(ctx, a.env, img.Attestations)
+	blobs := exporter.Blobs{}
+	for _, l := range m.Layers {
+		blobs[l.ID] = l.Desc
+	}
+	predicates, err := attest.Read(ctx, a.env, img.Attestations, blobs)
 	if err != nil {
+		for _, said := range img.Attestations {
+			err = GoneFile(a.env.Cache, said.Root, err)
+		}
 		return nil, err
 	}
 	names, err := a.opts.Names(a.result.Metadata)

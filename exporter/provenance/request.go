@@ -2,6 +2,7 @@ package provenance
 
 import (
 	"maps"
+	"reflect"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/dfgitutil"
@@ -143,3 +144,6 @@ func digestSet(d string) map[string]string {
 	}
 	return map[string]string{alg: hex}
 }
+
+// Equal reports whether two requests say the same.
+func (r *Request) Equal(o *Request) bool { return reflect.DeepEqual(r, o) }

@@ -43,6 +43,9 @@ var _ frontend.Frontend = Frontend{}
 // New gives the Dockerfile frontend.
 func New() frontend.Frontend { return Frontend{} }
 
+// Name is what the frontend is called in BuildKit's API.
+func (Frontend) Name() string { return "dockerfile.v0" }
+
 // Build compiles the Dockerfile that the request's options name. Errors about the
 // text of the Dockerfile are of type *Error.
 func (Frontend) Build(ctx context.Context, req frontend.Request, b frontend.Bridge) (*frontend.Result, error) {

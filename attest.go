@@ -1,0 +1,300 @@
+package kiln
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/platforms"
+	dockerfileversion "github.com/moby/buildkit/frontend/dockerfile/version"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/exporter"
+	"github.com/kiln-build/kiln/exporter/provenance"
+	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/llb"
+	"github.com/kiln-build/kiln/worker/source"
+)
+
+// Attributes by which clients ask for attestations. The second one is for those
+// that can set build arguments only; its rest is in capitals.
+const (
+	attestAttr = "attest:"
+	attestArg  = "build-arg:BUILDKIT_ATTEST_"
+)
+
+// attests are the attestations that a build is to have, besides its frontend's.
+type attests struct {
+	provenance *provenance.Options
+	sbom       *sbomOptions
+}
+
+// parseAttests reads the attributes that ask for attestations.
+func parseAttests(attrs map[string]string) (attests, error) {
+	asked := map[string]string{}
+	for k, v := range attrs {
+		if name, ok := strings.CutPrefix(k, attestAttr); ok {
+			asked[strings.ToLower(name)] = v
+		} else if name, ok := strings.CutPrefix(k, attestArg); ok {
+			asked[strings.ToLower(name)] = v
+		}
+	}
+	var a attests
+	for kind, v := range asked {
+		fields, err := provenance.Fields(v)
+		if err != nil {
+			return a, fmt.Errorf("attest:%s=%s: %w", kind, v, err)
+		}
+		_, off := fields["false"]
+		if off || fields["disabled"] == "true" {
+			continue
+		}
+		switch kind {
+		case "provenance":
+			o, err := provenance.ParseOptions(v)
+			if err != nil {
+				return a, err
+			}
+			a.provenance = &o
+		case "sbom":
+			if a.sbom, err = parseSBOM(fields, attrs); err != nil {
+				return a, err
+			}
+		default:
+			return a, fmt.Errorf("unknown attestation type %q", kind)
+		}
+	}
+	return a, nil
+}
+
+// Provenance says what one image of a result was built from.
+type Provenance struct {
+	// ID is what the frontend calls the image's platform.
+	ID string
+
+	make func(exporter.Blobs) (any, string, error)
+}
+
+// Document gives the provenance as JSON, and the type of predicate that it is.
+func (p Provenance) Document() (data []byte, kind string, err error) {
+	predicate, kind, err := p.make(nil)
+	if err != nil {
+		return nil, "", err
+	}
+	data, err = json.MarshalIndent(predicate, "", "  ")
+	return data, kind, err
+}
+
+// made is a result of a frontend whose graphs were solved.
+type made struct {
+	*frontend.Result
+	images []frontend.ResultImage // with the attestations that the engine adds
+	edges  []llb.Edge             // what is to be solved: the images, then their attestations
+	chains []cache.ChainID        // what edges came to
+}
+
+// plan lists what there is to solve of a result.
+func (b *build) plan(ctx context.Context, r *frontend.Result) (*made, error) {
+	m := &made{Result: r, images: r.Images}
+	if b.attests.sbom != nil {
+		images, err := b.scan(ctx, r.Images)
+		if err != nil {
+			return nil, err
+		}
+		m.images = images
+	}
+	for _, image := range m.images {
+		m.edges = append(m.edges, image.Root)
+	}
+	for _, image := range m.images {
+		for _, a := range image.Attestations {
+			m.edges = append(m.edges, a.Root)
+		}
+	}
+	return m, nil
+}
+
+// exported gives what exporters write.
+func (b *build) exported(ctx context.Context, m *made) exporter.Result {
+	out := exporter.Result{Metadata: m.Metadata, Multi: m.Index}
+	said := m.chains[len(m.images):]
+	for i, image := range m.images {
+		x := exporter.Image{Platform: image.Platform, Root: m.chains[i], Config: image.Config, BaseConfig: image.BaseConfig}
+		for j, a := range image.Attestations {
+			x.Attestations = append(x.Attestations, exporter.Attestation{
+				Path: a.Path, Bundle: a.Bundle, Root: said[j], PredicateType: a.PredicateType, Subjects: subjects(a.Subjects),
+				SBOMCore: a.SBOMCore, InlineOnly: a.InlineOnly,
+			})
+		}
+		said = said[len(image.Attestations):]
+		if o := b.attests.provenance; o != nil && !image.Root.IsScratch() {
+			x.Attestations = append(x.Attestations, b.attestation(ctx, m, i, *o))
+		}
+		out.Images = append(out.Images, x)
+	}
+	return out
+}
+
+func subjects(in []frontend.Subject) []exporter.Subject {
+	var out []exporter.Subject
+	for _, s := range in {
+		x := exporter.Subject{Raw: s.Raw, Name: s.Name}
+		for _, d := range s.Digests {
+			x.Digests = append(x.Digests, digest.Digest(d))
+		}
+		out = append(out, x)
+	}
+	return out
+}
+
+// attestation gives the provenance of image i, which is made when an exporter asks.
+func (b *build) attestation(ctx context.Context, m *made, i int, o provenance.Options) exporter.Attestation {
+	make := b.provenance(ctx, m, i, o)
+	kind := provenance.TypeV1
+	if o.V02 {
+		kind = provenance.TypeV02
+	}
+	return exporter.Attestation{
+		Path: o.Filename, PredicateType: kind, InlineOnly: o.InlineOnly,
+		Content: func(_ context.Context, blobs exporter.Blobs) ([]byte, error) {
+			predicate, _, err := make(blobs)
+			if err != nil {
+				return nil, err
+			}
+			return json.Marshal(predicate)
+		},
+	}
+}
+
+// provenances gives that of each image, in full, for who keeps records of builds.
+func (b *build) provenances(ctx context.Context, m *made) []Provenance {
+	o := provenance.Options{}
+	if asked := b.attests.provenance; asked != nil {
+		o.BuilderID = asked.BuilderID
+	}
+	var out []Provenance
+	for i, image := range m.images {
+		if !image.Root.IsScratch() {
+			out = append(out, Provenance{ID: m.id(i), make: b.provenance(ctx, m, i, o)})
+		}
+	}
+	return out
+}
+
+// id gives what the frontend calls the platform of image i.
+func (m *made) id(i int) string {
+	var list struct{ Platforms []struct{ ID string } }
+	if json.Unmarshal(m.Metadata["refs.platforms"], &list) == nil && len(list.Platforms) == len(m.images) {
+		return list.Platforms[i].ID
+	}
+	return platforms.FormatAll(m.images[i].Platform)
+}
+
+// provenance gives a function that makes the predicate of image i. What the
+// session knows is taken now; the function may be called when the build has ended.
+func (b *build) provenance(ctx context.Context, m *made, i int, o provenance.Options) func(exporter.Blobs) (any, string, error) {
+	pins := b.pins()
+	run := provenance.Run{
+		ID: string(b.session), Started: b.result.Started, BuilderPlatform: platforms.DefaultSpec(),
+		DockerfileVersion: dockerfileversion.Version(),
+	}
+	layers := func(exporter.Blobs) func(llb.Edge) []ocispecs.Descriptor { return nil }
+	if !o.Min {
+		layers = b.layersOf(ctx, m)
+	}
+	image := m.images[i]
+	return func(blobs exporter.Blobs) (any, string, error) {
+		run := run
+		c := &provenance.Capture{}
+		c.Add(pins, image.Root)
+		if err := b.request(c, m, image, pins); err != nil {
+			return nil, "", err
+		}
+		run.Ended, run.Layers = b.ended(), layers(blobs)
+		return c.Predicate(image.Root, o, run)
+	}
+}
+
+// ended gives when the build came to its end, the same whenever it is asked.
+func (b *build) ended() time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.result.Completed.IsZero() {
+		b.result.Completed = b.engine.clock()
+	}
+	return b.result.Completed
+}
+
+// pins gives what the build's sources are pinned to.
+func (b *build) pins() provenance.Pins {
+	known := b.engine.solver.Pins(b.session)
+	b.mu.Lock()
+	edges := slices.Clone(b.edges)
+	b.mu.Unlock()
+	digests := map[llb.Digest]string{}
+	for _, v := range llb.Walk(edges...) {
+		if s := v.Op().GetSource(); s != nil {
+			digests[v.Digest()] = source.PinDigest(s.Identifier, known[v.Digest()])
+		}
+	}
+	return func(d llb.Digest) string { return digests[d] }
+}
+
+// request notes the request that an image came from, and what its frontend asked for.
+func (b *build) request(c *provenance.Capture, m *made, image frontend.ResultImage, pins provenance.Pins) error {
+	call := image.Call
+	if call == nil {
+		return errors.New("the image came from no request")
+	}
+	asked, reads := call.All()
+	c.Add(pins, reads...)
+	var images []provenance.Image
+	for _, a := range asked {
+		images = append(images, provenance.Image{Ref: a.Ref, Platform: a.Platform, Digest: a.Digest, Layout: a.Layout})
+	}
+	var all []ocispecs.Platform
+	for _, i := range m.images {
+		all = append(all, i.Platform)
+	}
+	c.AddOf(image.Platform, all, images)
+	if call.Caller == nil && call.Frontend == "" {
+		return nil // a graph, or a client's function: nobody compiled it
+	}
+	c.Frontend, c.Args = call.Frontend, provenance.Args(call.Opts)
+	if root := call.Root(); root != nil {
+		args := provenance.Args(root.Opts)
+		top := provenance.NewRequest(root.Frontend, args, c)
+		own := provenance.NewRequest(c.Frontend, c.Args, c)
+		if (root.Frontend != "" || len(args) > 0) && !top.Equal(own) {
+			c.Root = top
+		}
+	}
+	return nil
+}
+
+// named is what a frontend is besides that has a name in BuildKit's API.
+type named interface{ Name() string }
+
+// call gives the build's own request, as provenances tell of it.
+func (b *build) call(req frontend.Request) *frontend.Call {
+	c := &frontend.Call{Opts: req.Opts, Inputs: req.Inputs}
+	if n, ok := b.frontend.(named); ok {
+		c.Frontend = n.Name()
+	}
+	return c
+}
+
+// asked gives an image that a frontend asked about.
+func asked(image frontend.Image, o frontend.ResolveOptions) frontend.Asked {
+	a := frontend.Asked{Image: image, Layout: o.Layout != ""}
+	if o.Platform.OS != "" {
+		a.Platform = &o.Platform
+	}
+	return a
+}
