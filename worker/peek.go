@@ -81,12 +81,13 @@ func (w *Worker) LocalTree(id solver.SessionID, v *llb.Vertex, pin string) (tree
 }
 
 // Seen gives what an op sees of an input whose state is root, by path: what its
-// content identity covers. Nodes that it makes on the way go to n.
-func Seen(n tree.Nodes, op *pb.Op, input int, root tree.Entry) (map[string]tree.Entry, error) {
-	seen := map[string]tree.Entry{}
+// content identity covers; all says that it is all of it. Nodes that it makes on
+// the way go to n.
+func Seen(n tree.Nodes, op *pb.Op, input int, root tree.Entry) (seen map[string]tree.Entry, all bool, err error) {
+	seen = map[string]tree.Entry{}
 	if seesAll(op, input) {
 		seen[""] = root
-		return seen, nil
+		return seen, true, nil
 	}
 	at := func(p string) error {
 		r, err := tree.Resolve(n, root, p, true)
@@ -102,7 +103,7 @@ func Seen(n tree.Nodes, op *pb.Op, input int, root tree.Entry) (map[string]tree.
 			continue
 		}
 		if err := at(path.Join("/", m.Selector)); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
 	for _, a := range op.GetFile().GetActions() {
@@ -110,7 +111,7 @@ func Seen(n tree.Nodes, op *pb.Op, input int, root tree.Entry) (map[string]tree.
 			matches, err := fileop.Select(n, root, c)
 			var missing *NotFoundError
 			if err != nil && !errors.As(err, &missing) {
-				return nil, err
+				return nil, false, err
 			}
 			for _, m := range matches {
 				seen[m.Path] = m.Entry
@@ -119,12 +120,12 @@ func Seen(n tree.Nodes, op *pb.Op, input int, root tree.Entry) (map[string]tree.
 		for _, f := range fileop.UserFiles(a) {
 			if f.Input == int64(input) {
 				if err := at(f.Path); err != nil {
-					return nil, err
+					return nil, false, err
 				}
 			}
 		}
 	}
-	return seen, nil
+	return seen, false, nil
 }
 
 // notThere says whether a path was not found in a tree.
