@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -21,7 +22,12 @@ type NotFoundError = fileop.NotFoundError
 // Content identifies what v sees of one of its inputs: the chain, or, where v
 // reads some paths of it only, what is there.
 func (w *Worker) Content(ctx context.Context, v *llb.Vertex, input int, chain cache.ChainID) (cache.ContentID, error) {
-	return w.content(v.Op(), input, chain, func() (tree.Entry, error) { return w.state(ctx, nil, chain) })
+	id, err := w.content(v.Op(), input, chain, func() (tree.Entry, error) { return w.state(ctx, nil, chain) })
+	var missing *NotFoundError
+	if errors.As(err, &missing) && w.debugging(nil) {
+		err = &StepError{Subject: SubjectInput, Index: input, Inputs: []cache.ChainID{chain}, Err: err}
+	}
+	return id, err
 }
 
 // content is Content, with the state of the chain from a function that is called

@@ -58,7 +58,7 @@ func (w *Worker) runExec(ctx context.Context, job *solver.Job, op *pb.ExecOp) ([
 	defer m.release()
 	spec.Root, spec.Mounts = m.root, m.mounts
 	if err := w.process(ctx, spec, op.Meta); err != nil {
-		return nil, explainEmulator(platformOf(job.Vertex.Op().Platform), binfmtDir, err)
+		return nil, m.failed(ctx, op, explainEmulator(platformOf(job.Vertex.Op().Platform), binfmtDir, err))
 	}
 	return m.outputs(ctx)
 }

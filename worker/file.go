@@ -50,7 +50,7 @@ func (w *Worker) runFile(ctx context.Context, job *solver.Job, op *pb.FileOp) ([
 	run := fileop.Op{Nodes: w.cache, Inputs: states, Files: f, Now: w.clock().UnixNano()}
 	outs, err := run.Run(ctx, op.Actions)
 	if err != nil {
-		return nil, w.lost(ctx, err, chains)
+		return nil, w.failedAction(job, &run, chains, w.lost(ctx, err, chains))
 	}
 	ids := make([]cache.ChainID, len(outs))
 	for i, out := range outs {

@@ -29,6 +29,7 @@ type mounted struct {
 	root     executor.Overlay
 	mounts   []executor.Mount
 	seen     []executor.Mount // by the op's mounts; zero where there is nothing to see
+	left     []output         // by the op's mounts: what the step may write, or what it sees
 	outs     map[int64]output
 	cleanup  []func()
 	caches   map[string]string // folders of cache mounts of this step, by key
@@ -53,6 +54,7 @@ func (w *Worker) mount(ctx context.Context, job *solver.Job, op *pb.ExecOp) (_ *
 	m.cleanup = append(m.cleanup, func() { os.RemoveAll(dir) })
 	defer func() {
 		if err != nil {
+			err = m.failed(ctx, op, err)
 			m.release()
 		}
 	}()
@@ -65,6 +67,7 @@ func (w *Worker) mount(ctx context.Context, job *solver.Job, op *pb.ExecOp) (_ *
 			rooted = true
 		}
 		before := len(m.mounts)
+		m.left = append(m.left, output{})
 		if err := m.add(ctx, mnt, op.Meta.Cwd); err != nil {
 			return nil, fmt.Errorf("mount %s: %w", mnt.Dest, err)
 		}
@@ -139,6 +142,7 @@ func (m *mounted) bind(ctx context.Context, mnt *pb.Mount, dest string) error {
 	if isOutput {
 		m.outs[mnt.Output] = o.output
 	}
+	m.left[len(m.left)-1] = o.output
 	o.overlay.ReadOnly = mnt.Readonly
 	if isRoot {
 		m.root = o.overlay
@@ -159,6 +163,9 @@ func (m *mounted) look(ctx context.Context, mnt *pb.Mount, id cache.ChainID, des
 	if err != nil {
 		return err
 	}
+	if err := m.checkSelector(ctx, mnt, id); err != nil {
+		return err
+	}
 	mount := executor.Mount{Dest: dest, Overlay: &executor.Overlay{ReadOnly: true}, Selector: mnt.Selector, ReadOnly: true}
 	if t != nil && path.Join("/", mnt.Selector) != "/" {
 		if id, mount.Selector, err = m.w.part(ctx, t, mnt.Selector); err != nil {
@@ -172,6 +179,22 @@ func (m *mounted) look(ctx context.Context, mnt *pb.Mount, id cache.ChainID, des
 	}
 	m.mounts = append(m.mounts, mount)
 	return nil
+}
+
+// checkSelector says clearly that a part that a step wants to read is not there.
+func (m *mounted) checkSelector(ctx context.Context, mnt *pb.Mount, id cache.ChainID) error {
+	selector := path.Join("/", mnt.Selector)
+	if selector == "/" {
+		return nil
+	}
+	root, err := m.w.state(ctx, m.job, id)
+	if err != nil {
+		return err
+	}
+	if _, err = tree.Resolve(m.w.cache, root, selector, true); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("failed to calculate checksum of %s: %w", selector, &NotFoundError{Path: selector})
+	}
+	return err
 }
 
 // part captures what is at a path of a folder, and gives a chain that has it at
@@ -238,18 +261,24 @@ func (m *mounted) outputs(ctx context.Context) ([]cache.ChainID, error) {
 		if !ok {
 			return nil, fmt.Errorf("missing output index %d", i)
 		}
-		if ids[i] = o.chain; o.upper == "" {
-			continue
-		}
-		l, err := m.w.folders.Adopt(ctx, o.upper, o.below)
-		if err != nil {
-			return nil, err
-		}
-		if ids[i], err = m.w.extend(o.chain, l); err != nil {
+		var err error
+		if ids[i], err = m.chain(ctx, o); err != nil {
 			return nil, err
 		}
 	}
 	return ids, nil
+}
+
+// chain makes a chain of what the step left in one place.
+func (m *mounted) chain(ctx context.Context, o output) (cache.ChainID, error) {
+	if o.upper == "" {
+		return o.chain, nil
+	}
+	l, err := m.w.folders.Adopt(ctx, o.upper, o.below)
+	if err != nil {
+		return cache.ChainID{}, err
+	}
+	return m.w.extend(o.chain, l)
 }
 
 // release undoes what mount did, last things first.

@@ -39,6 +39,9 @@ type Session struct {
 	Credentials registry.Credentials
 	// Entitlements that were granted: "security.insecure", "network.host", "device".
 	Entitlements map[string]bool
+	// Debug makes a step that fails keep what it has done so far, for somebody to
+	// look at: its error is a *StepError.
+	Debug bool
 }
 
 // Locals gives the folders that a build's local sources name.

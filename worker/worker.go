@@ -45,6 +45,8 @@ type Worker struct {
 	clock   func() time.Time
 	keyring string
 	sources map[string]Source
+	git     *source.Git
+	web     *source.HTTP
 	doubt   atomic.Bool // see Doubt
 
 	mu       sync.Mutex
@@ -73,7 +75,7 @@ func (w *Worker) addSources() {
 	git.Secret, web.Secret = w.secretOf, w.secretOf
 	git.SSH = w.dialAgent
 	layout.Store = w.layoutOf
-	w.layouts = layout
+	w.layouts, w.git, w.web = layout, git, web
 	w.sources = map[string]Source{
 		"docker-image": &imageSource{w},
 		"local":        &localSource{w},
@@ -118,6 +120,8 @@ func (w *Worker) OpenSession(id solver.SessionID, s Session) {
 
 // CloseSession ends what OpenSession began, and forgets the build's folders.
 func (w *Worker) CloseSession(id solver.SessionID) {
+	w.git.Forget(id)
+	w.web.Forget(id)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	kept := make([]*session, 0, len(w.sessions))

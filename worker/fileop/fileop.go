@@ -196,6 +196,22 @@ func (o *Op) action(ctx context.Context, i int, pending []int) (*Output, error) 
 	return &out, nil
 }
 
+// Reached gives, when Run has failed, how far an action came: what it made, or, if
+// it is the one that failed, what it stood on; false if neither.
+func (o *Op) Reached(i int, failed bool) (Output, bool) {
+	if o.done[i] != nil {
+		return *o.done[i], true
+	}
+	if !failed {
+		return Output{}, false
+	}
+	out, err := o.input(context.Background(), o.actions[i].Input, nil) // it was worked out before
+	if err != nil {
+		return Output{}, false
+	}
+	return *out, true
+}
+
 // committed gives the state on top of which action i's layer comes: that of the
 // nearest action below that is an output, or of the input of the vertex.
 func (o *Op) committed(ctx context.Context, i int) (tree.Entry, error) {

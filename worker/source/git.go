@@ -34,6 +34,7 @@ type Git struct {
 	cache *cache.Cache
 	trees *cache.Bucket // the layer of a commit, by all that makes it
 
+	seen  seen[remoteRef]
 	mu    sync.Mutex
 	locks map[string]chan struct{} // by mirror; holding one is having put into it
 }
@@ -55,12 +56,7 @@ func (s *Git) Pin(ctx context.Context, job *solver.Job, op *pb.SourceOp) (string
 	case g.byCommit:
 		return g.checksum, nil // what the remote has under the ref does not matter
 	default:
-		run, err := s.runner(ctx, job, g)
-		if err != nil {
-			return "", err
-		}
-		defer run.close()
-		at, err := run.lsRemote(ctx, g)
+		at, err := s.at(ctx, job, g)
 		if err != nil {
 			return "", err
 		}

@@ -41,6 +41,7 @@ type HTTP struct {
 	client *http.Client
 	known  *cache.Bucket // what URLs gave last, see httpMemory
 	stall  time.Duration
+	seen   seen[httpMemory]
 }
 
 // NewHTTP makes the source of a state folder.
@@ -154,7 +155,7 @@ func (s *HTTP) Pin(ctx context.Context, job *solver.Job, op *pb.SourceOp) (strin
 	}
 	pin := httpPin{Digest: h.checksum, Name: fileName(h, nil)}
 	if !h.checked {
-		m, err := s.get(ctx, job, h)
+		m, err := s.ask(ctx, job, h)
 		if err != nil {
 			return "", err
 		}
