@@ -64,7 +64,7 @@ func (f *Function) compile(ctx context.Context, req *gwpb.SolveRequest) (*fronte
 		if err != nil {
 			return nil, fault.New(codes.InvalidArgument, err.Error())
 		}
-		return &frontend.Result{Images: []frontend.ResultImage{{Root: e}}}, nil
+		return &frontend.Result{Images: []frontend.ResultImage{{Root: e, Call: frontend.CallOf(ctx)}}}, nil
 	case hasGraph:
 		return nil, fault.New(codes.InvalidArgument, "cannot solve with Definition and Frontend specified")
 	case req.Frontend == DockerfileFrontend:
@@ -72,13 +72,19 @@ func (f *Function) compile(ctx context.Context, req *gwpb.SolveRequest) (*fronte
 		if err != nil {
 			return nil, err
 		}
-		return dockerfile.New().Build(ctx, frontend.Request{Opts: req.FrontendOpt, Inputs: inputs}, f.engine())
+		inner := frontend.Request{Opts: req.FrontendOpt, Inputs: inputs}
+		ctx, call := frontend.Sub(ctx, req.Frontend, inner)
+		res, err := dockerfile.New().Build(ctx, inner, f.engine())
+		return call.Made(res), err
 	case req.Frontend == ImageFrontend:
 		inputs, err := LoadInputs(req.FrontendInputs)
 		if err != nil {
 			return nil, err
 		}
-		return FromImage{Workers: f.workers}.Build(ctx, frontend.Request{Opts: req.FrontendOpt, Inputs: inputs}, f.engine())
+		inner := frontend.Request{Opts: req.FrontendOpt, Inputs: inputs}
+		ctx, call := frontend.Sub(ctx, req.Frontend, inner)
+		res, err := FromImage{Workers: f.workers}.Build(ctx, inner, f.engine())
+		return call.Made(res), err
 	}
 	return nil, fault.New(codes.NotFound, fmt.Sprintf("invalid frontend: %s", req.Frontend))
 }

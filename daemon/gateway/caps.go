@@ -13,10 +13,10 @@ import (
 // ask for them before they use them.
 var missing = []apicaps.CapID{
 	gwpb.CapGatewayExec, gwpb.CapGatewayExecExtraHosts, gwpb.CapGatewayExecSecretEnv, gwpb.CapGatewayExecSignals, gwpb.CapGatewayExecFilesystem,
-	gwpb.CapAttestations, gwpb.CapImportCaches,
+	gwpb.CapImportCaches,
 	gwpb.CapSourceMetaResolverImageAttestations, gwpb.CapSourceMetaResolverHTTPChecksumRequest,
 
-	pb.CapAttestations, pb.CapBuildOpLLBFileName, pb.CapSourceImageBlob,
+	pb.CapBuildOpLLBFileName, pb.CapSourceImageBlob,
 	pb.CapSourcePolicy, pb.CapSourcePolicySession, pb.CapSessionExporter,
 	pb.CapRemoteCacheGHA, pb.CapRemoteCacheS3, pb.CapRemoteCacheAzBlob,
 	pb.CapExecMetaNetworkProxy, pb.CapExecMetaCDI,

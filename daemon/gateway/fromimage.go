@@ -63,9 +63,13 @@ func (i FromImage) Forward(ctx context.Context, b frontend.Bridge, source, cmdli
 	}
 	opts["source"], opts["cmdline"] = source, cmdline
 	req.Opts = opts
+	ctx, call := frontend.Sub(ctx, ImageFrontend, req)
 	res, err := i.Build(ctx, req, b)
-	return res, true, err
+	return call.Made(res), true, err
 }
+
+// Name is what the frontend is called in BuildKit's API.
+func (FromImage) Name() string { return ImageFrontend }
 
 // Build runs the frontend.
 func (i FromImage) Build(ctx context.Context, req frontend.Request, b frontend.Bridge) (*frontend.Result, error) {

@@ -82,6 +82,7 @@ func (f *Function) call(ctx context.Context) (context.Context, context.CancelFun
 	f.mu.Lock()
 	build := f.ctx
 	f.mu.Unlock()
+	ctx = frontend.WithCall(ctx, frontend.CallOf(build))
 	if build.Err() != nil {
 		return nil, nil, fault.New(codes.Canceled, "the build has ended")
 	}
@@ -105,6 +106,7 @@ func (f *Function) finish(r *frontend.Result, err error) error {
 // reference is a result that the frontend has a name for.
 type reference struct {
 	edge llb.Edge
+	call *frontend.Call // the request that it came from; nil for the function's own
 
 	mu     sync.Mutex
 	solved frontend.Ref
@@ -122,8 +124,8 @@ func (r *reference) solve(ctx context.Context, b frontend.Bridge) (frontend.Ref,
 	return solved, err
 }
 
-// refer names a result. Scratch has no name.
-func (f *Function) refer(e llb.Edge) (*gwpb.Ref, error) {
+// refer names a result of a request. Scratch has no name.
+func (f *Function) refer(e llb.Edge, call *frontend.Call) (*gwpb.Ref, error) {
 	if e.IsScratch() {
 		return &gwpb.Ref{}, nil
 	}
@@ -137,7 +139,7 @@ func (f *Function) refer(e llb.Edge) (*gwpb.Ref, error) {
 		return nil, fault.New(codes.ResourceExhausted, fmt.Sprintf("the frontend holds more than %d results", maxReferences))
 	}
 	id := fmt.Sprintf("ref%d", len(f.refs))
-	f.refs[id] = &reference{edge: e}
+	f.refs[id] = &reference{edge: e, call: call}
 	return &gwpb.Ref{Id: id, Def: def}, nil
 }
 

@@ -45,11 +45,18 @@ func (f *Function) encode(r *frontend.Result) (*gwpb.Result, error) {
 			out.Metadata[key+suffix] = value
 		}
 	}
+	list, err := parsePlatforms(r.Metadata)
+	if err != nil {
+		return nil, err
+	}
+	if out.Attestations, err = f.encodeAttestations(r, list); err != nil {
+		return nil, err
+	}
 	if !r.Index && len(r.Images) <= 1 {
 		ref := &gwpb.Ref{}
 		for _, image := range r.Images {
 			var err error
-			if ref, err = f.refer(image.Root); err != nil {
+			if ref, err = f.refer(image.Root, image.Call); err != nil {
 				return nil, err
 			}
 			set(configKey, "", image.Config)
@@ -58,17 +65,13 @@ func (f *Function) encode(r *frontend.Result) (*gwpb.Result, error) {
 		out.Result = &gwpb.Result_Ref{Ref: ref}
 		return out, nil
 	}
-	list, err := parsePlatforms(r.Metadata)
-	if err != nil {
-		return nil, err
-	}
 	if len(list.Platforms) != len(r.Images) {
 		return nil, fmt.Errorf("the frontend made %d images for %d platforms", len(r.Images), len(list.Platforms))
 	}
 	refs := map[string]*gwpb.Ref{}
 	for i, image := range r.Images {
 		id := list.Platforms[i].ID
-		if refs[id], err = f.refer(image.Root); err != nil {
+		if refs[id], err = f.refer(image.Root, image.Call); err != nil {
 			return nil, err
 		}
 		set(configKey, "/"+id, image.Config)
@@ -97,9 +100,6 @@ func parsePlatforms(metadata map[string][]byte) (list platformList, err error) {
 
 // decode reads the result that a function returned.
 func (f *Function) decode(r *gwpb.Result) (*frontend.Result, error) {
-	if len(r.Attestations) > 0 {
-		return nil, fault.New(codes.Unimplemented, "attestations are not supported by kiln")
-	}
 	out := &frontend.Result{Metadata: r.Metadata}
 	list, err := parsePlatforms(r.Metadata)
 	if err != nil {
@@ -108,21 +108,29 @@ func (f *Function) decode(r *gwpb.Result) (*frontend.Result, error) {
 	if out.Metadata == nil {
 		out.Metadata = map[string][]byte{}
 	}
+	if err := f.decodeImages(out, r, list); err != nil {
+		return nil, err
+	}
+	return out, f.decodeAttestations(out, r.Attestations, list)
+}
+
+// decodeImages reads the references of a result.
+func (f *Function) decodeImages(out *frontend.Result, r *gwpb.Result, list platformList) error {
 	switch res := r.Result.(type) {
 	case *gwpb.Result_Ref:
-		return out, f.decodeOne(out, res.Ref.GetId(), list)
+		return f.decodeOne(out, res.Ref.GetId(), list)
 	case *gwpb.Result_RefDeprecated:
-		return out, f.decodeOne(out, res.RefDeprecated, list)
+		return f.decodeOne(out, res.RefDeprecated, list)
 	case *gwpb.Result_Refs:
 		ids := map[string]string{}
 		for k, ref := range res.Refs.GetRefs() {
 			ids[k] = ref.GetId()
 		}
-		return out, f.decodeMany(out, ids, list)
+		return f.decodeMany(out, ids, list)
 	case *gwpb.Result_RefsDeprecated:
-		return out, f.decodeMany(out, res.RefsDeprecated.GetRefs(), list)
+		return f.decodeMany(out, res.RefsDeprecated.GetRefs(), list)
 	}
-	return out, nil
+	return nil
 }
 
 // decodeOne reads a result of one reference. An empty one without a config is no
@@ -176,7 +184,7 @@ func (f *Function) addImage(out *frontend.Result, id string, platform ocispecs.P
 		return err
 	}
 	image := frontend.ResultImage{
-		Platform: platform, Root: ref.edge,
+		Platform: platform, Root: ref.edge, Call: ref.call,
 		Config: keyed(out.Metadata, configKey, suffix), BaseConfig: keyed(out.Metadata, baseConfigKey, suffix),
 	}
 	out.Images = append(out.Images, image)
