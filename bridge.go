@@ -58,6 +58,12 @@ func (b bridge) RunProgram(ctx context.Context, root llb.Edge, meta *pb.Meta, ne
 	})
 }
 
+// NewContainer makes a container for processes that belong to no step. ctx is its
+// life as well.
+func (b bridge) NewContainer(ctx context.Context, spec worker.ContainerSpec) (*worker.Container, error) {
+	return b.engine.worker.NewContainer(ctx, b.session, spec)
+}
+
 // ResolveImage finds an image's digest and config.
 func (b bridge) ResolveImage(ctx context.Context, ref string, o frontend.ResolveOptions) (frontend.Image, error) {
 	name := o.LogName
@@ -116,6 +122,9 @@ type ref struct {
 	*build
 	chain cache.ChainID
 }
+
+// Chain is where the file system is in the cache, while the build lasts.
+func (r *ref) Chain() cache.ChainID { return r.chain }
 
 // lookup finds a path, following links inside the file system.
 func (r *ref) lookup(ctx context.Context, name string) (tree.Entry, error) {

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -245,6 +246,12 @@ func (b *build) solve(ctx context.Context, edges ...llb.Edge) ([]cache.ChainID, 
 	b.edges = append(b.edges, edges...)
 	b.mu.Unlock()
 	chains, err := b.engine.solver.Solve(ctx, solver.Request{Session: b.session, Edges: edges, Lease: b.lease, Observe: b.emit})
+	var failed *worker.StepError
+	if errors.As(err, &failed) {
+		for _, c := range slices.Concat(failed.Inputs, failed.Left) {
+			b.lease.Hold(c)
+		}
+	}
 	return chains, b.explain(err)
 }
 
