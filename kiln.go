@@ -55,6 +55,7 @@ type Engine struct {
 	close         func() error // of the executor
 	worker        *worker.Worker
 	solver        *solver.Solver
+	collector     collector
 }
 
 // Open opens a state folder, making it where it is missing. It waits while another
@@ -102,7 +103,8 @@ func (e *Engine) wire() error {
 	if e.worker, err = worker.New(e.cache, e.registry, run, o); err != nil {
 		return err
 	}
-	e.solver = solver.New(e.records, e.worker, solver.Options{
+	e.collector.engine = e
+	e.solver = solver.New(e.records, roomy{e.worker, &e.collector}, solver.Options{
 		Parallelism: e.config.Worker.OCI.MaxParallelism,
 		Lease:       func() solver.Lease { return e.cache.Lease() },
 		Durations:   e.cache.Bucket("time"),
@@ -142,6 +144,7 @@ func (e *Engine) executor() (executor.Executor, error) {
 // Close ends the engine. Builds must have ended before.
 func (e *Engine) Close() error {
 	e.solver.Close()
+	e.collector.close()
 	return errors.Join(e.close(), e.cache.Close())
 }
 

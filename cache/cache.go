@@ -15,7 +15,7 @@
 // concurrent use, Prune while builds run too: what is found or put under an open
 // Lease is kept. The locks are taken in this order: Cache.pruneMu, Cache.layerMu,
 // a shard of the guard, Cache.leaseMu, epochs.closing, epochs.stamp,
-// database.flushMu, database.life, database.mu.
+// database.flushMu, database.life, database.mu. sizes.mu comes before the database's.
 package cache
 
 import (
@@ -76,6 +76,7 @@ type Cache struct {
 	nodes nodeCache
 	used  usedLog
 	epoch epochs
+	size  sizes
 	done  chan struct{}
 	group sync.WaitGroup // of what runs until done
 
@@ -140,7 +141,8 @@ func (c *Cache) open(ctx context.Context) (err error) {
 			c.abandon()
 		}
 	}()
-	if err := checkVersion(c.dir); err != nil {
+	fresh, err := checkVersion(c.dir)
+	if err != nil {
 		return err
 	}
 	if c.root, err = os.Open(c.dir); err != nil {
@@ -161,6 +163,9 @@ func (c *Cache) open(ctx context.Context) (err error) {
 		return err
 	}
 	if c.db, err = openDatabase(c.Path("db"), c.guard, c.opt.Clock(), c.opt.Warn); err != nil {
+		return err
+	}
+	if err := c.beginSizes(fresh); err != nil {
 		return err
 	}
 	c.used.path = c.Path("used")
@@ -195,11 +200,11 @@ func (c *Cache) Close() error {
 	close(c.done)
 	c.group.Wait()
 	c.removals.Wait()
-	errs := []error{c.used.flush()}
+	errs := []error{c.used.flush(), c.endSizes()}
 	durable := true
 	if c.opt.LazyClose {
-		durable = !c.guard.Dirty()
-	} else if c.guard.Dirty() {
+		durable = !c.undurable()
+	} else if c.undurable() {
 		err := c.closeEpoch()
 		durable = err == nil
 		errs = append(errs, err)
@@ -228,30 +233,30 @@ func (c *Cache) Pool() *pool.Pool { return c.pool }
 func (c *Cache) Blobs() *blob.Store { return c.blobs }
 
 // checkVersion refuses folders of other formats, and marks a new one as ours.
-func checkVersion(dir string) error {
+func checkVersion(dir string) (fresh bool, err error) {
 	path := filepath.Join(dir, "version")
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := checkForeign(dir); err != nil {
-			return err
+			return false, err
 		}
-		return writeVersion(path)
+		return true, writeVersion(path)
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	if len(b) == 0 {
 		// The machine crashed before the file's bytes reached the disk.
-		return writeVersion(path)
+		return false, writeVersion(path)
 	}
 	n, err := strconv.Atoi(strings.TrimPrefix(strings.TrimSpace(string(b)), "kiln state "))
 	switch {
 	case err != nil || n < 1:
-		return fmt.Errorf("its file version says %.40q, which is no format of kiln's; remove the folder or choose another", b)
+		return false, fmt.Errorf("its file version says %.40q, which is no format of kiln's; remove the folder or choose another", b)
 	case n > Version:
-		return fmt.Errorf("it has format %d and this kiln knows formats up to %d: use a newer kiln, or another folder", n, Version)
+		return false, fmt.Errorf("it has format %d and this kiln knows formats up to %d: use a newer kiln, or another folder", n, Version)
 	}
-	return nil
+	return false, nil
 }
 
 func writeVersion(path string) error {

@@ -30,6 +30,7 @@ const (
 	prefixRecord = 'f'
 	prefixKey    = 'g'
 	prefixMount  = 'm'
+	prefixSize   = 's'
 	prefixEpoch  = 'z'
 )
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,6 +33,8 @@ type epochs struct {
 
 	closing sync.Mutex // one closing at a time; before stamp
 	boot    string
+	// inherited is whether the last process left an epoch open.
+	inherited atomic.Bool
 }
 
 const (
@@ -76,7 +79,7 @@ func (c *Cache) beginEpochs(boot string, unclean bool) error {
 	if note.boot == boot {
 		if unclean {
 			// What the last process left open is this one's to close.
-			c.guard.SetDirty()
+			c.epoch.inherited.Store(true)
 		}
 		return nil
 	}
@@ -168,7 +171,7 @@ func (c *Cache) tend() {
 	tick := time.NewTicker(epochTick)
 	defer tick.Stop()
 	var age, idle time.Duration
-	if c.guard.Dirty() {
+	if c.undurable() {
 		// An epoch that the last process left open is old enough.
 		age = epochAge - epochTick
 	}
@@ -184,7 +187,7 @@ func (c *Cache) tend() {
 			c.nodes.clear()
 			c.warnOf(c.db.shrink())
 		}
-		if age += epochTick; !c.guard.Dirty() {
+		if age += epochTick; !c.undurable() {
 			age = 0
 		} else if age >= epochAge {
 			age = 0
@@ -200,11 +203,19 @@ func (c *Cache) warnOf(err error) {
 	}
 }
 
+// undurable reports whether there is something that is not durable yet.
+func (c *Cache) undurable() bool { return c.guard.Dirty() || c.epoch.inherited.Load() }
+
 // closeEpoch makes durable what was written until now.
 func (c *Cache) closeEpoch() error {
 	c.epoch.closing.Lock()
 	defer c.epoch.closing.Unlock()
-	c.guard.TakeDirty()
+	c.epoch.inherited.Store(false)
+	if c.guard.TakeDirty() {
+		c.size.mu.Lock()
+		c.size.wrote = true
+		c.size.mu.Unlock()
+	}
 	since, err := fileClock()
 	if err != nil {
 		return err

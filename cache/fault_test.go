@@ -323,7 +323,7 @@ func TestLazyCloseKeepsTheNote(t *testing.T) {
 	build(t, c, 1, ChainID{}, map[string]string{"a": "1"})
 	closeCache(t, c)
 	c = open(t, dir, Options{})
-	if !c.guard.Dirty() {
+	if !c.undurable() {
 		t.Error("the epoch that was left open is nobody's to close")
 	}
 	closeCache(t, c)

@@ -30,8 +30,8 @@ type PruneOptions struct {
 	Filter       func(Usage) bool // consider only these; nil is all
 }
 
-// bounded reports whether the options have a bound of bytes.
-func (o PruneOptions) bounded() bool { return o.MaxUsed > 0 || o.MinFree > 0 || o.Reserved > 0 }
+// Bounded reports whether the options have a bound of bytes.
+func (o PruneOptions) Bounded() bool { return o.MaxUsed > 0 || o.MinFree > 0 || o.Reserved > 0 }
 
 // Limit gives how large the folder may be that takes used bytes, on a disk with
 // free bytes to spare. It means something for options with a bound only.
@@ -71,7 +71,7 @@ type pruner struct {
 
 func (c *Cache) prune(ctx context.Context, o PruneOptions) ([]Usage, error) {
 	p := &pruner{Cache: c, o: o, keepLoose: map[LayerID]bool{}}
-	if o.bounded() {
+	if o.Bounded() {
 		used, err := c.measure()
 		if err != nil {
 			return nil, err
@@ -98,7 +98,7 @@ func (c *Cache) prune(ctx context.Context, o PruneOptions) ([]Usage, error) {
 	for _, it := range items {
 		delete(p.keepLoose, it.id)
 	}
-	if !o.bounded() {
+	if !o.Bounded() {
 		if o.All && o.Filter == nil && o.KeepDuration == 0 {
 			err = c.dropBuckets()
 		}
