@@ -38,6 +38,7 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*cont
 	}
 	client := caller.New(s.sessions, req.Session, s.mirrors, s.engine.Path("tmp"))
 	defer client.Close()
+	client.ReadInPlace(folders(ctx))
 	result, err := s.build(ctx, req, client, b)
 	if err != nil && ctx.Err() != nil {
 		err = errors.Join(context.Canceled, err)
@@ -187,11 +188,6 @@ func (s *Server) refuse(req *controlapi.SolveRequest) error {
 	case req.ProxyNetwork:
 		return unsupported("the proxy network is")
 	}
-	for k, v := range req.FrontendAttrs {
-		if kind, ok := strings.CutPrefix(k, "attest:"); ok && !disabled(v) {
-			return unsupported("attestations (" + kind + ") are")
-		}
-	}
 	for _, e := range req.Entitlements {
 		name, _, _ := strings.Cut(e, "=")
 		if !slices.Contains(s.o.Entitlements, name) {
@@ -199,9 +195,4 @@ func (s *Server) refuse(req *controlapi.SolveRequest) error {
 		}
 	}
 	return nil
-}
-
-// disabled reports whether the value of an attestation's attribute turns it off.
-func disabled(value string) bool {
-	return value == "false" || slices.Contains(strings.Split(value, ","), "disabled=true")
 }
