@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -162,7 +163,8 @@ func (s *Git) mirror(ctx context.Context, run *gitRunner, remote, commit string)
 	case <-ctx.Done():
 		return "", nil, context.Cause(ctx)
 	}
-	unlock = func() { <-lock }
+	let := s.cache.HoldFolder("git", filepath.Base(dir)) // from being collected
+	unlock = func() { let(); <-lock }
 	if _, err := os.Stat(dir + "/HEAD"); err == nil {
 		return dir, unlock, nil
 	} else if !errors.Is(err, os.ErrNotExist) {
