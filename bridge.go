@@ -3,6 +3,7 @@ package kiln
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -49,7 +50,11 @@ func (f forwarder) Forward(ctx context.Context, source, cmdline string, req fron
 // RunProgram runs a process on the file system that a graph comes to; what it
 // writes there vanishes with it.
 func (b bridge) RunProgram(ctx context.Context, root llb.Edge, meta *pb.Meta, network pb.NetMode, stdin io.Reader, stdout, stderr io.Writer) error {
-	chains, err := b.solve(ctx, root)
+	edges, err := b.admit(ctx, nil, []llb.Edge{root})
+	if err != nil {
+		return err
+	}
+	chains, err := b.solve(ctx, edges...)
 	if err != nil {
 		return err
 	}
@@ -64,8 +69,29 @@ func (b bridge) NewContainer(ctx context.Context, spec worker.ContainerSpec) (*w
 	return b.engine.worker.NewContainer(ctx, b.session, spec)
 }
 
+// At gives the file system of a chain that the build holds.
+func (b bridge) At(chain cache.ChainID) frontend.Ref { return &ref{build: b.build, chain: chain} }
+
 // ResolveImage finds an image's digest and config.
 func (b bridge) ResolveImage(ctx context.Context, ref string, o frontend.ResolveOptions) (frontend.Image, error) {
+	if b.guard.set.Empty() && b.guard.check == nil {
+		return b.resolveImage(ctx, ref, o)
+	}
+	op := &pb.SourceOp{Identifier: "docker-image://" + ref}
+	if o.Layout != "" {
+		op = &pb.SourceOp{Identifier: "oci-layout://" + ref, Attrs: map[string]string{pb.AttrOCILayoutStoreID: o.Layout}}
+	}
+	m, err := b.ResolveSource(ctx, op, frontend.SourceOptions{ResolveOptions: o})
+	if err != nil {
+		return frontend.Image{}, err
+	}
+	if m.Image != nil {
+		return *m.Image, nil
+	}
+	return frontend.Image{}, fmt.Errorf("the policies put %s in the place of %s, which is no image", m.Op.Identifier, ref)
+}
+
+func (b *build) resolveImage(ctx context.Context, ref string, o frontend.ResolveOptions) (frontend.Image, error) {
 	name := o.LogName
 	if name == "" {
 		name = "[internal] load metadata for " + ref
@@ -94,7 +120,11 @@ func (b bridge) ResolveImage(ctx context.Context, ref string, o frontend.Resolve
 
 // Solve runs a graph and gives its file system.
 func (b bridge) Solve(ctx context.Context, e llb.Edge) (frontend.Ref, error) {
-	chains, err := b.solve(ctx, e)
+	edges, err := b.admit(ctx, nil, []llb.Edge{e})
+	if err != nil {
+		return nil, err
+	}
+	chains, err := b.solve(ctx, edges...)
 	if err != nil {
 		return nil, err
 	}
@@ -114,6 +144,8 @@ func (b bridge) SourceTime(ctx context.Context, v *llb.Vertex) (time.Time, error
 
 var (
 	_ frontend.SourceDescriber = bridge{}
+	_ frontend.SourceResolver  = bridge{}
+	_ frontend.Admitter        = bridge{}
 	_ frontend.RangeReader     = (*ref)(nil)
 )
 

@@ -66,8 +66,10 @@ type build struct {
 	// cacheFolders are those of a session that is elsewhere.
 	cacheFolders worker.CacheFolders
 	attests      attests
+	chronicle    chronicle
 	made         *made           // by the last run
 	roots        []cache.ChainID // of its images
+	guard        guard           // its set and check never change
 
 	mu     sync.Mutex // guards what is below, and orders the calls of events
 	events func(Event)
@@ -85,6 +87,14 @@ func (e *Engine) Build(ctx context.Context, r Request) (*Result, error) {
 		return nil, err
 	}
 	defer release()
+	if answer, err := e.answer(req.Opts); answer != nil || err != nil {
+		return answer, err
+	}
+	ctx, cancel, err := b.chronicled(ctx, &r, req.Opts)
+	if err != nil {
+		return nil, err
+	}
+	defer cancel()
 	exporters, err := b.exporters(&r)
 	if err != nil {
 		return nil, err
@@ -108,8 +118,12 @@ func (e *Engine) Build(ctx context.Context, r Request) (*Result, error) {
 			return nil, err
 		}
 	}
-	if err == nil {
+	if err == nil && !b.chronicle.dryRun {
 		err = b.exportCaches(ctx)
+	}
+	err = b.hits(err)
+	if nerr := b.note(ctx, err); err == nil {
+		err = nerr
 	}
 	if err != nil {
 		return nil, err
@@ -156,6 +170,9 @@ func (b *build) end() {
 // open lends the worker what the request lends, and gives what the frontend gets.
 func (b *build) open(r *Request) (req frontend.Request, release func(), err error) {
 	in, err := r.inputs()
+	if err == nil {
+		err = b.openGuard(r)
+	}
 	if err != nil {
 		return req, nil, err
 	}
@@ -223,8 +240,17 @@ func (b *build) run(ctx context.Context, req frontend.Request, exporters []expor
 	if err != nil {
 		return err
 	}
+	if m.edges, err = b.admit(ctx, nil, m.edges); err != nil {
+		return err
+	}
 	b.count(m.edges)
+	if b.chronicle.dryRun {
+		return b.preview(ctx, m.edges)
+	}
 	if m.chains, err = b.solve(ctx, m.edges...); err != nil {
+		return err
+	}
+	if err := b.hits(nil); err != nil {
 		return err
 	}
 	b.made, b.roots = m, m.chains[:len(m.images)]
@@ -245,7 +271,7 @@ func (b *build) solve(ctx context.Context, edges ...llb.Edge) ([]cache.ChainID, 
 	b.mu.Lock()
 	b.edges = append(b.edges, edges...)
 	b.mu.Unlock()
-	chains, err := b.engine.solver.Solve(ctx, solver.Request{Session: b.session, Edges: edges, Lease: b.lease, Observe: b.emit})
+	chains, err := b.engine.solver.Solve(ctx, solver.Request{Session: b.session, Edges: edges, Lease: b.lease, Observe: b.emit, Report: b.collect})
 	var failed *worker.StepError
 	if errors.As(err, &failed) {
 		for _, c := range slices.Concat(failed.Inputs, failed.Left) {
@@ -274,6 +300,8 @@ func (b *build) emit(e Event) {
 	defer b.mu.Unlock()
 	if b.steps[e.On().Vertex] != nil {
 		switch e := e.(type) {
+		case solver.VertexStarted:
+			b.mustHit(e.Name)
 		case solver.VertexCached:
 			b.result.Cached++
 		case solver.VertexCompleted:

@@ -4,6 +4,8 @@ import (
 	"context"
 	"io"
 
+	spb "github.com/moby/buildkit/sourcepolicy/pb"
+
 	"github.com/kiln-build/kiln/exporter"
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/llb"
@@ -52,7 +54,8 @@ type Request struct {
 	// CgroupParent is the cgroup that steps run below.
 	CgroupParent string
 	// Call asks about the build description, and builds nothing: "lint", "outline" or
-	// "targets". The answer is in the result's metadata, as "result.json" and
+	// "targets". "dry-run" says what the build would do, and runs no step; that
+	// answer is under ExplanationKey. The answer is in the result's metadata, as "result.json" and
 	// "result.txt"; "result.statuscode" is other than 0 where a check found something.
 	Call string
 	// Attrs are further frontend attributes, in the names of BuildKit's clients.
@@ -84,8 +87,19 @@ type Request struct {
 	// CacheTo those that the build's results are added to.
 	CacheFrom, CacheTo []RemoteCache
 
+	// Ref is the build's name in the journal; empty makes one up.
+	Ref string
+	// FailOnMiss are patterns of the names of steps that are to be cached: where one
+	// of them runs, the build fails with an *explain.MissedError. See explain.Matches.
+	FailOnMiss []string
+
 	// Provenance has the result say what its images were built from.
 	Provenance bool
+
+	// SourcePolicy says which sources the build may read, and which others take their
+	// place; nil lets it read all. CheckSource is asked besides; nil is nobody.
+	SourcePolicy *spb.Policy
+	CheckSource  SourceCheck
 
 	// Events is called with all that happens, in order, by one goroutine; nil hears nothing.
 	Events func(Event)

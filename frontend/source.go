@@ -1,0 +1,60 @@
+package frontend
+
+import (
+	"context"
+	"time"
+
+	"github.com/moby/buildkit/solver/pb"
+	spb "github.com/moby/buildkit/sourcepolicy/pb"
+
+	"github.com/kiln-build/kiln/llb"
+)
+
+// SourceResolver is what a Bridge is besides, where sources of any kind can be
+// described before they are read. What a build was told of a source stays so for it.
+type SourceResolver interface {
+	ResolveSource(ctx context.Context, op *pb.SourceOp, o SourceOptions) (SourceMeta, error)
+}
+
+// Admitter is what a Bridge is besides, where a build has source policies. Those of
+// the build itself hold in any case.
+type Admitter interface {
+	// Admit gives the graphs with each source as the policies have it.
+	Admit(ctx context.Context, policies []*spb.Policy, edges ...llb.Edge) ([]llb.Edge, error)
+}
+
+// SourceOptions say what is asked about a source, and under which further policies.
+type SourceOptions struct {
+	ResolveOptions // of images and layouts
+	Policies       []*spb.Policy
+	GitObjects     bool // give the bytes of the commit and of its tag
+	// Checksum asks for another digest of a file ("sha512" for one), with a suffix
+	// behind the file's bytes.
+	Checksum       string
+	ChecksumSuffix []byte
+}
+
+// SourceMeta says what a source stands for. One of the pointers is set.
+type SourceMeta struct {
+	Op    *pb.SourceOp // as policies have it
+	Image *Image
+	Git   *GitMeta
+	HTTP  *HTTPMeta
+}
+
+// GitMeta is what a git source stands for.
+type GitMeta struct {
+	Ref      string // in full, "refs/tags/v1"
+	Checksum string // what the ref names: a commit, or an annotated tag
+	Commit   string // the commit of an annotated tag; else empty
+	// CommitObject and TagObject are there where they were asked for.
+	CommitObject, TagObject []byte
+}
+
+// HTTPMeta is what a URL stands for.
+type HTTPMeta struct {
+	Digest   string
+	Filename string
+	Modified time.Time // zero where the server does not say
+	Checksum string    // where it was asked for
+}
