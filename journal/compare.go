@@ -7,10 +7,12 @@ import (
 
 	"github.com/moby/buildkit/solver/pb"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/kiln-build/kiln/explain"
 )
 
 // compareOps gives the differences of what two steps do.
-func (c *comparison) compareOps(s, t *Step) []Reason {
+func (c *comparison) compareOps(s, t *Step) []explain.Reason {
 	a, err := t.op()
 	if err != nil {
 		return nil
@@ -19,10 +21,10 @@ func (c *comparison) compareOps(s, t *Step) []Reason {
 	if err != nil {
 		return nil
 	}
-	var out []Reason
+	var out []explain.Reason
 	set := func(name, old, new string) {
 		if old != new {
-			out = append(out, Reason{Kind: Setting, Name: name, Old: old, New: new})
+			out = append(out, explain.Reason{Kind: explain.Setting, Name: name, Old: old, New: new})
 		}
 	}
 	switch x, y := a.GetExec(), b.GetExec(); {
@@ -72,27 +74,27 @@ func hosts(m *pb.Meta) string {
 }
 
 // compareCommands compares command lines, leaving out a shell that both have.
-func compareCommands(a, b []string) []Reason {
+func compareCommands(a, b []string) []explain.Reason {
 	if slices.Equal(a, b) {
 		return nil
 	}
 	if len(a) == 3 && len(b) == 3 && slices.Equal(a[:2], b[:2]) {
 		a, b = a[2:], b[2:]
 	}
-	return []Reason{{Kind: Command, Words: compareWords(strings.Join(a, " "), strings.Join(b, " "))}}
+	return []explain.Reason{{Kind: explain.Command, Words: compareWords(strings.Join(a, " "), strings.Join(b, " "))}}
 }
 
 // compareEnv compares environments by the hashes of their values.
-func (c *comparison) compareEnv(a, b []string) []Reason {
-	var out []Reason
+func (c *comparison) compareEnv(a, b []string) []explain.Reason {
+	var out []explain.Reason
 	for name, change := range changes(byName(a), byName(b)) {
-		kind := Environment
+		kind := explain.Environment
 		if slices.Contains(c.report.Args, name) {
-			kind = Argument
+			kind = explain.Argument
 		}
-		out = append(out, Reason{Kind: kind, Name: name, Change: change})
+		out = append(out, explain.Reason{Kind: kind, Name: name, Change: change})
 	}
-	slices.SortFunc(out, func(a, b Reason) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(out, func(a, b explain.Reason) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
 
@@ -125,7 +127,7 @@ func changes(a, b map[string]string) map[string]string {
 
 // compareMounts compares mounts by where they are, but for what they bring in:
 // that is an input.
-func compareMounts(a, b []*pb.Mount) []Reason {
+func compareMounts(a, b []*pb.Mount) []explain.Reason {
 	forms := func(mounts []*pb.Mount) map[string]string {
 		m := map[string]string{}
 		for _, mnt := range mounts {
@@ -139,27 +141,27 @@ func compareMounts(a, b []*pb.Mount) []Reason {
 		return m
 	}
 	found := changes(forms(a), forms(b))
-	var out []Reason
+	var out []explain.Reason
 	for _, dest := range slices.Sorted(maps.Keys(found)) {
-		out = append(out, Reason{Kind: Setting, Name: "mount " + dest, Change: found[dest]})
+		out = append(out, explain.Reason{Kind: explain.Setting, Name: "mount " + dest, Change: found[dest]})
 	}
 	return out
 }
 
 // compareFileOps compares file operations: their instructions by word, and where
 // these are alike, what else there is to the actions.
-func compareFileOps(s, t *Step, a, b *pb.FileOp) []Reason {
-	if old, new := placeOf(t.Name).rest, placeOf(s.Name).rest; old != new {
-		return []Reason{{Kind: Command, Words: compareWords(old, new)}}
+func compareFileOps(s, t *Step, a, b *pb.FileOp) []explain.Reason {
+	if old, new := explain.PlaceOf(t.Name).Rest, explain.PlaceOf(s.Name).Rest; old != new {
+		return []explain.Reason{{Kind: explain.Command, Words: compareWords(old, new)}}
 	}
-	var out []Reason
+	var out []explain.Reason
 	for i := range min(len(a.Actions), len(b.Actions)) {
 		x, y := a.Actions[i], b.Actions[i]
 		if m, n := x.GetMkfile(), y.GetMkfile(); m != nil && n != nil && string(m.Data) != string(n.Data) {
-			out = append(out, Reason{Kind: Setting, Name: "text of " + n.Path, Change: "changed"})
+			out = append(out, explain.Reason{Kind: explain.Setting, Name: "text of " + n.Path, Change: "changed"})
 		}
 		if timeOf(x) != timeOf(y) {
-			out = append(out, Reason{Kind: Setting, Name: "time of files (SOURCE_DATE_EPOCH)", Change: "changed"})
+			out = append(out, explain.Reason{Kind: explain.Setting, Name: "time of files (SOURCE_DATE_EPOCH)", Change: "changed"})
 			break
 		}
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/tree"
+	"github.com/kiln-build/kiln/explain"
 	"github.com/kiln-build/kiln/solver"
 )
 
@@ -24,21 +25,21 @@ type Explainer struct {
 }
 
 // Explain explains a build, of which r says what became of its steps.
-func (x *Explainer) Explain(b Build, r *Report) (*Explanation, error) {
+func (x *Explainer) Explain(b Build, r *Report) (*explain.Explanation, error) {
 	pasts, err := x.pasts(b, r)
 	if err != nil {
 		return nil, err
 	}
-	e := &Explanation{
-		Build: BuildInfo{ID: b.ID, Project: b.Project, Started: b.Started.UTC(), Completed: b.Completed.UTC(), Status: b.Status},
-		Steps: make([]StepExplanation, len(r.Steps)),
+	e := &explain.Explanation{
+		Build: explain.BuildInfo{ID: b.ID, Project: b.Project, Started: b.Started.UTC(), Completed: b.Completed.UTC(), Status: b.Status},
+		Steps: make([]explain.StepExplanation, len(r.Steps)),
 	}
 	c := &comparison{x: x, report: r, pasts: pasts}
 	for i := range r.Steps {
 		s := &r.Steps[i]
 		out := describe(s)
 		if s.Kind != "source" {
-			e.Build.count(s.Outcome)
+			count(&e.Build, s.Outcome)
 		}
 		if missed(s) {
 			out.Miss = c.miss(s)
@@ -58,7 +59,7 @@ func missed(s *Step) bool {
 	return false
 }
 
-func (b *BuildInfo) count(o solver.Outcome) {
+func count(b *explain.BuildInfo, o solver.Outcome) {
 	switch o {
 	case solver.Hit, solver.Unneeded:
 		b.Cached++
@@ -75,8 +76,8 @@ var outcomes = map[solver.Outcome]string{
 	solver.Failed: "failed", solver.WouldRun: "would-run", solver.MightRun: "might-run",
 }
 
-func describe(s *Step) StepExplanation {
-	out := StepExplanation{
+func describe(s *Step) explain.StepExplanation {
+	out := explain.StepExplanation{
 		Name: s.Name, Vertex: "sha256:" + s.Vertex.String(), Kind: s.Kind, Outcome: outcomes[s.Outcome],
 		Cached: s.Outcome == solver.Hit || s.Outcome == solver.Unneeded, Pin: s.Pin, Seconds: s.Took.Seconds(),
 	}
@@ -115,64 +116,64 @@ type comparison struct {
 }
 
 // miss says why there was no record of a step.
-func (c *comparison) miss(s *Step) *Miss {
-	m := &Miss{Lookup: s.Why}
+func (c *comparison) miss(s *Step) *explain.Miss {
+	m := &explain.Miss{Lookup: s.Why}
 	if s.NoCache {
-		m.Reasons = []Reason{{Kind: NoCache}}
+		m.Reasons = []explain.Reason{{Kind: explain.NoCache}}
 		return m
 	}
 	n := nearest(c.report, s, c.pasts)
 	if n == nil {
 		if m.Reasons = c.fresh(s); m.Reasons == nil {
-			m.Reasons = []Reason{{Kind: NeverSeen}}
+			m.Reasons = []explain.Reason{{Kind: explain.NeverSeen}}
 		}
 		return m
 	}
-	m.Nearest = &Nearest{Build: n.past.build.ID, Started: n.past.build.Started.UTC(), Step: n.step.Name}
+	m.Nearest = &explain.Nearest{Build: n.past.build.ID, Started: n.past.build.Started.UTC(), Step: n.step.Name}
 	switch {
 	case n.class != same:
 		m.Reasons = c.differences(s, n)
 	case s.Fresh:
 		m.Reasons = c.fresh(s)
 	case n.unfinished:
-		m.Reasons = []Reason{{Kind: NotFinished, Old: outcomes[n.step.Outcome]}}
+		m.Reasons = []explain.Reason{{Kind: explain.NotFinished, Old: outcomes[n.step.Outcome]}}
 	case s.Outcome == solver.MightRun:
 		// There may be a record of it: what it reads is not known.
 		m.Reasons = c.pending(s)
 	}
 	if len(m.Reasons) == 0 {
-		m.Reasons = []Reason{{Kind: Evicted}}
+		m.Reasons = []explain.Reason{{Kind: explain.Evicted}}
 	}
 	return m
 }
 
 // fresh gives the inputs of a step that run whatever the cache holds.
-func (c *comparison) fresh(s *Step) (out []Reason) {
+func (c *comparison) fresh(s *Step) (out []explain.Reason) {
 	for _, in := range s.Inputs {
 		if below := &c.report.Steps[in.Step]; s.Fresh && below.Fresh {
-			out = append(out, Reason{Kind: Input, Step: below.Name})
+			out = append(out, explain.Reason{Kind: explain.Input, Step: below.Name})
 		}
 	}
 	return out
 }
 
 // pending gives the inputs of a step that would run.
-func (c *comparison) pending(s *Step) (out []Reason) {
+func (c *comparison) pending(s *Step) (out []explain.Reason) {
 	for _, in := range s.Inputs {
 		if below := &c.report.Steps[in.Step]; missed(below) {
-			out = append(out, Reason{Kind: Input, Step: below.Name})
+			out = append(out, explain.Reason{Kind: explain.Input, Step: below.Name})
 		}
 	}
 	return out
 }
 
 // differences compares a step with its nearest earlier run, of another definition.
-func (c *comparison) differences(s *Step, n *run) []Reason {
-	var out []Reason
+func (c *comparison) differences(s *Step, n *run) []explain.Reason {
+	var out []explain.Reason
 	if s.Op != n.step.Op {
 		out = c.compareOps(s, n.step)
 		if len(out) == 0 {
-			out = []Reason{{Kind: Unknown}}
+			out = []explain.Reason{{Kind: explain.Unknown}}
 		}
 	}
 	for k := range min(len(s.Inputs), len(n.step.Inputs)) {
@@ -182,17 +183,17 @@ func (c *comparison) differences(s *Step, n *run) []Reason {
 		out = append(out, c.fresh(s)...)
 	}
 	if len(out) == 0 {
-		out = []Reason{{Kind: Unknown}}
+		out = []explain.Reason{{Kind: explain.Unknown}}
 	}
 	return dedupe(out)
 }
 
 // dedupe leaves out what is said twice: a step that reads another one twice.
-func dedupe(in []Reason) []Reason {
-	var out []Reason
+func dedupe(in []explain.Reason) []explain.Reason {
+	var out []explain.Reason
 	for _, r := range in {
-		again := func(o Reason) bool {
-			return o.Kind == r.Kind && o.Name == r.Name && o.Step == r.Step && r.Kind != Command
+		again := func(o explain.Reason) bool {
+			return o.Kind == r.Kind && o.Name == r.Name && o.Step == r.Step && r.Kind != explain.Command
 		}
 		if !slices.ContainsFunc(out, again) {
 			out = append(out, r)
@@ -202,7 +203,7 @@ func dedupe(in []Reason) []Reason {
 }
 
 // compareInput compares what two steps read as their input k.
-func (c *comparison) compareInput(s *Step, n *run, k int) []Reason {
+func (c *comparison) compareInput(s *Step, n *run, k int) []explain.Reason {
 	a, b := s.Inputs[k], n.step.Inputs[k]
 	in, was := &c.report.Steps[a.Step], &n.past.report.Steps[b.Step]
 	known := k < len(s.Contents) && k < len(n.step.Contents)
@@ -212,15 +213,15 @@ func (c *comparison) compareInput(s *Step, n *run, k int) []Reason {
 	case in.Definition == was.Definition && a.Output == b.Output:
 		// The same as far as its definition goes: it was run again.
 		if missed(in) && (known || in.Fresh || s.Outcome == solver.MightRun) {
-			return append([]Reason{{Kind: Input, Step: in.Name}}, c.chainFiles(s, n, k)...)
+			return append([]explain.Reason{{Kind: explain.Input, Step: in.Name}}, c.chainFiles(s, n, k)...)
 		}
 		return nil
 	case in.Kind == "source" && was.Kind == "source":
 		return c.compareSources(s, n, k)
 	}
-	r := Reason{Kind: Input, Step: in.Name}
-	if in.Op != was.Op && placeOf(in.Name).rest != placeOf(was.Name).rest {
+	r := explain.Reason{Kind: explain.Input, Step: in.Name}
+	if in.Op != was.Op && explain.PlaceOf(in.Name).Rest != explain.PlaceOf(was.Name).Rest {
 		r.Old = was.Name
 	}
-	return append([]Reason{r}, c.chainFiles(s, n, k)...)
+	return append([]explain.Reason{r}, c.chainFiles(s, n, k)...)
 }

@@ -8,13 +8,14 @@ import (
 
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/tree"
+	"github.com/kiln-build/kiln/explain"
 )
 
-// maxFiles is how many files a Reason names.
+// maxFiles is how many files a reason names.
 const maxFiles = 10
 
 // compareSources compares two sources that steps read as their input k.
-func (c *comparison) compareSources(s *Step, n *run, k int) []Reason {
+func (c *comparison) compareSources(s *Step, n *run, k int) []explain.Reason {
 	in, was := &c.report.Steps[s.Inputs[k].Step], &n.past.report.Steps[n.step.Inputs[k].Step]
 	x, err := was.op()
 	if err != nil {
@@ -34,26 +35,26 @@ func (c *comparison) compareSources(s *Step, n *run, k int) []Reason {
 		old, oldDigest, _ := strings.Cut(oldRef, "@")
 		name, digest, _ := strings.Cut(ref, "@")
 		if old != name {
-			return []Reason{{Kind: BaseImage, Name: name, Change: "another", Old: oldRef, New: ref}}
+			return []explain.Reason{{Kind: explain.BaseImage, Name: name, Change: "another", Old: oldRef, New: ref}}
 		}
 		if digest == oldDigest {
 			oldDigest, digest = was.Pin, in.Pin // another manifest of one index
 		}
-		return []Reason{{Kind: BaseImage, Name: name, Change: "moved", Old: oldDigest, New: digest}}
+		return []explain.Reason{{Kind: explain.BaseImage, Name: name, Change: "moved", Old: oldDigest, New: digest}}
 	case scheme != oldScheme || in.Name != was.Name:
 		// Addresses may have passwords in them; the names of steps do not.
-		return []Reason{{Kind: Source, Name: in.Name, Change: "another", Old: was.Name, New: in.Name}}
+		return []explain.Reason{{Kind: explain.Source, Name: in.Name, Change: "another", Old: was.Name, New: in.Name}}
 	}
-	return []Reason{{Kind: Source, Name: in.Name, Change: "moved", Old: was.Pin, New: in.Pin}}
+	return []explain.Reason{{Kind: explain.Source, Name: in.Name, Change: "moved", Old: was.Pin, New: in.Pin}}
 }
 
 // folderFiles compares the local folders that two steps read, as far as they do.
-func (c *comparison) folderFiles(s *Step, n *run, k int, folder string) []Reason {
+func (c *comparison) folderFiles(s *Step, n *run, k int, folder string) []explain.Reason {
 	in, was := &c.report.Steps[s.Inputs[k].Step], &n.past.report.Steps[n.step.Inputs[k].Step]
 	if in.Pin == was.Pin {
 		return nil
 	}
-	r := Reason{Kind: Files, Name: folder}
+	r := explain.Reason{Kind: explain.Files, Name: folder}
 	old, ok1 := c.folder(was)
 	now, ok2 := c.folder(in)
 	if ok1 && ok2 {
@@ -61,13 +62,13 @@ func (c *comparison) folderFiles(s *Step, n *run, k int, folder string) []Reason
 		if err == nil && len(files) == 0 {
 			return nil
 		}
-		r.cut(files)
+		cut(&r, files)
 	}
-	return []Reason{r}
+	return []explain.Reason{r}
 }
 
-// cut takes the first files and counts the rest.
-func (r *Reason) cut(files []File) {
+// cut gives a reason the first files, and counts the rest.
+func cut(r *explain.Reason, files []explain.File) {
 	r.Files = files[:min(maxFiles, len(files))]
 	r.More = len(files) - len(r.Files)
 }
@@ -85,7 +86,7 @@ func (c *comparison) folder(s *Step) (tree.Entry, bool) {
 
 // chainFiles compares what two steps read of other steps, where both outputs are
 // known still and they read a part of it only.
-func (c *comparison) chainFiles(s *Step, n *run, k int) []Reason {
+func (c *comparison) chainFiles(s *Step, n *run, k int) []explain.Reason {
 	if c.x.State == nil {
 		return nil
 	}
@@ -110,9 +111,9 @@ func (c *comparison) chainFiles(s *Step, n *run, k int) []Reason {
 	if err != nil || all || len(files) == 0 {
 		return nil
 	}
-	r := Reason{Kind: Files, Name: in.Name}
-	r.cut(files)
-	return []Reason{r}
+	r := explain.Reason{Kind: explain.Files, Name: in.Name}
+	cut(&r, files)
+	return []explain.Reason{r}
 }
 
 // output gives the chain of an output: as the report says, or any that has a step
@@ -149,7 +150,7 @@ func (n scratchNodes) Node(a tree.Addr) ([]byte, error) {
 
 // files compares two states as far as two steps see them through their input k;
 // all says that both see all.
-func (c *comparison) files(s *Step, n *run, k int, old, now tree.Entry) (out []File, all bool, err error) {
+func (c *comparison) files(s *Step, n *run, k int, old, now tree.Entry) (out []explain.File, all bool, err error) {
 	if c.x.Nodes == nil || c.x.Seen == nil {
 		return nil, false, errDamaged
 	}
@@ -170,14 +171,14 @@ func (c *comparison) files(s *Step, n *run, k int, old, now tree.Entry) (out []F
 	if err != nil {
 		return nil, false, err
 	}
-	found := map[string]File{}
+	found := map[string]explain.File{}
 	for at := range maps.Keys(union(a, b)) {
 		err := tree.Changed(nodes, a[at], b[at], tree.ByID, func(p string, old, new tree.Entry) error {
 			p = path.Join(at, p)
 			if old.Kind == tree.Dir && new.Kind != tree.Dir || new.Kind == tree.Dir && old.Kind != tree.Dir {
 				p += "/"
 			}
-			found[p] = File{Path: p, Changes: changesOf(old, new)}
+			found[p] = explain.File{Path: p, Changes: changesOf(old, new)}
 			return nil
 		})
 		if err != nil {

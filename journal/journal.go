@@ -35,6 +35,7 @@ import (
 
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/tree"
+	"github.com/kiln-build/kiln/explain"
 )
 
 // What the journal is bounded to. Builds that find everything cached share a
@@ -49,18 +50,6 @@ const (
 	maxLines = 96 << 10
 )
 
-// Status is how a build ended.
-type Status string
-
-// The ways in which builds end.
-const (
-	Done        Status = "done"
-	Failed      Status = "failed"
-	Interrupted Status = "interrupted"
-	// Previewed is a build that was only looked ahead at; it is in no journal.
-	Previewed Status = "dry-run"
-)
-
 // Build is a line of the journal.
 type Build struct {
 	ID string
@@ -68,17 +57,13 @@ type Build struct {
 	// Dockerfile and target where they are not the default.
 	Project            string
 	Started, Completed time.Time
-	Status             Status
+	Status             explain.Status
 
 	report name
 }
 
 // name is the name of a report.
 type name [32]byte
-
-// ErrNotFound is wrapped by what says that the journal has no such build, or none
-// of its steps.
-var ErrNotFound = errors.New("not in the journal")
 
 // Journal is the journal of a state folder.
 type Journal struct {
@@ -169,7 +154,7 @@ func parseLine(line string) (b Build, ok bool) {
 	}
 	return Build{
 		ID: fields[1], Started: time.Unix(0, started), Completed: time.Unix(0, completed),
-		Status: Status(fields[4]), Project: project, report: name(report),
+		Status: explain.Status(fields[4]), Project: project, report: name(report),
 	}, true
 }
 
@@ -195,7 +180,7 @@ func (j *Journal) builds() ([]Build, error) {
 }
 
 // Find gives a build by its id or the beginning of it; "last" and "latest" are the
-// newest. One that is not there is an ErrNotFound.
+// newest. One that is not there is an explain.ErrNotFound.
 func (j *Journal) Find(ref string) (Build, error) {
 	builds, err := j.Builds()
 	if err != nil {
@@ -212,23 +197,23 @@ func (j *Journal) Find(ref string) (Build, error) {
 	}
 	switch len(found) {
 	case 0:
-		return Build{}, fmt.Errorf("build %q: %w", ref, ErrNotFound)
+		return Build{}, fmt.Errorf("build %q: %w", ref, explain.ErrNotFound)
 	case 1:
 		return found[0], nil
 	}
-	return Build{}, fmt.Errorf("%d builds begin with %q: %w", len(found), ref, ErrNotFound)
+	return Build{}, fmt.Errorf("%d builds begin with %q: %w", len(found), ref, explain.ErrNotFound)
 }
 
 // Report gives what became of a build's steps. One that is kept no longer is an
-// ErrNotFound.
+// explain.ErrNotFound.
 func (j *Journal) Report(b Build) (*Report, error) {
 	data, ok := j.reports.Get(b.report[:])
 	if !ok {
-		return nil, fmt.Errorf("the steps of build %s: %w", b.ID, ErrNotFound)
+		return nil, fmt.Errorf("the steps of build %s: %w", b.ID, explain.ErrNotFound)
 	}
 	r, err := decodeReport(data)
 	if err != nil {
-		return nil, fmt.Errorf("the steps of build %s: %w: %w", b.ID, ErrNotFound, err)
+		return nil, fmt.Errorf("the steps of build %s: %w: %w", b.ID, explain.ErrNotFound, err)
 	}
 	return r, nil
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 
+	"github.com/kiln-build/kiln/explain"
 	"github.com/kiln-build/kiln/solver"
 )
 
@@ -136,12 +137,12 @@ func classOf(s, t *Step, ours map[Sum]bool) class {
 		}
 		return sameOp
 	}
-	p, q := placeOf(s.Name), placeOf(t.Name)
-	if p.stage != q.stage || p.instruction() != q.instruction() || ours[t.Op] {
+	p, q := explain.PlaceOf(s.Name), explain.PlaceOf(t.Name)
+	if p.Stage != q.Stage || p.Instruction() != q.Instruction() || ours[t.Op] {
 		return none
 	}
-	switch likeness := alike(p.rest, q.rest); {
-	case p.number != "" && p.number == q.number && (p.of == q.of || likeness >= 0.3):
+	switch likeness := alike(p.Rest, q.Rest); {
+	case p.Number != "" && p.Number == q.Number && (p.Of == q.Of || likeness >= 0.3):
 		return samePlace
 	case likeness >= 0.5:
 		return alikeOp

@@ -1,12 +1,10 @@
 package journal
 
-import "strings"
+import (
+	"strings"
 
-// Word is a run of words of a command, as one or both of two commands have it.
-type Word struct {
-	Change string `json:"change"` // "same", "gone" or "new"
-	Text   string `json:"text"`
-}
+	"github.com/kiln-build/kiln/explain"
+)
 
 // maxWords bounds what is compared word by word: the time taken is the product of
 // both lengths.
@@ -14,7 +12,7 @@ const maxWords = 2000
 
 // compareWords gives the difference of two texts as runs of words that both have,
 // or that one has. Spaces and line ends are alike.
-func compareWords(old, new string) []Word {
+func compareWords(old, new string) []explain.Word {
 	a, b := strings.Fields(old), strings.Fields(new)
 	var d difference
 	for len(a) > 0 && len(b) > 0 && a[0] == b[0] {
@@ -38,7 +36,7 @@ func compareWords(old, new string) []Word {
 }
 
 // difference collects runs of words.
-type difference struct{ words []Word }
+type difference struct{ words []explain.Word }
 
 func (d *difference) add(change string, words ...string) {
 	if len(words) == 0 {
@@ -49,7 +47,7 @@ func (d *difference) add(change string, words ...string) {
 		d.words[n-1].Text += " " + text
 		return
 	}
-	d.words = append(d.words, Word{change, text})
+	d.words = append(d.words, explain.Word{Change: change, Text: text})
 }
 
 // middle adds the difference of two lists by their longest common subsequence.

@@ -15,18 +15,20 @@ const module = "github.com/kiln-build/kiln"
 var may = map[string][]string{
 	"llb":      {},
 	"request":  {},
+	"explain":  {},
+	"journal":  {"explain", "solver", "cache", "llb"},
 	"cache":    {},
 	"registry": {"cache/blob"},
 	"solver":   {"cache", "llb"},
 	"frontend": {"llb"},
 	"worker":   {"solver", "cache", "registry", "llb"},
 	"exporter": {"cache", "registry", "llb"},
-	"":         {"request", "frontend", "worker", "exporter", "solver", "cache", "registry", "llb"},
-	"daemon":   {"", "request", "frontend", "worker", "exporter", "solver", "cache", "registry", "llb"},
-	"cmd":      {"", "daemon", "request", "frontend", "worker", "exporter", "solver", "cache", "registry", "llb"},
+	"":         {"request", "explain", "journal", "frontend", "worker", "exporter", "solver", "cache", "registry", "llb"},
+	"daemon":   {"", "request", "explain", "journal", "frontend", "worker", "exporter", "solver", "cache", "registry", "llb"},
+	"cmd":      {"", "daemon", "request", "explain", "journal", "frontend", "worker", "exporter", "solver", "cache", "registry", "llb"},
 	"internal": {},
-	"examples": {"", "request", "frontend", "llb"},
-	"test":     {"", "daemon", "request", "frontend", "worker", "exporter", "solver", "cache", "registry", "llb"},
+	"examples": {"", "request", "explain", "frontend", "llb"},
+	"test":     {"", "daemon", "request", "explain", "journal", "frontend", "worker", "exporter", "solver", "cache", "registry", "llb"},
 }
 
 // never lists what DESIGN forbids: the parts of BuildKit that kiln replaces.

@@ -1,6 +1,32 @@
-package journal
+// Package explain says why steps of a build ran: an Explanation has, of each step,
+// whether it was cached and by what, and of a step that was not, in which Reasons
+// it differs from its nearest earlier run. It is what an engine tells, here or on
+// another machine, and what people read (Text) or programs (its JSON). Package
+// journal works it out.
+package explain
 
-import "time"
+import (
+	"errors"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// ErrNotFound is wrapped by what says that a journal has no such build, or a build
+// no such step.
+var ErrNotFound = errors.New("not in the journal")
+
+// Status is how a build ended.
+type Status string
+
+// The ways in which builds end.
+const (
+	Done        Status = "done"
+	Failed      Status = "failed"
+	Interrupted Status = "interrupted"
+	// Previewed is a build that was only looked ahead at (--dry-run).
+	Previewed Status = "dry-run"
+)
 
 // Explanation says what became of a build's steps, and why those ran that did. Its
 // JSON is what `kiln explain --format json` prints; docs/caching.md describes it.
@@ -109,4 +135,26 @@ type File struct {
 	// Changes are "new", "gone", or what differs: "kind", "content", "target",
 	// "mode", "owner", "xattrs" and "device".
 	Changes []string `json:"changes"`
+}
+
+// Word is a run of words of a command, as one or both of two commands have it.
+type Word struct {
+	Change string `json:"change"` // "same", "gone" or "new"
+	Text   string `json:"text"`
+}
+
+// MissedError says that a step ran which was to be cached (--fail-on-miss).
+type MissedError struct{ Step, Pattern string }
+
+// missedText tells a MissedError that has come over a wire.
+const missedText = " was not cached, and --fail-on-miss "
+
+func (e *MissedError) Error() string {
+	return e.Step + missedText + strconv.Quote(e.Pattern) + " is for it"
+}
+
+// IsMissed says whether an error is a MissedError, also where it came from a daemon
+// and only its text is left.
+func IsMissed(err error) bool {
+	return errors.As(err, new(*MissedError)) || err != nil && strings.Contains(err.Error(), missedText)
 }

@@ -1,21 +1,22 @@
-package journal
+package explain
 
 import (
 	"fmt"
 	"strings"
 )
 
-// place is where a step stands, as its name says: of "[build 3/7] RUN make" the
+// Place is where a step stands, as its name says: of "[build 3/7] RUN make" the
 // stage "build", the number "3" and of "7", and the rest "RUN make". A name of
 // another form has the rest alone.
-type place struct {
-	stage, number, of, rest string
+type Place struct {
+	Stage, Number, Of, Rest string
 }
 
-func placeOf(name string) place {
+// PlaceOf reads the name of a step.
+func PlaceOf(name string) Place {
 	bracket, rest, ok := strings.Cut(strings.TrimPrefix(name, "["), "] ")
 	if !ok || !strings.HasPrefix(name, "[") {
-		return place{rest: name}
+		return Place{Rest: name}
 	}
 	stage, numbers := "", bracket
 	if i := strings.LastIndexByte(bracket, ' '); i >= 0 {
@@ -23,14 +24,14 @@ func placeOf(name string) place {
 	}
 	number, of, ok := strings.Cut(numbers, "/")
 	if !ok || strings.Trim(number+of, "0123456789") != "" {
-		return place{stage: bracket, rest: rest}
+		return Place{Stage: bracket, Rest: rest}
 	}
-	return place{stage: stage, number: number, of: of, rest: rest}
+	return Place{Stage: stage, Number: number, Of: of, Rest: rest}
 }
 
-// instruction is the first word of what the step does.
-func (p place) instruction() string {
-	word, _, _ := strings.Cut(p.rest, " ")
+// Instruction is the first word of what the step does.
+func (p Place) Instruction() string {
+	word, _, _ := strings.Cut(p.Rest, " ")
 	return word
 }
 
@@ -41,17 +42,17 @@ func (e *Explanation) Select(step string) error {
 	matches := []func(s *StepExplanation) bool{
 		func(s *StepExplanation) bool { return s.Name == step },
 		func(s *StepExplanation) bool {
-			p := placeOf(s.Name)
-			at := p.number + "/" + p.of
+			p := PlaceOf(s.Name)
+			at := p.Number + "/" + p.Of
 			bare := strings.TrimSuffix(strings.TrimPrefix(step, "["), "]")
-			return p.number != "" && (bare == at || bare == p.stage+" "+at)
+			return p.Number != "" && (bare == at || bare == p.Stage+" "+at)
 		},
 		func(s *StepExplanation) bool {
 			hex := strings.TrimPrefix(step, "sha256:")
 			return len(hex) >= 4 && strings.HasPrefix(strings.TrimPrefix(s.Vertex, "sha256:"), hex)
 		},
 		func(s *StepExplanation) bool {
-			return step != "" && (strings.HasPrefix(s.Name, step) || strings.HasPrefix(placeOf(s.Name).rest, step))
+			return step != "" && (strings.HasPrefix(s.Name, step) || strings.HasPrefix(PlaceOf(s.Name).Rest, step))
 		},
 	}
 	for _, match := range matches {

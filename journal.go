@@ -1,0 +1,246 @@
+package kiln
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/cache/tree"
+	"github.com/kiln-build/kiln/explain"
+	"github.com/kiln-build/kiln/journal"
+	"github.com/kiln-build/kiln/llb"
+	"github.com/kiln-build/kiln/request"
+	"github.com/kiln-build/kiln/solver"
+	"github.com/kiln-build/kiln/worker"
+)
+
+// What clients ask of the engine itself, and not of a frontend, by the attribute
+// "requestid". The answer is in the result's metadata, under ExplanationKey.
+const (
+	// callDryRun says what a build would do. No step is run for it.
+	callDryRun = "frontend.dry-run"
+	// callExplain explains the build that the attribute attrBuild names.
+	callExplain = "frontend.explain"
+)
+
+// Attributes of requests that are the engine's, and no frontend gets to see.
+const (
+	attrBuild      = "kiln.build"
+	attrFailOnMiss = "kiln.fail-on-miss"
+)
+
+// Keys of a result's metadata.
+const (
+	// BuildKey is the build's name in the journal.
+	BuildKey = "kiln.build"
+	// ExplanationKey is an explain.Explanation as JSON.
+	ExplanationKey = "kiln.explanation"
+)
+
+// Explain says what became of a build's steps, and why those ran that did: of one
+// that the journal has, by its name or the beginning of it, or of the "last".
+func (e *Engine) Explain(ref string) (*explain.Explanation, error) {
+	b, err := e.journal.Find(ref)
+	if err != nil {
+		return nil, err
+	}
+	r, err := e.journal.Report(b)
+	if err != nil {
+		return nil, err
+	}
+	return e.explainer().Explain(b, r)
+}
+
+// Builds lists the builds that the journal has, the oldest first.
+func (e *Engine) Builds() ([]journal.Build, error) { return e.journal.Builds() }
+
+func (e *Engine) explainer() *journal.Explainer {
+	return &journal.Explainer{
+		Journal: e.journal, Nodes: e.cache, Kept: e.cache.KeptTree,
+		State: func(id cache.ChainID) (tree.Entry, error) { return e.worker.Known(id) }, Seen: worker.Seen,
+	}
+}
+
+// chronicle is what a build notes for the journal and for explanations.
+type chronicle struct {
+	entry     journal.Build
+	args      []string
+	dryRun    bool
+	failOn    []string // patterns
+	fail      context.CancelCauseFunc
+	collector journal.Collector // guarded by build.mu
+	missed    error             // guarded by build.mu
+}
+
+// answer answers what is asked of the engine itself; nil where that is a build.
+func (e *Engine) answer(attrs map[string]string) (*Result, error) {
+	if attrs["requestid"] != callExplain {
+		return nil, nil
+	}
+	x, err := e.Explain(attrs[attrBuild])
+	if err != nil {
+		return nil, err
+	}
+	r := &Result{Metadata: map[string]string{}}
+	return r, r.tell(x)
+}
+
+// tell puts an explanation into the metadata.
+func (r *Result) tell(x *explain.Explanation) error {
+	data, err := json.Marshal(x)
+	r.Metadata[ExplanationKey] = string(data)
+	return err
+}
+
+// chronicled takes out of a build's attributes what is the engine's, and gives the
+// context in which the build goes on.
+func (b *build) chronicled(ctx context.Context, r *Request, attrs map[string]string) (context.Context, context.CancelFunc, error) {
+	c := &b.chronicle
+	c.entry = journal.Build{ID: r.Ref, Started: b.result.Started, Project: project(r, attrs)}
+	if c.entry.ID == "" {
+		c.entry.ID = strings.ToLower(string(b.session))
+	}
+	b.result.Metadata[BuildKey] = c.entry.ID
+	if attrs["requestid"] == callDryRun {
+		c.dryRun = true
+		delete(attrs, "requestid")
+	}
+	c.failOn = r.FailOnMiss
+	if v, ok := attrs[attrFailOnMiss]; ok {
+		delete(attrs, attrFailOnMiss)
+		if err := json.Unmarshal([]byte(v), &c.failOn); err != nil {
+			return nil, nil, fmt.Errorf("attribute %s: %w", attrFailOnMiss, err)
+		}
+	}
+	for name := range attrs {
+		if arg, ok := strings.CutPrefix(name, "build-arg:"); ok {
+			c.args = append(c.args, arg)
+		}
+	}
+	slices.Sort(c.args)
+	ctx, fail := context.WithCancelCause(ctx)
+	c.fail = fail
+	return ctx, func() { fail(nil) }, nil
+}
+
+// project says what a build is of, for people.
+func project(r *Request, attrs map[string]string) string {
+	words := []string{r.Context}
+	if r.Session != nil {
+		words[0] = attrs["context"]
+	}
+	if words[0] == "" || !request.IsRemote(words[0]) {
+		if dir, err := filepath.Abs(words[0]); err == nil {
+			words[0] = dir
+		}
+	}
+	if r.Session != nil && attrs["context"] == "" {
+		words[0] = "a client's folder"
+	}
+	if name := attrs["filename"]; name != "" && name != "Dockerfile" {
+		words = append(words, "("+name+")")
+	}
+	if t := attrs["target"]; t != "" {
+		words = append(words, "--target "+t)
+	}
+	return strings.Join(words, " ")
+}
+
+// collect takes what a solve reports.
+func (b *build) collect(steps []solver.Step) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.chronicle.collector.Add(steps, func(v *llb.Vertex, pin string) (tree.Entry, bool) {
+		return b.engine.worker.LocalTree(b.session, v, pin)
+	})
+	if len(b.chronicle.failOn) == 0 {
+		return
+	}
+	for i := range steps {
+		switch s := &steps[i]; s.Outcome {
+		case solver.Ran, solver.Failed, solver.WouldRun, solver.MightRun:
+			if s.Vertex.Kind() != "source" {
+				b.mustHit(s.Vertex.Name())
+			}
+		}
+	}
+}
+
+// mustHit fails the build if a step that runs is one of those that were to be
+// cached. b.mu is held.
+func (b *build) mustHit(name string) {
+	c := &b.chronicle
+	for _, pattern := range c.failOn {
+		if c.missed == nil && explain.Matches(pattern, name) {
+			c.missed = &explain.MissedError{Step: name, Pattern: pattern}
+			c.fail(c.missed)
+		}
+	}
+}
+
+// hits gives the error of a step that was to be cached and was not, or of a
+// pattern that no step's name is of.
+func (b *build) hits(err error) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := &b.chronicle
+	if c.missed != nil {
+		return c.missed
+	}
+	if err != nil || b.steps == nil {
+		return err
+	}
+	for _, pattern := range c.failOn {
+		matches := func(v *llb.Vertex) bool { return explain.Matches(pattern, v.Name()) }
+		if !slices.ContainsFunc(slices.Collect(maps.Values(b.steps)), matches) {
+			return fmt.Errorf("no step is called %q (--fail-on-miss)", pattern)
+		}
+	}
+	return nil
+}
+
+// preview looks ahead at graphs.
+func (b *build) preview(ctx context.Context, edges []llb.Edge) error {
+	return b.explain(b.engine.solver.Preview(ctx, solver.Request{
+		Session: b.session, Edges: edges, Lease: b.lease, Observe: b.emit, Report: b.collect,
+	}))
+}
+
+// note writes the build into the journal, or, of one that was looked ahead at,
+// explains it.
+func (b *build) note(ctx context.Context, failed error) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := &b.chronicle
+	if b.steps == nil {
+		return nil // it has not come so far
+	}
+	c.entry.Completed = b.engine.clock()
+	report := c.collector.Report(c.args)
+	switch {
+	case c.dryRun:
+		c.entry.Status = explain.Previewed
+		x, err := b.engine.explainer().Explain(c.entry, report)
+		if err != nil {
+			return err
+		}
+		return b.result.tell(x)
+	case failed == nil:
+		c.entry.Status = explain.Done
+	case ctx.Err() != nil && c.missed == nil || errors.Is(failed, context.Canceled):
+		c.entry.Status = explain.Interrupted
+	default:
+		c.entry.Status = explain.Failed
+	}
+	// A journal that cannot be written is no failure of the build.
+	if err := b.engine.journal.Add(c.entry, report); err != nil {
+		b.engine.warn(err.Error())
+	}
+	return nil
+}
