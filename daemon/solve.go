@@ -43,6 +43,7 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*cont
 	if err != nil && ctx.Err() != nil {
 		err = errors.Join(context.Canceled, err)
 	}
+	client.Arrived(ctx)
 	s.builds.end(b, result, err)
 	if err != nil {
 		return nil, err

@@ -6,7 +6,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/kiln-build/kiln"
+	"github.com/kiln-build/kiln/request"
 )
 
 // cacheFlags are the flags that name remote caches.
@@ -19,10 +19,10 @@ func cacheFlags() []cli.Flag {
 
 // parseCaches reads --cache-from or --cache-to flags: comma-separated NAME=VALUE
 // fields as in a CSV file, or the name of an image alone.
-func parseCaches(flag string, values []string) ([]kiln.RemoteCache, error) {
-	var out []kiln.RemoteCache
+func parseCaches(flag string, values []string) ([]request.RemoteCache, error) {
+	var out []request.RemoteCache
 	for _, v := range values {
-		c := kiln.RemoteCache{Attrs: map[string]string{}}
+		c := request.RemoteCache{Attrs: map[string]string{}}
 		fields, err := csv.NewReader(strings.NewReader(v)).Read()
 		if err != nil {
 			return nil, usagef("--%s %q: %v", flag, v, err)

@@ -9,9 +9,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/kiln-build/kiln"
 	"github.com/kiln-build/kiln/frontend/dockerfile"
 	"github.com/kiln-build/kiln/llb"
+	"github.com/kiln-build/kiln/request"
 	"github.com/moby/buildkit/solver/pb"
 )
 
@@ -65,7 +65,7 @@ func (o *buildOptions) question() (question, error) {
 
 // answer prints what the frontend answered. A check that found something ends
 // with the code that the frontend gives.
-func (q question) answer(out io.Writer, r *kiln.Result) error {
+func (q question) answer(out io.Writer, r *request.Result) error {
 	if q.json {
 		fmt.Fprintln(out, r.Metadata["result.json"])
 	}
@@ -97,7 +97,7 @@ type findings struct {
 
 // answerCheck prints what a check found. A Dockerfile that cannot be compiled is
 // the command's error.
-func (q question) answerCheck(out io.Writer, r *kiln.Result) error {
+func (q question) answerCheck(out io.Writer, r *request.Result) error {
 	var found findings
 	if err := json.Unmarshal([]byte(r.Metadata["result.json"]), &found); err != nil {
 		return fmt.Errorf("reading the answer of the frontend: %w", err)

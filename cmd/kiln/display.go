@@ -7,9 +7,6 @@ import (
 
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/util/progress/progressui"
-
-	"github.com/kiln-build/kiln"
-	"github.com/kiln-build/kiln/daemon/status"
 )
 
 // display shows a build's events as they come.
@@ -45,12 +42,12 @@ func newDisplay(mode string, quiet bool, stderr io.Writer) (*display, error) {
 	return d, nil
 }
 
-// event shows an event. It is called by one goroutine at a time.
-func (d *display) event(e kiln.Event) {
+// status shows what happened. It is called by one goroutine at a time.
+func (d *display) status(s *client.SolveStatus) {
 	if d.tails != nil {
-		d.tails.event(e)
+		d.tails.status(s)
 	}
-	d.ch <- status.Of(e)
+	d.ch <- s
 }
 
 // close ends the display once it has shown everything, warnings last.

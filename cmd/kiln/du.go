@@ -10,11 +10,11 @@ import (
 	"github.com/docker/go-units"
 	"github.com/urfave/cli/v2"
 
-	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/request"
 )
 
 type diskUsageOptions struct {
-	root, config   string
+	place
 	verbose, json  bool
 	filters        []string
 	stdout, stderr io.Writer
@@ -26,7 +26,7 @@ func newDiskUsageCommand() *cli.Command {
 		Name:        "du",
 		Usage:       "list what the state folder holds",
 		Description: filterHelp + "\n\n" + exitHelp,
-		Flags: append(stateFlags(&o.root, &o.config),
+		Flags: append(placeFlags(&o.place),
 			&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "all that is known of each", Destination: &o.verbose},
 			&cli.BoolFlag{Name: "json", Usage: "print JSON, an object a line", Destination: &o.json},
 			listFlag("filter", "list only what FIELD=VALUE holds for"),
@@ -47,16 +47,16 @@ func runDiskUsage(c *cli.Context, o diskUsageOptions) error {
 	if err != nil {
 		return err
 	}
-	engine, err := openEngine(c.Context, o.root, o.config, o.stderr)
+	engine, err := findEngine(c.Context, o.place, o.stderr)
 	if err != nil {
 		return err
 	}
-	defer closeEngine(engine, o.stderr)
+	defer engine.Close(c.Context)
 	all, err := engine.Usage(c.Context)
 	if err != nil {
 		return err
 	}
-	var list []cache.Usage
+	var list []request.Usage
 	for _, u := range all {
 		if keep(u) {
 			list = append(list, u)
@@ -77,7 +77,7 @@ func runDiskUsage(c *cli.Context, o diskUsageOptions) error {
 // shortID is how much of an id the table shows; prefixes that long name it to --filter.
 const shortID = 25
 
-func printUsage(w io.Writer, list []cache.Usage) {
+func printUsage(w io.Writer, list []request.Usage) {
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(tw, "ID\tRECLAIMABLE\tSIZE\tLAST ACCESSED\tDESCRIPTION")
 	for _, u := range list {
@@ -97,7 +97,7 @@ func ago(t time.Time) string {
 	return units.HumanDuration(time.Since(t)) + " ago"
 }
 
-func printUsageVerbose(w io.Writer, list []cache.Usage) {
+func printUsageVerbose(w io.Writer, list []request.Usage) {
 	for _, u := range list {
 		tw := tabwriter.NewWriter(w, 0, 8, 1, ' ', 0)
 		fmt.Fprintf(tw, "ID:\t%s\nParents:\t%v\nCreated at:\t%s\nReclaimable:\t%v\nShared:\t%v\nSize:\t%s\nDescription:\t%s\nUsage count:\t%d\nLast used:\t%s\nType:\t%s\n\n",
@@ -106,7 +106,7 @@ func printUsageVerbose(w io.Writer, list []cache.Usage) {
 	}
 }
 
-func printUsageJSON(w io.Writer, list []cache.Usage) error {
+func printUsageJSON(w io.Writer, list []request.Usage) error {
 	enc := json.NewEncoder(w)
 	for _, u := range list {
 		if err := enc.Encode(u); err != nil {
@@ -116,7 +116,7 @@ func printUsageJSON(w io.Writer, list []cache.Usage) error {
 	return nil
 }
 
-func printTotals(w io.Writer, list []cache.Usage) {
+func printTotals(w io.Writer, list []request.Usage) {
 	var shared, private, reclaimable, total int64
 	for _, u := range list {
 		total += u.Size

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/request"
 )
 
 const filterHelp = `Filters are FIELD=VALUE, FIELD!=VALUE or FIELD~=REGEXP; the fields are id (a prefix
@@ -16,8 +16,8 @@ used before that. Several filters must all hold.`
 var filterForm = regexp.MustCompile(`^([a-z]+)(==|~=|!=|=)(.*)$`)
 
 // parseFilters gives what all the filters hold for.
-func parseFilters(words []string) (func(cache.Usage) bool, error) {
-	var all []func(cache.Usage) bool
+func parseFilters(words []string) (func(request.Usage) bool, error) {
+	var all []func(request.Usage) bool
 	for _, list := range words {
 		for _, w := range strings.Split(list, ",") {
 			f, err := parseFilter(w)
@@ -27,7 +27,7 @@ func parseFilters(words []string) (func(cache.Usage) bool, error) {
 			all = append(all, f)
 		}
 	}
-	return func(u cache.Usage) bool {
+	return func(u request.Usage) bool {
 		for _, f := range all {
 			if !f(u) {
 				return false
@@ -37,7 +37,7 @@ func parseFilters(words []string) (func(cache.Usage) bool, error) {
 	}, nil
 }
 
-func parseFilter(w string) (func(cache.Usage) bool, error) {
+func parseFilter(w string) (func(request.Usage) bool, error) {
 	m := filterForm.FindStringSubmatch(w)
 	if m == nil {
 		return nil, usagef("--filter %q: want FIELD=VALUE", w)
@@ -48,7 +48,7 @@ func parseFilter(w string) (func(cache.Usage) bool, error) {
 		if err != nil {
 			return nil, usagef("--filter %q: %v", w, err)
 		}
-		return func(u cache.Usage) bool { return time.Since(u.LastUsed) > d }, nil
+		return func(u request.Usage) bool { return time.Since(u.LastUsed) > d }, nil
 	}
 	get, ok := filterFields[field]
 	if !ok {
@@ -60,20 +60,20 @@ func parseFilter(w string) (func(cache.Usage) bool, error) {
 		if err != nil {
 			return nil, usagef("--filter %q: %v", w, err)
 		}
-		return func(u cache.Usage) bool { return re.MatchString(get(u)) }, nil
+		return func(u request.Usage) bool { return re.MatchString(get(u)) }, nil
 	case "!=":
-		return func(u cache.Usage) bool { return get(u) != value }, nil
+		return func(u request.Usage) bool { return get(u) != value }, nil
 	}
 	if field == "id" {
-		return func(u cache.Usage) bool { return strings.HasPrefix(u.ID, value) }, nil
+		return func(u request.Usage) bool { return strings.HasPrefix(u.ID, value) }, nil
 	}
-	return func(u cache.Usage) bool { return get(u) == value }, nil
+	return func(u request.Usage) bool { return get(u) == value }, nil
 }
 
-var filterFields = map[string]func(cache.Usage) string{
-	"id":          func(u cache.Usage) string { return u.ID },
-	"type":        func(u cache.Usage) string { return u.Kind },
-	"description": func(u cache.Usage) string { return u.Description },
-	"inuse":       func(u cache.Usage) string { return strconv.FormatBool(u.InUse) },
-	"shared":      func(u cache.Usage) string { return strconv.FormatBool(u.Shared) },
+var filterFields = map[string]func(request.Usage) string{
+	"id":          func(u request.Usage) string { return u.ID },
+	"type":        func(u request.Usage) string { return u.Kind },
+	"description": func(u request.Usage) string { return u.Description },
+	"inuse":       func(u request.Usage) string { return strconv.FormatBool(u.InUse) },
+	"shared":      func(u request.Usage) string { return strconv.FormatBool(u.Shared) },
 }

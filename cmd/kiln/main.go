@@ -16,8 +16,6 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
-
-	"github.com/kiln-build/kiln/worker/executor/userns"
 )
 
 // version is set by the linker.
@@ -76,19 +74,6 @@ func main() {
 	os.Exit(exitCode(run(ctx, os.Args, os.Stdout, os.Stderr), os.Stderr))
 }
 
-// enterUserNamespace runs a command that opens a state folder again in a user
-// namespace, where kiln is not root.
-func enterUserNamespace(args []string) (done bool, code int, err error) {
-	if len(args) < 2 || slices.Contains(args, "--help") || slices.Contains(args, "-h") {
-		return false, 0, nil
-	}
-	switch args[1] {
-	case "build", "b", "du", "prune", "debug", "serve":
-		return userns.Enter()
-	}
-	return false, 0, nil
-}
-
 // statusError ends the process with a code where all has been said.
 type statusError int
 
@@ -122,12 +107,11 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			newBuildCommand(),
 			newDiskUsageCommand(),
 			newPruneCommand(),
-			newDebugCommand(),
-			newServeCommand(),
 			newVersionCommand(),
 		},
 		CommandNotFound: func(c *cli.Context, name string) {},
 	}
+	app.Commands = slices.Insert(app.Commands, 3, platformCommands()...)
 	app.Action = func(c *cli.Context) error {
 		if c.NArg() > 0 {
 			return usagef("kiln has no command %q; `kiln help` lists them", c.Args().First())

@@ -9,12 +9,12 @@ import (
 
 	"golang.org/x/term"
 
-	"github.com/kiln-build/kiln"
+	"github.com/kiln-build/kiln/request"
 )
 
 // parseOutputs reads the --output flags, --push and --tag.
-func parseOutputs(o *buildOptions) ([]kiln.Output, error) {
-	var outputs []kiln.Output
+func parseOutputs(o *buildOptions) ([]request.Output, error) {
+	var outputs []request.Output
 	for _, s := range o.outputs {
 		out, err := parseOutput(s, o)
 		if err != nil {
@@ -31,7 +31,7 @@ func parseOutputs(o *buildOptions) ([]kiln.Output, error) {
 			}
 		}
 		if !pushed {
-			outputs = append(outputs, kiln.Output{Type: "registry", Attrs: map[string]string{}})
+			outputs = append(outputs, request.Output{Type: "registry", Attrs: map[string]string{}})
 		}
 	}
 	for i := range outputs {
@@ -44,8 +44,8 @@ func parseOutputs(o *buildOptions) ([]kiln.Output, error) {
 
 // parseOutput reads one --output: comma-separated NAME=VALUE fields as in a CSV
 // file, or a path alone.
-func parseOutput(s string, o *buildOptions) (kiln.Output, error) {
-	out := kiln.Output{Attrs: map[string]string{}}
+func parseOutput(s string, o *buildOptions) (request.Output, error) {
+	out := request.Output{Attrs: map[string]string{}}
 	fields, err := csv.NewReader(strings.NewReader(s)).Read()
 	if err != nil {
 		return out, usagef("--output %q: %v", s, err)
@@ -89,7 +89,7 @@ func parseOutput(s string, o *buildOptions) (kiln.Output, error) {
 }
 
 // stdoutOutput sends a tarball to standard output, unless that is a terminal.
-func stdoutOutput(out *kiln.Output, s string, o *buildOptions) error {
+func stdoutOutput(out *request.Output, s string, o *buildOptions) error {
 	if f, ok := o.stdout.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		return usagef("--output %q: standard output is a terminal; give dest=FILE, or send it to a file or pipe", s)
 	}
@@ -98,7 +98,7 @@ func stdoutOutput(out *kiln.Output, s string, o *buildOptions) error {
 }
 
 // completeOutput gives an output the names and annotations of the other flags.
-func completeOutput(out *kiln.Output, o *buildOptions) error {
+func completeOutput(out *request.Output, o *buildOptions) error {
 	if out.Attrs["name"] == "" && len(o.tags) > 0 && out.Type != "local" && out.Type != "tar" {
 		out.Attrs["name"] = strings.Join(o.tags, ",")
 	}

@@ -12,11 +12,11 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
-	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/request"
 )
 
 type pruneOptions struct {
-	root, config   string
+	place
 	all, force     bool
 	keepDuration   time.Duration
 	maxUsed        string
@@ -31,7 +31,7 @@ func newPruneCommand() *cli.Command {
 		Usage: "collect what the state folder need not hold",
 		Description: "Without bounds this collects what no record leads to any more; --all collects every record as well.\n\n" +
 			filterHelp + "\n\n" + exitHelp,
-		Flags: append(stateFlags(&o.root, &o.config),
+		Flags: append(placeFlags(&o.place),
 			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "collect whatever no build holds", Destination: &o.all},
 			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "do not ask", Destination: &o.force},
 			&cli.DurationFlag{Name: "keep-duration", Usage: "keep what was used since, 48h for one", Destination: &o.keepDuration},
@@ -50,7 +50,7 @@ func newPruneCommand() *cli.Command {
 }
 
 func runPrune(c *cli.Context, o pruneOptions) error {
-	p := cache.PruneOptions{All: o.all, KeepDuration: o.keepDuration}
+	p := request.Prune{All: o.all, KeepDuration: o.keepDuration}
 	var err error
 	if o.maxUsed != "" {
 		if p.MaxUsed, err = units.FromHumanSize(o.maxUsed); err != nil || p.MaxUsed <= 0 {
@@ -67,11 +67,11 @@ func runPrune(c *cli.Context, o pruneOptions) error {
 			return err
 		}
 	}
-	engine, err := openEngine(c.Context, o.root, o.config, o.stderr)
+	engine, err := findEngine(c.Context, o.place, o.stderr)
 	if err != nil {
 		return err
 	}
-	defer closeEngine(engine, o.stderr)
+	defer engine.Close(c.Context)
 	gone, err := engine.Prune(c.Context, p)
 	if err != nil {
 		return err

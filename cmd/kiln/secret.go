@@ -5,14 +5,14 @@ import (
 	"os"
 	"strings"
 
-	"github.com/kiln-build/kiln"
+	"github.com/kiln-build/kiln/request"
 )
 
 // parseSecrets reads --secret id=ID[,src=FILE|,env=NAME][,type=file|env]. A secret
 // with neither is the environment variable of its id where that is set, else the
 // file of that name.
-func parseSecrets(words []string) (map[string]kiln.Secret, error) {
-	secrets := map[string]kiln.Secret{}
+func parseSecrets(words []string) (map[string]request.Secret, error) {
+	secrets := map[string]request.Secret{}
 	for _, w := range words {
 		fields, err := csv.NewReader(strings.NewReader(w)).Read()
 		if err != nil {
@@ -60,14 +60,14 @@ func parseSecrets(words []string) (map[string]kiln.Secret, error) {
 				return nil, usagef("--secret %q: %s is a folder", w, src)
 			}
 		}
-		secrets[id] = kiln.Secret{Path: src, Env: env}
+		secrets[id] = request.Secret{Path: src, Env: env}
 	}
 	return secrets, nil
 }
 
 // parseSSH reads --ssh default|ID[=SOCKET|KEY[,KEY…]].
-func parseSSH(words []string) (map[string]kiln.SSHAgent, error) {
-	agents := map[string]kiln.SSHAgent{}
+func parseSSH(words []string) (map[string]request.SSHAgent, error) {
+	agents := map[string]request.SSHAgent{}
 	for _, w := range words {
 		id, value, _ := strings.Cut(w, "=")
 		if id == "" {
@@ -79,7 +79,7 @@ func parseSSH(words []string) (map[string]kiln.SSHAgent, error) {
 			if socket == "" {
 				return nil, usagef("--ssh %s: no agent is running here (SSH_AUTH_SOCK is not set); start one, or name a key file", w)
 			}
-			agents[id] = kiln.SSHAgent{Socket: socket}
+			agents[id] = request.SSHAgent{Socket: socket}
 			continue
 		}
 		info, err := os.Stat(paths[0])
@@ -89,9 +89,9 @@ func parseSSH(words []string) (map[string]kiln.SSHAgent, error) {
 		case info.Mode()&os.ModeSocket != 0 && len(paths) > 1:
 			return nil, usagef("--ssh %s: one socket, or key files", w)
 		case info.Mode()&os.ModeSocket != 0:
-			agents[id] = kiln.SSHAgent{Socket: paths[0]}
+			agents[id] = request.SSHAgent{Socket: paths[0]}
 		default:
-			agents[id] = kiln.SSHAgent{Keys: paths}
+			agents[id] = request.SSHAgent{Keys: paths}
 		}
 	}
 	return agents, nil

@@ -6,14 +6,14 @@ import (
 	"io"
 	"testing"
 
-	"github.com/kiln-build/kiln"
+	"github.com/kiln-build/kiln/request"
 )
 
 func TestInterruptWriteThatNobodyReads(t *testing.T) {
 	r, w := io.Pipe()
 	defer r.Close()
 	ctx, cancel := context.WithCancelCause(t.Context())
-	outputs := []kiln.Output{{Writer: w}, {Dest: "file"}}
+	outputs := []request.Output{{Writer: w}, {Dest: "file"}}
 	letInterrupt(ctx, outputs)
 	go cancel(errInterrupted)
 	if _, err := outputs[0].Writer.Write([]byte("x")); !errors.Is(err, errInterrupted) {

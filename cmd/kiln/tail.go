@@ -3,13 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
+	"strings"
 
-	"github.com/kiln-build/kiln"
-	"github.com/kiln-build/kiln/llb"
-	"github.com/kiln-build/kiln/solver"
+	"github.com/moby/buildkit/client"
+	"github.com/opencontainers/go-digest"
 )
 
 // What is kept of a step's output for the case that it fails.
@@ -21,24 +20,27 @@ const (
 // tails keeps the last lines that each running step wrote, and shows those of the
 // steps that fail: for displays that show people no output while it comes.
 type tails struct {
-	kept   map[llb.Digest][]byte
+	kept   map[digest.Digest][]byte
 	failed bytes.Buffer
 }
 
-// event takes note of an event.
-func (t *tails) event(e kiln.Event) {
-	vertex := e.On().Vertex
-	switch e := e.(type) {
-	case solver.VertexLog:
+// status takes note of what happened.
+func (t *tails) status(s *client.SolveStatus) {
+	for _, l := range s.Logs {
 		if t.kept == nil {
-			t.kept = map[llb.Digest][]byte{}
+			t.kept = map[digest.Digest][]byte{}
 		}
-		t.kept[vertex] = lastLines(append(t.kept[vertex], e.Data...))
-	case solver.VertexCompleted:
-		if last := t.kept[vertex]; len(last) > 0 && e.Err != nil && !errors.Is(e.Err, context.Canceled) {
-			fmt.Fprintf(&t.failed, "------\n > %s:\n%s\n------\n", e.Name, bytes.TrimRight(last, "\n"))
+		t.kept[l.Vertex] = lastLines(append(t.kept[l.Vertex], l.Data...))
+	}
+	for _, v := range s.Vertexes {
+		if v.Completed == nil {
+			continue
 		}
-		delete(t.kept, vertex)
+		canceled := strings.HasSuffix(v.Error, context.Canceled.Error())
+		if last := t.kept[v.Digest]; len(last) > 0 && v.Error != "" && !canceled {
+			fmt.Fprintf(&t.failed, "------\n > %s:\n%s\n------\n", v.Name, bytes.TrimRight(last, "\n"))
+		}
+		delete(t.kept, v.Digest)
 	}
 }
 

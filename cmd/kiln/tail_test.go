@@ -2,28 +2,32 @@ package main
 
 import (
 	"bytes"
-	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
-	"github.com/kiln-build/kiln/llb"
-	"github.com/kiln-build/kiln/solver"
+	"github.com/moby/buildkit/client"
+	"github.com/opencontainers/go-digest"
 )
 
 func TestTails(t *testing.T) {
-	step := func(n byte) solver.Subject {
-		return solver.Subject{Vertex: llb.Digest{n}, Name: fmt.Sprintf("step %d", n)}
+	step := func(n int) digest.Digest { return digest.FromString(fmt.Sprint(n)) }
+	log := func(n int, text []byte) *client.SolveStatus {
+		return &client.SolveStatus{Logs: []*client.VertexLog{{Vertex: step(n), Data: text}}}
+	}
+	completed := func(n int, err string) *client.SolveStatus {
+		now := time.Now()
+		return &client.SolveStatus{Vertexes: []*client.Vertex{{Digest: step(n), Name: fmt.Sprintf("step %d", n), Completed: &now, Error: err}}}
 	}
 	var tl tails
 	for i := range 100 {
-		tl.event(solver.VertexLog{Subject: step(1), Data: fmt.Appendf(nil, "line %d\nhalf ", i)})
-		tl.event(solver.VertexLog{Subject: step(2), Data: []byte("of another step\n")})
+		tl.status(log(1, fmt.Appendf(nil, "line %d\nhalf ", i)))
+		tl.status(log(2, []byte("of another step\n")))
 	}
-	tl.event(solver.VertexCompleted{Subject: step(1), Err: errors.New("exit code: 1")})
-	tl.event(solver.VertexCompleted{Subject: step(2), Err: context.Canceled})
-	tl.event(solver.VertexCompleted{Subject: step(3), Err: errors.New("wrote nothing")})
+	tl.status(completed(1, "exit code: 1"))
+	tl.status(completed(2, "process: context canceled"))
+	tl.status(completed(3, "wrote nothing"))
 	var b bytes.Buffer
 	tl.show(&b)
 	got := b.String()

@@ -37,6 +37,7 @@ type Caller struct {
 	id      string
 	mirrors *Mirrors
 	temp    string
+	here    map[string]string // folders that are read in place, by name
 
 	mu   sync.Mutex // guards what is below
 	conn session.Caller
@@ -48,6 +49,19 @@ type Caller struct {
 // has ended.
 func New(m *session.Manager, id string, mirrors *Mirrors, temp string) *Caller {
 	return &Caller{manager: m, id: id, mirrors: mirrors, temp: temp, held: make(map[string]*mirror)}
+}
+
+// ReadInPlace has folders read where they are, which the client may name by a path:
+// it sees this machine's files as the daemon does. It is called before the build.
+func (c *Caller) ReadInPlace(folders map[string]string) { c.here = folders }
+
+// Arrived waits for the session of a client whose folders are read in place, and
+// which therefore may not have been asked for anything: were the build to end
+// first, the client would hang up in the middle of its greeting, and waits then.
+func (c *Caller) Arrived(ctx context.Context) {
+	if len(c.here) > 0 {
+		_, _ = c.get(ctx) // a client that does not come is not waited for
+	}
 }
 
 // Session gives what the client lends. A build without a session is lent nothing,

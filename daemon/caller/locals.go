@@ -13,10 +13,14 @@ import (
 	"github.com/kiln-build/kiln/worker"
 )
 
-// Local brings the mirror of the client's folder called name up to date, in what
-// the filter lets through, and gives it. What another filter let through before
-// stays: the worker scans with the filter too, and so does not see it.
+// Local gives the client's folder called name itself where it is read in place. Else
+// it brings the folder's mirror up to date, in what the filter lets through, and
+// gives that. What another filter let through before stays: the worker scans with
+// the filter too, and so does not see it.
 func (c *Caller) Local(ctx context.Context, name string, f worker.Filter) (string, error) {
+	if dir, ok := c.here[name]; ok {
+		return dir, nil
+	}
 	conn, err := c.get(ctx)
 	if err != nil {
 		return "", err

@@ -4,14 +4,13 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/kiln-build/kiln"
 	"github.com/kiln-build/kiln/daemon"
 )
 
@@ -67,6 +67,9 @@ func runServe(ctx context.Context, o serveOptions) error {
 	if len(o.addrs) == 0 {
 		o.addrs = []string{"unix://" + defaultSocket()}
 	}
+	if !slices.Contains(o.addrs, stateOnly) {
+		o.addrs = append(o.addrs, stateOnly)
+	}
 	creds, err := o.tls()
 	if err != nil {
 		return err
@@ -93,20 +96,22 @@ func runServe(ctx context.Context, o serveOptions) error {
 	var group errgroup.Group
 	var servers []*grpc.Server
 	for _, addr := range o.addrs {
-		l, err := o.listen(ctx, addr, creds != nil)
+		l, err := o.listen(ctx, addr, engine, creds != nil)
 		if err != nil {
 			return fmt.Errorf("serving %s: %w", addr, err)
 		}
 		listeners = append(listeners, l)
-		var own credentials.TransportCredentials
-		if l.Addr().Network() == "tcp" {
-			own = creds
+		own := creds
+		if l.Addr().Network() == "unix" {
+			own = daemon.PeerCredentials()
 		}
 		servers = append(servers, server.GRPC(own))
 	}
 	for i, g := range servers {
 		group.Go(func() error { return g.Serve(listeners[i]) })
-		fmt.Fprintf(o.stderr, "kiln: serving %s\n", o.addrs[i])
+		if o.addrs[i] != stateOnly {
+			fmt.Fprintf(o.stderr, "kiln: serving %s\n", o.addrs[i])
+		}
 	}
 	stopped := make(chan struct{})
 	go func() {
@@ -144,8 +149,15 @@ func defaultSocket() string {
 	return "/run/kiln/kiln.sock"
 }
 
+// stateOnly is the address of the socket in the state folder, where `kiln build`
+// finds the daemon. It is served besides all others.
+const stateOnly = "state:"
+
 // listen opens an address.
-func (o *serveOptions) listen(ctx context.Context, addr string, secure bool) (net.Listener, error) {
+func (o *serveOptions) listen(ctx context.Context, addr string, e *kiln.Engine, secure bool) (net.Listener, error) {
+	if addr == stateOnly {
+		return listenState(ctx, e.Path())
+	}
 	scheme, rest, _ := strings.Cut(addr, "://")
 	switch scheme {
 	case "unix":
@@ -172,67 +184,6 @@ func isLoopback(hostPort string) bool {
 	}
 	ip, err := netip.ParseAddr(host)
 	return err == nil && ip.IsLoopback()
-}
-
-// listenUnix makes a socket that only its owner can reach, in a folder of the same
-// kind if it has to be made. A socket that nobody answers at is replaced.
-func listenUnix(ctx context.Context, path string) (net.Listener, error) {
-	if path == "" {
-		return nil, usagef("unix:// wants the path of a socket")
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, err
-	}
-	info, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return nil, err
-	case info.Mode().Type() != fs.ModeSocket:
-		return nil, fmt.Errorf("%s is there, and is no socket", path)
-	default:
-		d := net.Dialer{Timeout: time.Second}
-		if c, err := d.DialContext(ctx, "unix", path); err == nil {
-			c.Close()
-			return nil, errors.New("another process serves it")
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
-	}
-	// Nobody may connect between the making of the socket and its chmod: it is made
-	// under a name in a folder of its own.
-	dir, err := os.MkdirTemp(filepath.Dir(path), ".k")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	temp := filepath.Join(dir, "s")
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "unix", temp)
-	if err != nil {
-		return nil, err
-	}
-	u := l.(*net.UnixListener)
-	u.SetUnlinkOnClose(false)
-	if err := errors.Join(os.Chmod(temp, 0o600), os.Rename(temp, path)); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return &socket{u, path}, nil
-}
-
-// socket removes its file when it is closed.
-type socket struct {
-	*net.UnixListener
-	path string
-}
-
-func (s *socket) Close() error {
-	err := s.UnixListener.Close()
-	if rm := os.Remove(s.path); rm != nil && !errors.Is(rm, fs.ErrNotExist) {
-		err = errors.Join(err, rm)
-	}
-	return err
 }
 
 // tls gives what tcp addresses are served with; nil is no TLS. Clients have to show

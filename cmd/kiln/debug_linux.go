@@ -63,7 +63,7 @@ func runDebugLLB(c *cli.Context, o debugLLBOptions) error {
 		return err
 	}
 	defer closeEngine(engine, o.stderr)
-	images, err := engine.Compile(c.Context, req)
+	images, err := engine.Compile(c.Context, engineRequest(&req, nil))
 	if err != nil {
 		return err
 	}

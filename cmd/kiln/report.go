@@ -1,0 +1,50 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+
+	"github.com/kiln-build/kiln/request"
+)
+
+// report writes the image's digest and the metadata where the flags say.
+func (o *buildOptions) report(r *request.Result) error {
+	if o.quiet && r.Digest != "" {
+		fmt.Fprintln(o.stdout, r.Digest)
+	}
+	if o.iidfile != "" {
+		id := r.Metadata["containerimage.config.digest"]
+		if id == "" {
+			id = r.Digest
+		}
+		if err := os.WriteFile(o.iidfile, []byte(id), 0o644); err != nil {
+			return fmt.Errorf("writing the image id: %w", err)
+		}
+	}
+	if o.metadataFile == "" {
+		return nil
+	}
+	data, err := json.MarshalIndent(metadataJSON(r), "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(o.metadataFile, append(data, '\n'), 0o644); err != nil {
+		return fmt.Errorf("writing the metadata: %w", err)
+	}
+	return nil
+}
+
+// metadataJSON gives a result's metadata with those values that are JSON as such,
+// as buildx writes them.
+func metadataJSON(r *request.Result) map[string]any {
+	out := map[string]any{}
+	for k, v := range r.Metadata {
+		if raw := []byte(v); len(raw) > 0 && (raw[0] == '{' || raw[0] == '[') && json.Valid(raw) {
+			out[k] = json.RawMessage(raw)
+		} else {
+			out[k] = v
+		}
+	}
+	return out
+}

@@ -1,0 +1,92 @@
+package main
+
+import (
+	"os"
+	"strings"
+
+	"github.com/docker/go-units"
+
+	"github.com/kiln-build/kiln/request"
+)
+
+// request turns the flags into what the engine takes, but for the context.
+func (o *buildOptions) request() (request.Request, error) {
+	r := request.Request{
+		Target: o.target, Platforms: splitAll(o.platforms), NoCache: o.noCache, NoCacheFilter: splitAll(o.noCacheFilter),
+		Pull: o.pull, AddHosts: o.addHosts, Ulimits: o.ulimits, CgroupParent: o.cgroupParent, Allow: splitAll(o.allow),
+		Attrs: map[string]string{},
+	}
+	var err error
+	if r.BuildArgs, err = pairs("build-arg", o.buildArgs, os.LookupEnv); err != nil {
+		return r, err
+	}
+	if r.Labels, err = pairs("label", o.labels, nil); err != nil {
+		return r, err
+	}
+	if r.Contexts, err = pairs("build-context", o.contexts, nil); err != nil {
+		return r, err
+	}
+	switch o.network {
+	case "", "default", "host", "none":
+		r.Network = o.network
+	default:
+		return r, usagef("--network %s: the networks are default, host and none", o.network)
+	}
+	if r.Network == "host" {
+		r.Allow = append(r.Allow, "network.host")
+	}
+	if o.shmSize != "" {
+		if r.ShmSize, err = units.RAMInBytes(o.shmSize); err != nil || r.ShmSize <= 0 {
+			return r, usagef("--shm-size %s is no size; 64m is one", o.shmSize)
+		}
+	}
+	if r.Secrets, err = parseSecrets(o.secrets); err != nil {
+		return r, err
+	}
+	if r.SSH, err = parseSSH(o.ssh); err != nil {
+		return r, err
+	}
+	if r.CacheFrom, err = parseCaches("cache-from", o.cacheFrom); err != nil {
+		return r, err
+	}
+	if r.CacheTo, err = parseCaches("cache-to", o.cacheTo); err != nil {
+		return r, err
+	}
+	r.Outputs, err = parseOutputs(o)
+	return r, err
+}
+
+// splitAll splits comma-separated values.
+func splitAll(values []string) []string {
+	var out []string
+	for _, v := range values {
+		for _, part := range strings.Split(v, ",") {
+			if part = strings.TrimSpace(part); part != "" {
+				out = append(out, part)
+			}
+		}
+	}
+	return out
+}
+
+// pairs reads NAME=VALUE words. Where env is given, NAME alone takes its value
+// from there, and is left out where that has none.
+func pairs(flag string, words []string, env func(string) (string, bool)) (map[string]string, error) {
+	m := map[string]string{}
+	for _, w := range words {
+		name, value, ok := strings.Cut(w, "=")
+		if name == "" {
+			return nil, usagef("--%s %q: want NAME=VALUE", flag, w)
+		}
+		if !ok && env == nil && flag != "label" {
+			return nil, usagef("--%s %q: want NAME=VALUE", flag, w)
+		}
+		if !ok && env != nil {
+			if value, ok = env(name); !ok {
+				continue
+			}
+		}
+		m[name] = value
+	}
+	return m, nil
+}
