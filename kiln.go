@@ -16,6 +16,7 @@ import (
 
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/exporter"
+	"github.com/kiln-build/kiln/journal"
 	"github.com/kiln-build/kiln/registry"
 	"github.com/kiln-build/kiln/solver"
 	"github.com/kiln-build/kiln/worker"
@@ -56,6 +57,7 @@ type Engine struct {
 	worker        *worker.Worker
 	solver        *solver.Solver
 	collector     collector
+	journal       *journal.Journal
 }
 
 // Open opens a state folder, making it where it is missing. It waits while another
@@ -104,6 +106,7 @@ func (e *Engine) wire() error {
 		return err
 	}
 	e.collector.engine = e
+	e.journal = journal.Open(e.cache)
 	e.solver = solver.New(e.records, roomy{e.worker, &e.collector}, solver.Options{
 		Parallelism: e.config.Worker.OCI.MaxParallelism,
 		Lease:       func() solver.Lease { return e.cache.Lease() },
