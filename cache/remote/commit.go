@@ -1,13 +1,11 @@
 package remote
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -338,8 +336,7 @@ func (x *Exporter) write(ctx context.Context, b *builder, old blob.Descriptor) (
 		return d, true, nil
 	}
 	for _, c := range descs {
-		open := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(put[c.Digest])), nil }
-		if err := x.to.Put(ctx, c, nil, open); err != nil {
+		if err := x.to.Put(ctx, c, nil, opener(put[c.Digest])); err != nil {
 			return d, false, err
 		}
 	}

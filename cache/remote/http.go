@@ -9,18 +9,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"net/http"
 	"net/url"
-	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/kiln-build/kiln/cache/blob"
+	"github.com/kiln-build/kiln/cache/remote/internal/pace"
 )
-
-// httpStall is how long a server may take to answer, or to send or take another byte.
-const httpStall = 15 * time.Second
 
 // HTTP is a cache behind the protocol of Bazel's HTTP caches: GET and PUT of
 // /cas/HEX, which holds blobs by their sha256, and of /ac/HEX, where a key leads to
@@ -31,8 +27,6 @@ type HTTP struct {
 	base   *url.URL
 	name   string
 	client *http.Client
-	// Stall is how long the server may stand still; 0 is 15 s.
-	Stall time.Duration
 }
 
 var _ Target = (*HTTP)(nil)
@@ -45,10 +39,7 @@ func NewHTTP(address, name string) (*HTTP, error) {
 		// The error of url.Parse would show a password.
 		return nil, errors.New("url: want http://HOST or https://HOST, with a path or without")
 	}
-	t := http.DefaultTransport.(*http.Transport).Clone()
-	t.DialContext = (&net.Dialer{Timeout: httpStall}).DialContext
-	t.TLSHandshakeTimeout = httpStall
-	return &HTTP{base: u, name: name, client: &http.Client{Transport: t}}, nil
+	return &HTTP{base: u, name: name, client: &http.Client{Transport: pace.New()}}, nil
 }
 
 // Name gives the server's address without its password, and the cache's name.
@@ -93,24 +84,21 @@ func (h *HTTP) Blob(ctx context.Context, d blob.Descriptor, offset int64) (io.Re
 }
 
 func (h *HTTP) get(ctx context.Context, folder string, d blob.Digest, offset int64) (io.ReadCloser, error) {
-	ctx, s := h.guard(ctx)
 	header := http.Header{}
 	if offset > 0 {
 		header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
 	}
-	resp, err := h.do(ctx, s, http.MethodGet, folder, d, header, 0, nil)
+	resp, err := h.do(ctx, http.MethodGet, folder, d, header, 0, nil)
 	if err != nil {
-		s.stop()
 		return nil, err
 	}
-	body := &answer{paced{resp.Body, s}, resp.Body}
 	if offset > 0 && resp.StatusCode == http.StatusOK {
 		// A server that knows no ranges.
-		if _, err := io.CopyN(io.Discard, body, offset); err != nil {
-			return nil, errors.Join(err, body.Close())
+		if _, err := io.CopyN(io.Discard, resp.Body, offset); err != nil {
+			return nil, errors.Join(err, resp.Body.Close())
 		}
 	}
-	return body, nil
+	return resp.Body, nil
 }
 
 // Put makes an HTTP a Target.
@@ -121,31 +109,28 @@ func (h *HTTP) Put(ctx context.Context, d blob.Descriptor, _ []string, open func
 			return nil
 		}
 	}
-	r, err := open(ctx)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	_, err = h.exchange(ctx, http.MethodPut, "cas", d.Digest, d.Size, r)
+	_, err := h.exchange(ctx, http.MethodPut, "cas", d.Digest, d.Size, open)
 	return err
 }
 
 // Commit makes an HTTP a Target. The protocol has no conditions.
 func (h *HTTP) Commit(ctx context.Context, d blob.Descriptor, manifest []byte, _ blob.Digest) (bool, error) {
-	open := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(manifest)), nil }
-	if err := h.Put(ctx, d, nil, open); err != nil {
+	if err := h.Put(ctx, d, nil, opener(manifest)); err != nil {
 		return false, err
 	}
 	result := resultOf(d)
-	_, err := h.exchange(ctx, http.MethodPut, "ac", h.key(), int64(len(result)), bytes.NewReader(result))
+	_, err := h.exchange(ctx, http.MethodPut, "ac", h.key(), int64(len(result)), opener(result))
 	return false, err
 }
 
+// opener opens bytes that are in memory.
+func opener(data []byte) func(context.Context) (io.ReadCloser, error) {
+	return func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
+}
+
 // exchange sends a request of whose answer the header alone matters.
-func (h *HTTP) exchange(ctx context.Context, method, folder string, d blob.Digest, size int64, body io.Reader) (*http.Response, error) {
-	ctx, s := h.guard(ctx)
-	defer s.stop()
-	resp, err := h.do(ctx, s, method, folder, d, http.Header{}, size, body)
+func (h *HTTP) exchange(ctx context.Context, method, folder string, d blob.Digest, size int64, open func(context.Context) (io.ReadCloser, error)) (*http.Response, error) {
+	resp, err := h.do(ctx, method, folder, d, http.Header{}, size, open)
 	if err != nil {
 		return nil, err
 	}
@@ -154,29 +139,29 @@ func (h *HTTP) exchange(ctx context.Context, method, folder string, d blob.Diges
 	return resp, resp.Body.Close()
 }
 
-func (h *HTTP) do(ctx context.Context, s *stall, method, folder string, d blob.Digest, header http.Header, size int64, body io.Reader) (*http.Response, error) {
+func (h *HTTP) do(ctx context.Context, method, folder string, d blob.Digest, header http.Header, size int64, open func(context.Context) (io.ReadCloser, error)) (*http.Response, error) {
 	u := h.base.JoinPath(folder, hex.EncodeToString(d[:]))
-	if body != nil {
-		body = &paced{io.LimitReader(body, size), s}
-	}
-	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
-	if err != nil {
-		return nil, err
-	}
-	req.Header, req.ContentLength = header, size
-	if size == 0 {
-		req.Body = nil
-	}
-	if h.base.User != nil {
-		password, _ := h.base.User.Password()
-		req.SetBasicAuth(h.base.User.Username(), password)
-	}
-	resp, err := h.client.Do(req)
-	if err != nil {
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
+	resp, err := pace.Do(ctx, h.client, func() (*http.Request, error) {
+		req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
+		if err != nil {
+			return nil, err
 		}
-		return nil, fmt.Errorf("%s %s: %w", method, u.Redacted(), err)
+		req.Header = header
+		if open != nil && size > 0 {
+			body, err := open(ctx)
+			if err != nil {
+				return nil, err
+			}
+			req.Body, req.ContentLength = limited{io.LimitReader(body, size), body}, size
+		}
+		if h.base.User != nil {
+			password, _ := h.base.User.Password()
+			req.SetBasicAuth(h.base.User.Username(), password)
+		}
+		return req, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", method, u.Redacted(), withoutAddress(err))
 	}
 	if resp.StatusCode >= 200 && resp.StatusCode < 300 {
 		return resp, nil
@@ -187,6 +172,21 @@ func (h *HTTP) do(ctx context.Context, s *stall, method, folder string, d blob.D
 		err = fmt.Errorf("%w: %w", fs.ErrNotExist, err)
 	}
 	return nil, err
+}
+
+// withoutAddress leaves out the address that net/http puts before an error.
+func withoutAddress(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err
+	}
+	return err
+}
+
+// limited is a body that ends where it is to.
+type limited struct {
+	io.Reader
+	io.Closer
 }
 
 // key is where the cache's name leads from.
@@ -241,52 +241,4 @@ func fieldOf(message []byte, number protowire.Number) []byte {
 		message = message[size:]
 	}
 	return nil
-}
-
-// stall ends a request that stands still.
-type stall struct {
-	timer  *time.Timer
-	after  time.Duration
-	cancel context.CancelCauseFunc
-}
-
-func (h *HTTP) guard(ctx context.Context) (context.Context, *stall) {
-	after := h.Stall
-	if after == 0 {
-		after = httpStall
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	s := &stall{after: after, cancel: cancel}
-	s.timer = time.AfterFunc(after, func() { cancel(fmt.Errorf("the server stood still for %v", after)) })
-	return ctx, s
-}
-
-func (s *stall) stop() {
-	s.timer.Stop()
-	s.cancel(nil)
-}
-
-// paced is a reader with each of whose reads a stall's clock begins anew.
-type paced struct {
-	io.Reader
-	stall *stall
-}
-
-func (p *paced) Read(b []byte) (int, error) {
-	n, err := p.Reader.Read(b)
-	if n > 0 {
-		p.stall.timer.Reset(p.stall.after)
-	}
-	return n, err
-}
-
-// answer is the body of a response.
-type answer struct {
-	paced
-	body io.Closer
-}
-
-func (a *answer) Close() error {
-	a.stall.stop()
-	return a.body.Close()
 }

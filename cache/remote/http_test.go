@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kiln-build/kiln/cache/blob"
+	"github.com/kiln-build/kiln/cache/remote/internal/pace"
 )
 
 func TestResult(t *testing.T) {
@@ -92,7 +93,8 @@ func TestHTTPStandsStill(t *testing.T) {
 		<-over // the end of a request whose body nobody reads shows nowhere else
 	})
 	t.Cleanup(func() { close(over) })
-	h.Stall = 50 * time.Millisecond
+	brief := func() { t := pace.New(); t.After = 50 * time.Millisecond; h.client.Transport = t }
+	brief()
 	if _, err := h.Manifest(t.Context(), blob.Digest{}); err == nil || !strings.Contains(err.Error(), "stood still") {
 		t.Errorf("before the answer: got %v", err)
 	}
@@ -104,6 +106,7 @@ func TestHTTPStandsStill(t *testing.T) {
 	if data, err := io.ReadAll(r); err == nil || string(data) != "some" {
 		t.Errorf("in the middle: got %q, %v", data, err)
 	}
+	brief() // a server that stood still twice is given up
 	zeros := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(endless{}), nil }
 	if err := h.Put(t.Context(), d, nil, zeros); err == nil || !strings.Contains(err.Error(), "stood still") {
 		t.Errorf("while sending: got %v", err)

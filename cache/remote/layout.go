@@ -1,7 +1,6 @@
 package remote
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -212,8 +211,7 @@ func lock(ctx context.Context, root *os.Root) (unlock func() error, err error) {
 
 // Commit makes a Layout a Target.
 func (l *Layout) Commit(ctx context.Context, d blob.Descriptor, manifest []byte, old blob.Digest) (sure bool, err error) {
-	open := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(manifest)), nil }
-	if err := l.Put(ctx, d, nil, open); err != nil {
+	if err := l.Put(ctx, d, nil, opener(manifest)); err != nil {
 		return false, err
 	}
 	root, err := l.open()

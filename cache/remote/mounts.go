@@ -1,7 +1,6 @@
 package remote
 
 import (
-	"bytes"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -175,8 +174,7 @@ func (x *Exporter) putSmall(ctx context.Context, mediaType string, data []byte) 
 	}
 	packed := w.EncodeAll(data, nil)
 	d := descriptor(mediaType, packed)
-	open := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(packed)), nil }
-	return d, x.to.Put(ctx, d, nil, open)
+	return d, x.to.Put(ctx, d, nil, opener(packed))
 }
 
 // Mount fills an empty folder with the snapshot of a cache mount; false says that
