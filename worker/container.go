@@ -160,6 +160,9 @@ func (c *Container) Run(ctx context.Context, p ContainerProcess) error {
 	return enterer.Enter(ctx, c.id, spec)
 }
 
+// Done is closed when the container ends.
+func (c *Container) Done() <-chan struct{} { return c.ctx.Done() }
+
 // admit counts a process in, and says whether it is the first.
 func (c *Container) admit() (first bool, err error) {
 	c.mu.Lock()

@@ -25,7 +25,7 @@ func (w *Worker) Content(ctx context.Context, v *llb.Vertex, input int, chain ca
 	id, err := w.content(v.Op(), input, chain, func() (tree.Entry, error) { return w.state(ctx, nil, chain) })
 	var missing *NotFoundError
 	if errors.As(err, &missing) && w.debugging(nil) {
-		err = &StepError{Subject: SubjectInput, Index: input, Inputs: []cache.ChainID{chain}, Err: err}
+		err = &StepError{Vertex: v, Subject: SubjectInput, Index: input, Inputs: []cache.ChainID{chain}, Err: err}
 	}
 	return id, err
 }

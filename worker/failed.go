@@ -6,6 +6,7 @@ import (
 
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/tree"
+	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/solver"
 	"github.com/kiln-build/kiln/worker/fileop"
 	"github.com/moby/buildkit/solver/pb"
@@ -14,6 +15,7 @@ import (
 // StepError is the failure of a step of a session that debugs, with what can be
 // looked at afterwards. Whoever gets it holds the chains, or lets them go.
 type StepError struct {
+	Vertex  *llb.Vertex
 	Subject Subject
 	Index   int // of what Subject says
 	// Inputs are what the step was given: for a process by its mounts, for a file
@@ -59,7 +61,7 @@ func (m *mounted) failed(ctx context.Context, op *pb.ExecOp, err error) error {
 	if ctx.Err() != nil || m.job.Vertex == nil || !m.w.debugging(m.job) {
 		return err
 	}
-	e := &StepError{Err: err, Inputs: make([]cache.ChainID, len(op.Mounts)), Left: make([]cache.ChainID, len(op.Mounts))}
+	e := &StepError{Vertex: m.job.Vertex, Err: err, Inputs: make([]cache.ChainID, len(op.Mounts)), Left: make([]cache.ChainID, len(op.Mounts))}
 	for i, mnt := range op.Mounts {
 		if mnt.Input >= 0 && mnt.Input < int64(len(m.job.Inputs)) {
 			e.Inputs[i] = m.job.Inputs[mnt.Input]
@@ -68,7 +70,7 @@ func (m *mounted) failed(ctx context.Context, op *pb.ExecOp, err error) error {
 	}
 	var missing *NotFoundError
 	if last := len(m.left) - 1; errors.As(err, &missing) && last >= 0 {
-		return &StepError{Subject: SubjectInput, Index: int(op.Mounts[last].Input), Inputs: e.Inputs[last : last+1], Err: err}
+		return &StepError{Vertex: m.job.Vertex, Subject: SubjectInput, Index: int(op.Mounts[last].Input), Inputs: e.Inputs[last : last+1], Err: err}
 	}
 	for i, o := range m.left {
 		if o.upper == "" {
@@ -92,7 +94,10 @@ func (w *Worker) failedAction(job *solver.Job, run *fileop.Op, chains []cache.Ch
 		return err
 	}
 	op := job.Vertex.Op().GetFile()
-	e := &StepError{Subject: SubjectAction, Index: action.Action, Inputs: job.Inputs, Left: make([]cache.ChainID, len(op.Actions)), Err: err}
+	e := &StepError{
+		Vertex: job.Vertex, Subject: SubjectAction, Index: action.Action,
+		Inputs: job.Inputs, Left: make([]cache.ChainID, len(op.Actions)), Err: err,
+	}
 	for i := range op.Actions {
 		out, ok := run.Reached(i, i == action.Action)
 		if !ok {

@@ -3,11 +3,9 @@ package gateway
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/pb"
-	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc/codes"
 
 	"github.com/kiln-build/kiln/daemon/internal/fault"
@@ -18,9 +16,6 @@ import (
 
 // Solve compiles or loads a graph and gives its result a name.
 func (f *Function) Solve(ctx context.Context, req *gwpb.SolveRequest) (*gwpb.SolveResponse, error) {
-	if len(req.SourcePolicies) > 0 {
-		return nil, fault.New(codes.Unimplemented, "source policies are not supported by kiln")
-	}
 	result, err := f.compile(ctx, req)
 	if err != nil {
 		return nil, err
@@ -63,6 +58,13 @@ func (f *Function) compile(ctx context.Context, req *gwpb.SolveRequest) (*fronte
 		e, err := llb.Load(req.Definition)
 		if err != nil {
 			return nil, fault.New(codes.InvalidArgument, err.Error())
+		}
+		if a, ok := f.engine().(frontend.Admitter); ok {
+			edges, err := a.Admit(ctx, req.SourcePolicies, e)
+			if err != nil {
+				return nil, err
+			}
+			e = edges[0]
 		}
 		return &frontend.Result{Images: []frontend.ResultImage{{Root: e, Call: frontend.CallOf(ctx)}}}, nil
 	case hasGraph:
@@ -129,63 +131,6 @@ func (f *Function) Evaluate(ctx context.Context, req *gwpb.EvaluateRequest) (*gw
 	}
 	_, err := f.open(ctx, req.Ref)
 	return &gwpb.EvaluateResponse{}, err
-}
-
-// ResolveImageConfig finds an image's digest and config.
-func (f *Function) ResolveImageConfig(ctx context.Context, req *gwpb.ResolveImageConfigRequest) (*gwpb.ResolveImageConfigResponse, error) {
-	if len(req.SourcePolicies) > 0 {
-		return nil, fault.New(codes.Unimplemented, "source policies are not supported by kiln")
-	}
-	o := resolveOptions(req.Platform, req.ResolveMode, req.LogName)
-	if req.ResolverType == resolverLayout {
-		o.Layout = req.StoreID
-	}
-	image, err := f.engine().ResolveImage(ctx, req.Ref, o)
-	if err != nil {
-		return nil, err
-	}
-	return &gwpb.ResolveImageConfigResponse{Digest: image.Digest, Config: image.Config, Ref: image.Ref}, nil
-}
-
-// resolverLayout is the resolver type of image layouts; 0 is that of registries.
-const resolverLayout = 1
-
-func resolveOptions(p *pb.Platform, mode, logName string) frontend.ResolveOptions {
-	o := frontend.ResolveOptions{Pull: mode == pb.AttrImageResolveModeForcePull, LogName: logName}
-	if p != nil {
-		o.Platform = ocispecs.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
-	}
-	return o
-}
-
-// ResolveSourceMeta finds what is known of a source without fetching it.
-func (f *Function) ResolveSourceMeta(ctx context.Context, req *gwpb.ResolveSourceMetaRequest) (*gwpb.ResolveSourceMetaResponse, error) {
-	switch {
-	case req.Source == nil:
-		return nil, fault.New(codes.InvalidArgument, "source is required")
-	case len(req.SourcePolicies) > 0:
-		return nil, fault.New(codes.Unimplemented, "source policies are not supported by kiln")
-	case req.Image != nil && (req.Image.AttestationChain || len(req.Image.ResolveAttestations) > 0):
-		return nil, fault.New(codes.Unimplemented, "resolving attestations is not supported by kiln")
-	}
-	scheme, ref, _ := strings.Cut(req.Source.Identifier, "://")
-	o := resolveOptions(req.Platform, req.ResolveMode, req.LogName)
-	switch scheme {
-	case "docker-image":
-	case "oci-layout":
-		o.Layout = req.Source.Attrs[pb.AttrOCILayoutStoreID]
-	default:
-		return nil, fault.New(codes.Unimplemented, fmt.Sprintf("resolving sources of the scheme %s is not supported by kiln", scheme))
-	}
-	image, err := f.engine().ResolveImage(ctx, ref, o)
-	if err != nil {
-		return nil, err
-	}
-	out := &gwpb.ResolveSourceImageResponse{Digest: image.Digest}
-	if req.Image == nil || !req.Image.NoConfig {
-		out.Config = image.Config
-	}
-	return &gwpb.ResolveSourceMetaResponse{Source: req.Source, Image: out}, nil
 }
 
 // Inputs gives the graphs that the build was asked for with.

@@ -12,12 +12,11 @@ import (
 // missing are the capabilities of BuildKit v0.33 that kiln does not have. Clients
 // ask for them before they use them.
 var missing = []apicaps.CapID{
-	gwpb.CapGatewayExec, gwpb.CapGatewayExecExtraHosts, gwpb.CapGatewayExecSecretEnv, gwpb.CapGatewayExecSignals, gwpb.CapGatewayExecFilesystem,
 	gwpb.CapImportCaches,
-	gwpb.CapSourceMetaResolverImageAttestations, gwpb.CapSourceMetaResolverHTTPChecksumRequest,
+	gwpb.CapSourceMetaResolverImageAttestations,
 
 	pb.CapBuildOpLLBFileName, pb.CapSourceImageBlob,
-	pb.CapSourcePolicy, pb.CapSourcePolicySession, pb.CapSessionExporter,
+	pb.CapSessionExporter,
 	pb.CapRemoteCacheGHA, pb.CapRemoteCacheS3, pb.CapRemoteCacheAzBlob,
 	pb.CapExecMetaNetworkProxy, pb.CapExecMetaCDI,
 	pb.CapSourceGitSignatureVerify, pb.CapSourceGitBundle, pb.CapSourceGitCheckoutBundle, pb.CapSourceHTTPSignatureVerify,

@@ -27,7 +27,15 @@ func (f *Function) ReadFile(ctx context.Context, req *gwpb.ReadFileRequest) (*gw
 	if err != nil {
 		return nil, err
 	}
+	return readFile(ctx, ref, req)
+}
+
+func readFile(ctx context.Context, ref frontend.Ref, req *gwpb.ReadFileRequest) (*gwpb.ReadFileResponse, error) {
 	var data []byte
+	var err error
+	if req.Range != nil && (req.Range.Offset < 0 || req.Range.Length < 0) {
+		return nil, fault.New(codes.InvalidArgument, "invalid range for "+req.FilePath)
+	}
 	if r, ok := ref.(frontend.RangeReader); ok && req.Range != nil && req.Range.Length > 0 {
 		data, err = r.ReadRange(ctx, req.FilePath, req.Range.Offset, req.Range.Length)
 	} else if data, err = ref.ReadFile(ctx, req.FilePath); err == nil {
@@ -60,6 +68,10 @@ func (f *Function) ReadDir(ctx context.Context, req *gwpb.ReadDirRequest) (*gwpb
 	if err != nil {
 		return nil, err
 	}
+	return readDir(ctx, ref, req)
+}
+
+func readDir(ctx context.Context, ref frontend.Ref, req *gwpb.ReadDirRequest) (*gwpb.ReadDirResponse, error) {
 	entries, err := ref.ReadDir(ctx, req.DirPath)
 	if err != nil {
 		return nil, notFound(err)
@@ -92,6 +104,10 @@ func (f *Function) StatFile(ctx context.Context, req *gwpb.StatFileRequest) (*gw
 	if err != nil {
 		return nil, err
 	}
+	return statFile(ctx, ref, req)
+}
+
+func statFile(ctx context.Context, ref frontend.Ref, req *gwpb.StatFileRequest) (*gwpb.StatFileResponse, error) {
 	info, err := ref.Stat(ctx, req.Path)
 	if err != nil {
 		return nil, notFound(err)

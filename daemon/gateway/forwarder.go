@@ -100,7 +100,8 @@ func forward[Req, Resp any](ctx context.Context, w *Forwarder, req Req, call fun
 		return resp, err
 	}
 	defer end()
-	return call(f, ctx, req)
+	resp, err = call(f, ctx, req)
+	return resp, f.nameLeft(err)
 }
 
 // Ping says what kiln can do.
@@ -153,4 +154,37 @@ func (w *Forwarder) Inputs(ctx context.Context, req *gwpb.InputsRequest) (*gwpb.
 
 func (w *Forwarder) Warn(ctx context.Context, req *gwpb.WarnRequest) (*gwpb.WarnResponse, error) {
 	return forward(ctx, w, req, (*Function).Warn)
+}
+
+func (w *Forwarder) NewContainer(ctx context.Context, req *gwpb.NewContainerRequest) (*gwpb.NewContainerResponse, error) {
+	return forward(ctx, w, req, (*Function).NewContainer)
+}
+
+func (w *Forwarder) ReleaseContainer(ctx context.Context, req *gwpb.ReleaseContainerRequest) (*gwpb.ReleaseContainerResponse, error) {
+	return forward(ctx, w, req, (*Function).ReleaseContainer)
+}
+
+func (w *Forwarder) ReadFileContainer(ctx context.Context, req *gwpb.ReadFileRequest) (*gwpb.ReadFileResponse, error) {
+	return forward(ctx, w, req, (*Function).ReadFileContainer)
+}
+
+func (w *Forwarder) ReadDirContainer(ctx context.Context, req *gwpb.ReadDirRequest) (*gwpb.ReadDirResponse, error) {
+	return forward(ctx, w, req, (*Function).ReadDirContainer)
+}
+
+func (w *Forwarder) StatFileContainer(ctx context.Context, req *gwpb.StatFileRequest) (*gwpb.StatFileResponse, error) {
+	return forward(ctx, w, req, (*Function).StatFileContainer)
+}
+
+func (w *Forwarder) ExecProcess(stream gwpb.LLBBridge_ExecProcessServer) error {
+	f, err := w.find(stream.Context())
+	if err != nil {
+		return err
+	}
+	ctx, end, err := f.call(stream.Context())
+	if err != nil {
+		return err
+	}
+	defer end()
+	return f.execProcess(ctx, stream)
 }

@@ -225,6 +225,9 @@ func (f *Function) server() *grpc.Server {
 			}
 			return resp, err
 		}),
+		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+			return fault.Status(handle(srv, stream)).Err()
+		}),
 	)
 	(&Forwarder{only: f, Workers: f.workers}).Register(g)
 	grpc_health_v1.RegisterHealthServer(g, health.NewServer())

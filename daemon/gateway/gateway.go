@@ -35,6 +35,8 @@ type Function struct {
 	begun   chan struct{} // closed when ctx, request and bridge are set
 	done    chan struct{} // closed when result or err is
 
+	containers containers
+
 	mu      sync.Mutex // guards what is below
 	ctx     context.Context
 	request frontend.Request
@@ -61,6 +63,7 @@ func (f *Function) Build(ctx context.Context, req frontend.Request, b frontend.B
 	}
 	f.ctx, f.request, f.bridge = ctx, req, b
 	f.mu.Unlock()
+	defer f.containers.end()
 	select {
 	case <-f.done:
 	case <-ctx.Done():
@@ -107,6 +110,7 @@ func (f *Function) finish(r *frontend.Result, err error) error {
 type reference struct {
 	edge llb.Edge
 	call *frontend.Call // the request that it came from; nil for the function's own
+	left bool           // of a failed step, and of no graph
 
 	mu     sync.Mutex
 	solved frontend.Ref
@@ -133,14 +137,20 @@ func (f *Function) refer(e llb.Edge, call *frontend.Call) (*gwpb.Ref, error) {
 	if err != nil {
 		return nil, err
 	}
+	id, err := f.put(&reference{edge: e, call: call})
+	return &gwpb.Ref{Id: id, Def: def}, err
+}
+
+// put gives a result a name.
+func (f *Function) put(r *reference) (string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(f.refs) >= maxReferences {
-		return nil, fault.New(codes.ResourceExhausted, fmt.Sprintf("the frontend holds more than %d results", maxReferences))
+		return "", fault.New(codes.ResourceExhausted, fmt.Sprintf("the frontend holds more than %d results", maxReferences))
 	}
 	id := fmt.Sprintf("ref%d", len(f.refs))
-	f.refs[id] = &reference{edge: e, call: call}
-	return &gwpb.Ref{Id: id, Def: def}, nil
+	f.refs[id] = r
+	return id, nil
 }
 
 // lookup finds a result by its name.

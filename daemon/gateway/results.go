@@ -183,6 +183,9 @@ func (f *Function) addImage(out *frontend.Result, id string, platform ocispecs.P
 	if err != nil {
 		return err
 	}
+	if ref.left {
+		return fault.New(codes.InvalidArgument, "what a failed step left is no result: "+id)
+	}
 	image := frontend.ResultImage{
 		Platform: platform, Root: ref.edge, Call: ref.call,
 		Config: keyed(out.Metadata, configKey, suffix), BaseConfig: keyed(out.Metadata, baseConfigKey, suffix),

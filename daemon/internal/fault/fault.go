@@ -17,16 +17,18 @@ import (
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/kiln-build/kiln/frontend/dockerfile"
 	"github.com/kiln-build/kiln/solver"
+	"github.com/kiln-build/kiln/worker"
 	"github.com/kiln-build/kiln/worker/executor"
 )
 
 const typePrefix = "github.com/moby/buildkit/"
 
-// vertex, source and exit are the details, as JSON has them.
+// vertex, source, exit and step are the details, as JSON has them.
 type (
 	vertex struct {
 		Digest string `json:"digest,omitempty"`
@@ -38,7 +40,50 @@ type (
 	exit struct {
 		Code uint32 `json:"Code,omitempty"`
 	}
+	step struct {
+		InputIDs    []string          `json:"inputIDs,omitempty"`
+		MountIDs    []string          `json:"mountIDs,omitempty"`
+		Op          json.RawMessage   `json:"op,omitempty"`
+		File        *subject          `json:"file,omitempty"`
+		Cache       *subject          `json:"cache,omitempty"`
+		Description map[string]string `json:"description,omitempty"`
+	}
+	subject struct {
+		Index int64 `json:"index,omitempty"`
+	}
 )
+
+// Step is the failure of a step of which the client can look at what went in and
+// what it left, under names for results.
+type Step struct {
+	Inputs, Left []string
+	Err          error
+	of           *worker.StepError
+}
+
+// NewStep makes one of an error that wraps s.
+func NewStep(err error, s *worker.StepError, inputs, left []string) *Step {
+	return &Step{Inputs: inputs, Left: left, Err: err, of: s}
+}
+
+func (s *Step) Error() string { return s.Err.Error() }
+
+// Unwrap gives what went wrong.
+func (s *Step) Unwrap() error { return s.Err }
+
+func (s *Step) detail() (step, error) {
+	d := step{InputIDs: s.Inputs, MountIDs: s.Left, Description: s.of.Vertex.Meta().Description}
+	at := &subject{int64(s.of.Index)}
+	switch s.of.Subject {
+	case worker.SubjectAction:
+		d.File = at
+	case worker.SubjectInput:
+		d.Cache = at
+	}
+	var err error
+	d.Op, err = protojson.Marshal(s.of.Vertex.Op())
+	return d, err
+}
 
 // New gives an error of that code.
 func New(code codes.Code, message string) error { return status.Error(code, message) }
@@ -74,6 +119,17 @@ func Status(err error) *status.Status {
 	var ended *executor.ExitError
 	if errors.As(err, &ended) {
 		out.Details = appendDetail(out.Details, "gatewayapi.ExitMessage+json", exit{uint32(ended.Code)})
+	}
+	var left *Step
+	if errors.As(err, &left) {
+		if d, err := left.detail(); err == nil {
+			out.Details = appendDetail(out.Details, "errdefs.Solve+json", d)
+		}
+	}
+	var more interface{ Detail() (kind string, value any) }
+	if errors.As(err, &more) {
+		kind, value := more.Detail()
+		out.Details = appendDetail(out.Details, kind, value)
 	}
 	var placed *dockerfile.Error
 	if errors.As(err, &placed) && placed.File != nil && len(placed.Lines) > 0 {
