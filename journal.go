@@ -20,27 +20,11 @@ import (
 	"github.com/kiln-build/kiln/worker"
 )
 
-// What clients ask of the engine itself, and not of a frontend, by the attribute
-// "requestid". The answer is in the result's metadata, under ExplanationKey.
+// What clients ask of the engine itself, and not of a frontend, as the attribute
+// "requestid" has it. The answer is in the result's metadata.
 const (
-	// callDryRun says what a build would do. No step is run for it.
-	callDryRun = "frontend.dry-run"
-	// callExplain explains the build that the attribute attrBuild names.
-	callExplain = "frontend.explain"
-)
-
-// Attributes of requests that are the engine's, and no frontend gets to see.
-const (
-	attrBuild      = "kiln.build"
-	attrFailOnMiss = "kiln.fail-on-miss"
-)
-
-// Keys of a result's metadata.
-const (
-	// BuildKey is the build's name in the journal.
-	BuildKey = "kiln.build"
-	// ExplanationKey is an explain.Explanation as JSON.
-	ExplanationKey = "kiln.explanation"
+	callDryRun  = "frontend." + request.CallDryRun
+	callExplain = "frontend." + request.CallExplain
 )
 
 // Explain says what became of a build's steps, and why those ran that did: of one
@@ -83,7 +67,7 @@ func (e *Engine) answer(attrs map[string]string) (*Result, error) {
 	if attrs["requestid"] != callExplain {
 		return nil, nil
 	}
-	x, err := e.Explain(attrs[attrBuild])
+	x, err := e.Explain(attrs[request.AttrBuild])
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +78,7 @@ func (e *Engine) answer(attrs map[string]string) (*Result, error) {
 // tell puts an explanation into the metadata.
 func (r *Result) tell(x *explain.Explanation) error {
 	data, err := json.Marshal(x)
-	r.Metadata[ExplanationKey] = string(data)
+	r.Metadata[request.ExplanationKey] = string(data)
 	return err
 }
 
@@ -106,16 +90,16 @@ func (b *build) chronicled(ctx context.Context, r *Request, attrs map[string]str
 	if c.entry.ID == "" {
 		c.entry.ID = strings.ToLower(string(b.session))
 	}
-	b.result.Metadata[BuildKey] = c.entry.ID
+	b.result.Metadata[request.AttrBuild] = c.entry.ID
 	if attrs["requestid"] == callDryRun {
 		c.dryRun = true
 		delete(attrs, "requestid")
 	}
 	c.failOn = r.FailOnMiss
-	if v, ok := attrs[attrFailOnMiss]; ok {
-		delete(attrs, attrFailOnMiss)
+	if v, ok := attrs[request.AttrFailOnMiss]; ok {
+		delete(attrs, request.AttrFailOnMiss)
 		if err := json.Unmarshal([]byte(v), &c.failOn); err != nil {
-			return nil, nil, fmt.Errorf("attribute %s: %w", attrFailOnMiss, err)
+			return nil, nil, fmt.Errorf("attribute %s: %w", request.AttrFailOnMiss, err)
 		}
 	}
 	for name := range attrs {

@@ -55,7 +55,7 @@ type Request struct {
 	CgroupParent string
 	// Call asks about the build description, and builds nothing: "lint", "outline" or
 	// "targets". "dry-run" says what the build would do, and runs no step; that
-	// answer is under ExplanationKey. The answer is in the result's metadata, as "result.json" and
+	// answer is under request.ExplanationKey. The answer is in the result's metadata, as "result.json" and
 	// "result.txt"; "result.statuscode" is other than 0 where a check found something.
 	Call string
 	// Attrs are further frontend attributes, in the names of BuildKit's clients.

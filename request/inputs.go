@@ -1,6 +1,7 @@
 package request
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -101,6 +102,10 @@ func (r *Request) attrs() map[string]string {
 	}
 	if r.Call != "" {
 		attrs["requestid"] = "frontend." + r.Call
+	}
+	if len(r.FailOnMiss) > 0 {
+		list, _ := json.Marshal(r.FailOnMiss) // strings always can be
+		attrs[AttrFailOnMiss] = string(list)
 	}
 	return attrs
 }

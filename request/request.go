@@ -51,6 +51,11 @@ type Request struct {
 	// "targets". The answer is in the result's metadata, as "result.json" and
 	// "result.txt"; "result.statuscode" is other than 0 where a check found something.
 	Call string
+	// Ref is the build's name in the engine's journal; empty has the engine make one up.
+	Ref string
+	// FailOnMiss are patterns of the names of steps that are to be cached: where one
+	// of them runs, the build fails. See explain.Matches.
+	FailOnMiss []string
 	// Attrs are further frontend attributes, in the names of BuildKit's clients.
 	Attrs map[string]string
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 )
@@ -38,6 +39,7 @@ type buildOptions struct {
 	metadataFile   string
 	call           string
 	check          bool
+	why            why
 	stdin          io.Reader
 	stdout, stderr io.Writer
 }
@@ -50,7 +52,7 @@ func newBuildCommand() *cli.Command {
 		Usage:       "build an image from a Dockerfile",
 		ArgsUsage:   "PATH | URL | -",
 		Description: "PATH is the build context; - reads a Dockerfile or a tarball of a context from standard input.\n\n" + exitHelp,
-		Flags: append(append(placeFlags(&o.place), cacheFlags()...),
+		Flags: append(slices.Concat(placeFlags(&o.place), cacheFlags(), whyFlags(&o.why)),
 			&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "the Dockerfile (default: PATH/Dockerfile); - reads it from standard input", Destination: &o.file},
 			listFlag("tag", "name and tag of the image; may be repeated", "t"),
 			&cli.StringFlag{Name: "target", Usage: "the stage to build", Destination: &o.target},
@@ -93,6 +95,7 @@ func (o *buildOptions) lists(c *cli.Context) {
 		"tag": &o.tags, "build-arg": &o.buildArgs, "build-context": &o.contexts, "label": &o.labels,
 		"annotation": &o.annotations, "cache-from": &o.cacheFrom, "cache-to": &o.cacheTo, "no-cache-filter": &o.noCacheFilter, "output": &o.outputs, "platform": &o.platforms,
 		"secret": &o.secrets, "ssh": &o.ssh, "add-host": &o.addHosts, "ulimit": &o.ulimits, "allow": &o.allow,
+		"fail-on-miss": &o.why.failOnMiss,
 	} {
 		*to = c.StringSlice(name)
 	}
@@ -120,6 +123,9 @@ func runBuild(ctx context.Context, o buildOptions, args []string) error {
 	}
 	defer release()
 
+	if err := o.why.ask(&o, &req); err != nil {
+		return err
+	}
 	display, err := newDisplay(o.progress, o.quiet, o.stderr)
 	if err != nil {
 		return err
@@ -130,7 +136,10 @@ func runBuild(ctx context.Context, o buildOptions, args []string) error {
 	if cause := context.Cause(ctx); cause != nil && err != nil {
 		return cause
 	}
-	if err != nil {
+	if said := o.why.say(ctx, &o, &req, result, err); err == nil {
+		err = said
+	}
+	if err != nil || o.why.dryRun {
 		return err
 	}
 	if req.Call != "" {

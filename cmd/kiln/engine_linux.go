@@ -37,7 +37,7 @@ func enterUserNamespace(args []string) (done bool, code int, err error) {
 		return false, 0, nil
 	}
 	switch args[1] {
-	case "build", "b", "du", "prune":
+	case "build", "b", "du", "prune", "explain":
 		if namesDaemon(args[2:]) {
 			return false, 0, nil
 		}
@@ -210,6 +210,7 @@ func engineRequest(r *request.Request, events func(kiln.Event)) kiln.Request {
 		NoCache: r.NoCache, NoCacheFilter: r.NoCacheFilter, Pull: r.Pull, Network: r.Network, AddHosts: r.AddHosts,
 		ShmSize: r.ShmSize, Ulimits: r.Ulimits, CgroupParent: r.CgroupParent, Call: r.Call, Attrs: r.Attrs,
 		Secrets: r.Secrets, SSH: r.SSH, Allow: r.Allow, CacheFrom: r.CacheFrom, CacheTo: r.CacheTo, Events: events,
+		Ref: r.Ref, FailOnMiss: r.FailOnMiss,
 	}
 	for _, o := range r.Outputs {
 		out.Outputs = append(out.Outputs, kiln.Output{Type: o.Type, Attrs: o.Attrs, Dest: o.Dest, Writer: o.Writer})

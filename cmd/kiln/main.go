@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/kiln-build/kiln/explain"
 )
 
 // version is set by the linker.
@@ -25,6 +27,7 @@ var version = "unknown"
 const (
 	exitFailed      = 1
 	exitUsage       = 2
+	exitMissed      = 3
 	exitInterrupted = 130
 )
 
@@ -33,6 +36,7 @@ const exitHelp = `Exit codes:
    1    the build or the command failed, and the reason is on standard error; or
         a check (--check) found something
    2    the command line is wrong
+   3    a step ran that was to be cached (--fail-on-miss)
    130  interrupted (Ctrl-C, SIGTERM)`
 
 // signalEcho is how long after a signal another counts as the same one.
@@ -107,6 +111,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			newBuildCommand(),
 			newDiskUsageCommand(),
 			newPruneCommand(),
+			newExplainCommand(),
 			newVersionCommand(),
 		},
 		CommandNotFound: func(c *cli.Context, name string) {},
@@ -142,6 +147,9 @@ func exitCode(err error, stderr io.Writer) int {
 	case errors.As(err, &usage):
 		fmt.Fprintf(stderr, "kiln: %v\n", err)
 		return exitUsage
+	case explain.IsMissed(err):
+		fmt.Fprintf(stderr, "kiln: %v\n", err)
+		return exitMissed
 	default:
 		fmt.Fprintf(stderr, "kiln: %v\n", err)
 		return exitFailed

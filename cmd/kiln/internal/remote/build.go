@@ -67,7 +67,7 @@ func (c *Client) Build(ctx context.Context, r *request.Request, show func(*clien
 // solve runs the build, or asks the frontend a question, whose answer a daemon
 // hands only to those who call the frontend themselves.
 func (c *Client) solve(ctx context.Context, r *request.Request, opt *client.SolveOpt, ch chan *client.SolveStatus) (*request.Result, error) {
-	if r.Call == "" {
+	if r.Call == "" || request.OfEngine(r.Call) {
 		resp, err := c.conn.Solve(ctx, nil, *opt, ch)
 		if err != nil {
 			return nil, err
@@ -93,7 +93,7 @@ func (c *Client) solve(ctx context.Context, r *request.Request, opt *client.Solv
 // options puts the request into the terms of BuildKit's client.
 func (c *Client) options(r *request.Request, in *request.Inputs) (*client.SolveOpt, error) {
 	opt := &client.SolveOpt{
-		Frontend: dockerfileFrontend, FrontendAttrs: in.Attrs, AllowedEntitlements: r.Allow, SharedKey: sharedKey(in.Folders),
+		Ref: r.Ref, Frontend: dockerfileFrontend, FrontendAttrs: in.Attrs, AllowedEntitlements: r.Allow, SharedKey: sharedKey(in.Folders),
 		LocalMounts: map[string]fsutil.FS{}, OCIStores: map[string]content.Store{},
 		CacheImports: caches(r.CacheFrom), CacheExports: caches(r.CacheTo),
 	}
