@@ -16,6 +16,13 @@ import (
 // Config is the configuration file, in the keys that buildkitd.toml has for the
 // same things.
 type Config struct {
+	// Root is the state folder, where no flag names one.
+	Root string `toml:"root"`
+	// Debug has a daemon print the calls that fail, as a log level of "debug" does.
+	Debug bool      `toml:"debug"`
+	Log   LogConfig `toml:"log"`
+	// GRPC says where a daemon serves.
+	GRPC GRPCConfig `toml:"grpc"`
 	// Registry says how hosts are reached, by host name.
 	Registry map[string]registry.HostConfig `toml:"registry"`
 	Worker   struct {
@@ -25,10 +32,52 @@ type Config struct {
 	// Entitlements are those that clients of a daemon may ask for: "network.host",
 	// "security.insecure", "device".
 	Entitlements []string `toml:"insecure-entitlements"`
+	// Frontends says which frontends the clients of a daemon may use.
+	Frontends struct {
+		Dockerfile FrontendConfig `toml:"dockerfile.v0"`
+		Gateway    FrontendConfig `toml:"gateway.v0"`
+	} `toml:"frontend"`
+
+	// Unknown says which keys of the file nobody knows, and Ignored which ones kiln
+	// has no use for: a line each.
+	Unknown, Ignored []string `toml:"-"`
+}
+
+// LogConfig says what a daemon prints.
+type LogConfig struct {
+	// Level is "debug" or "trace", which mean the same, or anything else.
+	Level string `toml:"level"`
+}
+
+// GRPCConfig says where a daemon serves.
+type GRPCConfig struct {
+	// Address are the addresses: unix:///PATH, tcp://HOST:PORT, fd://.
+	Address []string `toml:"address"`
+	// DebugAddress is one that Go's profiles are served at, on loopback.
+	DebugAddress string `toml:"debugAddress"`
+	// UID and GID are who sockets belong to; with GID, its members may connect too.
+	UID *int `toml:"uid"`
+	GID *int `toml:"gid"`
+	TLS struct {
+		Cert string `toml:"cert"`
+		Key  string `toml:"key"`
+		CA   string `toml:"ca"`
+	} `toml:"tls"`
+}
+
+// FrontendConfig says who may use a frontend.
+type FrontendConfig struct {
+	// Enabled is on where it is nil.
+	Enabled *bool `toml:"enabled"`
+	// AllowedRepositories are those that frontends may be pulled from; none allows
+	// all. It is for gateway.v0 alone.
+	AllowedRepositories []string `toml:"allowedRepositories"`
 }
 
 // WorkerConfig says how steps run.
 type WorkerConfig struct {
+	// Enabled must not be false: there is no other worker.
+	Enabled *bool `toml:"enabled"`
 	// MaxParallelism is how many steps run at once; 0 is four for each processor,
 	// sixteen at least.
 	MaxParallelism int `toml:"max-parallelism"`
@@ -64,6 +113,11 @@ func DefaultRoot() string {
 	return filepath.Join(home, ".local", "state", "kiln")
 }
 
+// LoadConfig reads the configuration file: path, which must be there, or else the
+// first of the usual places that has one. It is for callers who need to know what it
+// says before they open an engine.
+func LoadConfig(path string) (Config, error) { return loadConfig(path) }
+
 // loadConfig reads the configuration file: path, which must be there, or else the
 // first of the usual places that has one.
 func loadConfig(path string) (Config, error) {
@@ -84,7 +138,7 @@ func loadConfig(path string) (Config, error) {
 		if err != nil {
 			return c, fmt.Errorf("reading the configuration: %w", err)
 		}
-		if err := toml.Unmarshal(data, &c); err != nil {
+		if err := c.parse(data); err != nil {
 			return c, configError(p, err)
 		}
 		// The reader that knows which keys there are.

@@ -27,7 +27,7 @@ import (
 
 // Options are the settings of an engine. The zero value works.
 type Options struct {
-	// Root is the state folder; empty is DefaultRoot.
+	// Root is the state folder; empty is the configuration's, or else DefaultRoot.
 	Root string
 	// ConfigFile is the configuration file; empty is kiln.toml in the user's
 	// configuration folder or /etc/kiln, where there is one.
@@ -68,6 +68,9 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		return nil, err
 	}
 	if o.Root == "" {
+		o.Root = config.Root
+	}
+	if o.Root == "" {
 		o.Root = DefaultRoot()
 	}
 	if o.Root, err = filepath.Abs(o.Root); err != nil {
@@ -79,6 +82,9 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	}
 	if e.warn == nil {
 		e.warn = func(string) {}
+	}
+	for _, line := range config.Unknown {
+		e.warn("the configuration, " + line)
 	}
 	ids, _ := userns.IDs()
 	e.cacheRegistry = &registry.Client{Hosts: config.Registry, Limits: cacheLimits}
