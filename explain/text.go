@@ -37,7 +37,7 @@ func (p *printer) linef(indent int, format string, args ...any) {
 }
 
 func (p *printer) head(b *BuildInfo) {
-	what := "Build " + b.ID
+	what := "Build " + short(b.ID)
 	if b.Status == Previewed {
 		what = "A build"
 	}
@@ -53,6 +53,11 @@ func (p *printer) head(b *BuildInfo) {
 		p.linef(0, "%s, %s: %s; %d cached, %d ran", what, b.Started.Local().Format(time.DateTime), b.Status, b.Cached, b.Ran)
 	}
 }
+
+// shortID is how much of a build's name is shown; it is enough to find it again.
+const shortID = 10
+
+func short(id string) string { return id[:min(shortID, len(id))] }
 
 // outcomes are the words before a step.
 var outcomes = map[string]string{
@@ -91,7 +96,7 @@ func (p *printer) step(s *StepExplanation) {
 func (p *printer) miss(s *StepExplanation) {
 	m := s.Miss
 	if n := m.Nearest; n != nil {
-		p.linef(margin, "compared with build %s of %s:", n.Build, n.Started.Local().Format(time.DateTime))
+		p.linef(margin, "compared with build %s of %s:", short(n.Build), n.Started.Local().Format(time.DateTime))
 		if PlaceOf(n.Step) != PlaceOf(s.Name) {
 			p.linef(margin+2, "it was %s there", n.Step)
 		}

@@ -210,6 +210,8 @@ func (c *comparison) compareInput(s *Step, n *run, k int) []explain.Reason {
 	switch {
 	case known && s.Contents[k] == n.step.Contents[k]:
 		return nil
+	case !known && c.sameOutput(a, n.past.report, b):
+		return nil
 	case in.Definition == was.Definition && a.Output == b.Output:
 		// The same as far as its definition goes: it was run again.
 		if missed(in) && (known || in.Fresh || s.Outcome == solver.MightRun) {

@@ -116,6 +116,16 @@ func (c *comparison) chainFiles(s *Step, n *run, k int) []explain.Reason {
 	return []explain.Reason{r}
 }
 
+// sameOutput says whether two outputs are known, and are the same.
+func (c *comparison) sameOutput(a Edge, old *Report, b Edge) bool {
+	now, ok := c.output(c.report, a)
+	if !ok {
+		return false
+	}
+	was, ok := c.output(old, b)
+	return ok && was == now
+}
+
 // output gives the chain of an output: as the report says, or any that has a step
 // of the same definition.
 func (c *comparison) output(r *Report, e Edge) (cache.ChainID, bool) {
