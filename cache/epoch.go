@@ -2,6 +2,7 @@ package cache
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -231,23 +232,32 @@ func (c *Cache) closeEpoch() error {
 	return nil
 }
 
-// fileClock gives a time of the clock that the kernel stamps files with. That
-// clock stands still for some milliseconds between ticks; the time is that of a
-// tick that fileClock waited for, so that files stamped before are older than it
-// and files stamped after are not.
+// fileClock gives a time of the clock that the kernel stamps files with: files
+// stamped before the call are older than it, files stamped after it are not. The
+// kernel stamps with a clock that stands still for some milliseconds between
+// ticks and may then be behind by more than one, or (since Linux 6.13) with the
+// exact time, as it likes. So the time is the exact one, and fileClock waits until
+// the other clock has passed it.
 func fileClock() (int64, error) {
-	var first, now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_REALTIME_COARSE, &first); err != nil {
+	var exact, coarse unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_REALTIME, &exact); err != nil {
 		return 0, fmt.Errorf("reading the clock: %w", err)
 	}
-	for now = first; now == first; {
-		time.Sleep(time.Millisecond)
-		if err := unix.ClockGettime(unix.CLOCK_REALTIME_COARSE, &now); err != nil {
+	since := exact.Nano() + 1
+	for range fileClockTries {
+		if err := unix.ClockGettime(unix.CLOCK_REALTIME_COARSE, &coarse); err != nil {
 			return 0, fmt.Errorf("reading the clock: %w", err)
 		}
+		if coarse.Nano() >= since {
+			return since, nil
+		}
+		time.Sleep(time.Millisecond)
 	}
-	return now.Nano(), nil
+	return 0, errors.New("the clock goes backwards")
 }
+
+// fileClockTries are more than any tick takes.
+const fileClockTries = 1000
 
 func (c *Cache) makeDurable(note epochNote) error {
 	if err := c.db.flush(); err != nil {
