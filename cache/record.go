@@ -27,6 +27,13 @@ func (r *Record) encode() []byte {
 	for _, i := range r.Inputs {
 		b = append(b, i[:]...)
 	}
+	if len(r.Needs) == 0 {
+		return b
+	}
+	b = binary.AppendUvarint(b, uint64(len(r.Needs)))
+	for _, k := range r.Needs {
+		b = append(b, k[:]...)
+	}
 	return b
 }
 
@@ -43,6 +50,12 @@ func decodeRecord(b []byte) (Record, error) {
 		r.Inputs = make([]ContentID, n)
 		for i := range r.Inputs {
 			r.Inputs[i] = d.id()
+		}
+	}
+	if len(d.b) > 0 {
+		r.Needs = make([]Key, d.count(len(Key{})))
+		for i := range r.Needs {
+			r.Needs[i] = d.id()
 		}
 	}
 	return r, d.end()

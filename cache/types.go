@@ -61,6 +61,9 @@ type Record struct {
 	// Vertex is the digest of the vertex's op, and Inputs what it saw of each input.
 	Vertex [sha256.Size]byte
 	Inputs []ContentID
+	// Needs are the definition keys of the inputs. A build whose last step is found
+	// looks at no other; that those are of use too is known by this.
+	Needs []Key
 	// Created is when the op had run, Duration how long it took.
 	Created  time.Time
 	Duration time.Duration

@@ -45,7 +45,8 @@ type item struct {
 	id     [32]byte
 	chains []ChainID // of a record
 	below  []ChainID // what is below their top layers
-	depth  int       // layers of its longest chain
+	needs  []Key     // of a record
+	rank   int       // how far it is below one that was used last
 	layer  *Layer    // that no record leads to
 	mount  string    // the mount's folder
 	shelf  string    // the folder on a shelf
@@ -98,6 +99,9 @@ func (c *Cache) items(ctx context.Context) ([]item, error) {
 	}
 	s.markShared(items)
 	parents(items)
+	if err := c.passUses(items); err != nil {
+		return nil, err
+	}
 	if items, err = c.addMounts(items, uses); err != nil {
 		return nil, err
 	}
@@ -115,7 +119,7 @@ func (c *Cache) records(uses map[[16]byte]use) ([]item, error) {
 			r = Record{Name: "a damaged record"}
 		}
 		u := uses[short(id[:16])]
-		it := item{id: id, chains: r.Outputs, Usage: Usage{
+		it := item{id: id, chains: r.Outputs, needs: r.Needs, Usage: Usage{
 			ID: hex.EncodeToString(id[:]), Kind: KindRegular, Description: r.Name,
 			Created: r.Created, LastUsed: u.last, Uses: int(u.count), InUse: c.guard.Used(&id),
 		}}
@@ -126,12 +130,7 @@ func (c *Cache) records(uses map[[16]byte]use) ([]item, error) {
 			if _, ok := held[o]; ok {
 				it.InUse = true
 			}
-			ch, err := c.chain(o)
-			if err != nil {
-				continue
-			}
-			it.depth = max(it.depth, ch.Depth)
-			if ch.Parent != (ChainID{}) {
+			if ch, err := c.chain(o); err == nil && ch.Parent != (ChainID{}) {
 				it.below = append(it.below, ch.Parent)
 			}
 		}
@@ -190,19 +189,90 @@ func (s *census) markShared(items []item) {
 
 // parents links records by their chains.
 func parents(items []item) {
-	by := map[ChainID][]string{}
-	for i := range items {
-		for _, id := range items[i].chains {
-			by[id] = append(by[id], items[i].ID)
-		}
-	}
+	by := byOutput(items)
 	for i := range items {
 		for _, id := range items[i].below {
-			items[i].Parents = append(items[i].Parents, by[id]...)
+			for _, p := range by[id] {
+				items[i].Parents = append(items[i].Parents, items[p].ID)
+			}
 		}
 		slices.Sort(items[i].Parents)
 		items[i].Parents = slices.Compact(items[i].Parents)
 	}
+}
+
+// byOutput gives the items, by number, that have a chain as an output.
+func byOutput(items []item) map[ChainID][]int {
+	by := map[ChainID][]int{}
+	for i := range items {
+		for _, id := range items[i].chains {
+			by[id] = append(by[id], i)
+		}
+	}
+	return by
+}
+
+// passUses has what a record stands on count as used when the record was: a build
+// whose last step is found looks at no other, and still the others are what the
+// next change needs.
+func (c *Cache) passUses(items []item) error {
+	records, err := c.byKey(items)
+	if err != nil {
+		return err
+	}
+	by := byOutput(items)
+	lately := make([]int, len(items))
+	for i := range lately {
+		lately[i] = i
+	}
+	slices.SortStableFunc(lately, func(a, b int) int { return items[b].LastUsed.Compare(items[a].LastUsed) })
+	done := make([]bool, len(items))
+	for _, first := range lately {
+		// Whatever is reached for the first time is reached from the latest use.
+		for level, rank := []int{first}, 0; len(level) > 0; rank++ {
+			var next []int
+			for _, i := range level {
+				if done[i] {
+					continue
+				}
+				done[i], items[i].LastUsed, items[i].rank = true, items[first].LastUsed, rank
+				for _, k := range items[i].needs {
+					if r, ok := records[k]; ok {
+						next = append(next, r)
+					}
+				}
+				for _, id := range items[i].below {
+					next = append(next, by[id]...)
+				}
+			}
+			level = next
+		}
+	}
+	return nil
+}
+
+// byKey gives the numbers of the records that items need, by key.
+func (c *Cache) byKey(items []item) (map[Key]int, error) {
+	wanted, number := map[Key]bool{}, map[[32]byte]int{}
+	for i, it := range items {
+		number[it.id] = i
+		for _, k := range it.needs {
+			wanted[k] = true
+		}
+	}
+	records := map[Key]int{}
+	err := c.db.each([]byte{prefixKey}, true, func(k, v []byte) error {
+		key := Key(k[1:])
+		if !wanted[key] {
+			return nil
+		}
+		d := decoder{b: unstamp(v)}
+		if n, ok := number[d.id()]; ok && d.end() == nil {
+			records[key] = n
+		}
+		return nil
+	})
+	return records, err
 }
 
 // addMounts adds the cache mounts.

@@ -1,6 +1,9 @@
 package solver
 
-import "github.com/kiln-build/kiln/llb"
+import (
+	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/llb"
+)
 
 // join makes tasks of the nodes that have no answer, or finds those that others
 // have made, and makes a new attempt want them, in place of the old one, if any.
@@ -90,7 +93,7 @@ func (s *Solver) newTask(p *plan, n *node, tasks []*task) *task {
 	t := &task{
 		vertex: n.vertex, op: n.op, pin: n.pin, dk: n.dk, share: n.share,
 		fresh: n.fresh, why: n.why, ahead: n.ahead, seq: s.seq,
-		inputs: make([]input, len(n.inputs)),
+		inputs: make([]input, len(n.inputs)), needs: p.needs(n),
 	}
 	edges := n.vertex.Inputs()
 	for k, in := range n.inputs {
@@ -107,6 +110,17 @@ func (s *Solver) newTask(p *plan, n *node, tasks []*task) *task {
 		}
 	}
 	return t
+}
+
+// needs gives the definition keys of what a node reads. Sources have no records.
+func (p *plan) needs(n *node) []cache.Key {
+	var keys []cache.Key
+	for _, in := range n.inputs {
+		if below := &p.nodes[in]; below.vertex.Kind() != "source" {
+			keys = append(keys, below.dk)
+		}
+	}
+	return keys
 }
 
 // wantAll makes an attempt want a task of others, and what it waits for.

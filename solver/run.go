@@ -146,6 +146,7 @@ func (s *Solver) record(t *task, outputs []cache.ChainID) {
 		Name:     t.vertex.Name(),
 		Vertex:   t.vertex.Digest(),
 		Inputs:   t.contents,
+		Needs:    t.needs,
 		Created:  s.o.Clock(),
 		Duration: took,
 	}

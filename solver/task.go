@@ -21,6 +21,7 @@ type task struct {
 	why    string // why there was no record under dk
 	seq    uint64
 	inputs []input
+	needs  []cache.Key // definition keys of inputs, for the record
 
 	state   state
 	ahead   time.Duration
