@@ -58,6 +58,7 @@ type Server struct {
 	mirrors  *caller.Mirrors
 	gateway  *gateway.Forwarder
 	builds   *builds
+	activity activity
 
 	mu       sync.Mutex // guards what is below
 	draining bool
@@ -69,7 +70,7 @@ func New(e *kiln.Engine, o Options) (*Server, error) {
 	if o.Clock == nil {
 		o.Clock = time.Now
 	}
-	s := &Server{engine: e, o: o, builds: newBuilds(o.Clock)}
+	s := &Server{engine: e, o: o, builds: newBuilds(o.Clock), activity: activity{clock: o.Clock, last: o.Clock()}}
 	var err error
 	if s.sessions, err = session.NewManager(); err != nil {
 		return nil, err
@@ -124,11 +125,13 @@ func (s *Server) begin() (end func(), err error) {
 // call from ending all the others.
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
+	defer s.activity.begin()()
 	defer func() { err = s.answer(info.FullMethod, recover(), err) }()
 	return handle(ctx, req)
 }
 
 func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
+	defer s.activity.begin()()
 	defer func() { err = s.answer(info.FullMethod, recover(), err) }()
 	return handle(srv, stream)
 }

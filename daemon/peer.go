@@ -23,7 +23,9 @@ func PeerCredentials() credentials.TransportCredentials {
 	return peerCredentials{insecure.NewCredentials()}
 }
 
-type peerCredentials struct{ credentials.TransportCredentials }
+type peerCredentials struct {
+	credentials.TransportCredentials
+}
 
 // ServerHandshake asks the kernel who connected.
 func (p peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {

@@ -2,16 +2,11 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -29,9 +24,9 @@ type serveOptions struct {
 	addrs        []string
 	debug        bool
 	insecure     bool
-	ca           string
-	cert, key    string
+	tls          tlsFiles
 	allow        []string
+	idle         time.Duration
 	stderr       io.Writer
 }
 
@@ -39,15 +34,17 @@ func newServeCommand() *cli.Command {
 	var o serveOptions
 	return &cli.Command{
 		Name:  "serve",
-		Usage: "build for BuildKit's clients: buildctl, docker buildx",
-		Description: "Serves BuildKit's API on every --addr. SIGTERM and Ctrl-C let the builds under way end and take no more; a second\n" +
-			"one stops at once.\n\n" + exitHelp,
+		Usage: "build for BuildKit's clients (buildctl, docker buildx), and for kiln build",
+		Description: "Serves BuildKit's API on every --addr, and at kiln.sock in the state folder, where `kiln build` finds it. SIGTERM and\n" +
+			"Ctrl-C let the builds under way end and take no more; a second one stops at once. Sockets that systemd hands over\n" +
+			"are served as fd://.\n\n" + exitHelp,
 		Flags: append(stateFlags(&o.root, &o.config),
-			listFlag("addr", "address to serve, unix:///PATH or tcp://HOST:PORT; may be repeated (default: kiln.sock in the run folder)"),
+			listFlag("addr", "address to serve, unix:///PATH, tcp://HOST:PORT or fd://; may be repeated (default: the configuration's grpc.address, systemd's sockets, or kiln.sock in the run folder)"),
 			&cli.BoolFlag{Name: "debug", Usage: "print calls that fail", Destination: &o.debug},
-			&cli.StringFlag{Name: "tlscacert", Usage: "certificate authority that clients' certificates are checked with", Destination: &o.ca},
-			&cli.StringFlag{Name: "tlscert", Usage: "certificate of tcp addresses", Destination: &o.cert},
-			&cli.StringFlag{Name: "tlskey", Usage: "key of the certificate", Destination: &o.key},
+			&cli.DurationFlag{Name: "idle-timeout", Usage: "end when there was nothing to do for that long, 10m for one", Destination: &o.idle},
+			&cli.StringFlag{Name: "tlscacert", Usage: "certificate authority that clients' certificates are checked with", Destination: &o.tls.ca},
+			&cli.StringFlag{Name: "tlscert", Usage: "certificate of tcp addresses", Destination: &o.tls.cert},
+			&cli.StringFlag{Name: "tlskey", Usage: "key of the certificate", Destination: &o.tls.key},
 			&cli.BoolFlag{Name: "allow-tcp-without-tls", Usage: "serve tcp addresses that others can reach without TLS: whoever reaches them rules this machine", Destination: &o.insecure},
 			listFlag("allow-insecure-entitlement", "entitlement that builds may ask for: network.host, security.insecure or device"),
 		),
@@ -62,15 +59,18 @@ func newServeCommand() *cli.Command {
 	}
 }
 
-// runServe serves until ctx ends, and then until the builds under way have.
+// runServe serves until ctx ends, or nothing was asked for long, and then until
+// the builds under way have ended.
 func runServe(ctx context.Context, o serveOptions) error {
-	if len(o.addrs) == 0 {
-		o.addrs = []string{"unix://" + defaultSocket()}
+	config, err := kiln.LoadConfig(o.config)
+	if err != nil {
+		return err
 	}
-	if !slices.Contains(o.addrs, stateOnly) {
-		o.addrs = append(o.addrs, stateOnly)
+	for _, line := range config.Ignored {
+		warnf(o.stderr, "the configuration, %s", line)
 	}
-	creds, err := o.tls()
+	o.complete(config)
+	creds, err := o.tls.credentials()
 	if err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func runServe(ctx context.Context, o serveOptions) error {
 		return err
 	}
 	defer closeEngine(engine, o.stderr)
-	d := daemon.Options{Version: version, Entitlements: append(o.allow, engine.Config().Entitlements...)}
+	d := daemon.Options{Version: version, Entitlements: append(o.allow, config.Entitlements...)}
 	if o.debug {
 		d.Log = func(method string, err error) { fmt.Fprintf(o.stderr, "kiln: %s: %v\n", method, err) }
 	}
@@ -87,46 +87,79 @@ func runServe(ctx context.Context, o serveOptions) error {
 	if err != nil {
 		return err
 	}
-	var listeners []net.Listener
-	defer func() {
-		for _, l := range listeners {
-			l.Close()
-		}
-	}()
+	door := door{root: engine.Path(), secure: creds != nil, insecure: o.insecure, uid: config.GRPC.UID, gid: config.GRPC.GID}
+	listeners, err := door.open(ctx, o.addrs)
+	if err != nil {
+		return err
+	}
+	stopProfiles, err := serveProfiles(ctx, config.GRPC.DebugAddress)
+	if err != nil {
+		closeAll(listeners)
+		return err
+	}
+	defer stopProfiles()
+	return serve(ctx, server, listeners, creds, o)
+}
+
+// complete takes from the configuration what no flag says.
+func (o *serveOptions) complete(c kiln.Config) {
+	o.debug = o.debug || c.Debug || c.Log.Level == "debug" || c.Log.Level == "trace"
+	if len(o.addrs) == 0 {
+		o.addrs = slices.Clone(c.GRPC.Address)
+	}
+	if len(o.addrs) == 0 && activated() > 0 {
+		o.addrs = []string{activation}
+	}
+	if len(o.addrs) == 0 {
+		o.addrs = []string{"unix://" + defaultSocket()}
+	}
+	if o.tls == (tlsFiles{}) {
+		o.tls = tlsFiles{ca: c.GRPC.TLS.CA, cert: c.GRPC.TLS.Cert, key: c.GRPC.TLS.Key}
+	}
+}
+
+// errIdle is why a server ends that has nothing to do.
+var errIdle = errors.New("there was nothing to do")
+
+// serve serves at the listeners until ctx ends or the server is idle, and lets
+// what goes on then end.
+func serve(ctx context.Context, server *daemon.Server, listeners []net.Listener, creds credentials.TransportCredentials, o serveOptions) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	var group errgroup.Group
-	var servers []*grpc.Server
-	for _, addr := range o.addrs {
-		l, err := o.listen(ctx, addr, engine, creds != nil)
-		if err != nil {
-			return fmt.Errorf("serving %s: %w", addr, err)
-		}
-		listeners = append(listeners, l)
+	servers := make([]*grpc.Server, len(listeners))
+	for i, l := range listeners {
 		own := creds
 		if l.Addr().Network() == "unix" {
 			own = daemon.PeerCredentials()
 		}
-		servers = append(servers, server.GRPC(own))
+		servers[i] = server.GRPC(own)
+		group.Go(func() error { return servers[i].Serve(l) })
 	}
-	for i, g := range servers {
-		group.Go(func() error { return g.Serve(listeners[i]) })
-		if o.addrs[i] != stateOnly {
-			fmt.Fprintf(o.stderr, "kiln: serving %s\n", o.addrs[i])
+	for _, addr := range o.addrs {
+		if addr != stateOnly {
+			fmt.Fprintf(o.stderr, "kiln: serving %s\n", addr)
 		}
 	}
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
+		if o.idle > 0 && server.Idle(ctx, o.idle) {
+			cancel(errIdle)
+		}
 		<-ctx.Done()
 		server.Drain()
 		for _, g := range servers {
 			stopSoon(g)
 		}
 	}()
-	err = group.Wait()
+	err := group.Wait()
 	if ctx.Err() != nil {
 		<-stopped
 		return nil
 	}
+	cancel(err)
+	<-stopped
 	return err
 }
 
@@ -138,76 +171,4 @@ func stopSoon(g *grpc.Server) {
 	timer := time.AfterFunc(lastAnswers, g.Stop)
 	defer timer.Stop()
 	g.GracefulStop()
-}
-
-// defaultSocket is where kiln serves if nothing else is said: below /run for root,
-// else in the user's own run folder.
-func defaultSocket() string {
-	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" && os.Geteuid() != 0 {
-		return filepath.Join(dir, "kiln", "kiln.sock")
-	}
-	return "/run/kiln/kiln.sock"
-}
-
-// stateOnly is the address of the socket in the state folder, where `kiln build`
-// finds the daemon. It is served besides all others.
-const stateOnly = "state:"
-
-// listen opens an address.
-func (o *serveOptions) listen(ctx context.Context, addr string, e *kiln.Engine, secure bool) (net.Listener, error) {
-	if addr == stateOnly {
-		return listenState(ctx, e.Path())
-	}
-	scheme, rest, _ := strings.Cut(addr, "://")
-	switch scheme {
-	case "unix":
-		return listenUnix(ctx, rest)
-	case "tcp":
-		if !secure && !o.insecure && !isLoopback(rest) {
-			return nil, usagef("others can reach it, and without TLS whoever does rules this machine: give --tlscacert, --tlscert and --tlskey, or say --allow-tcp-without-tls")
-		}
-		var lc net.ListenConfig
-		return lc.Listen(ctx, "tcp", rest)
-	}
-	return nil, usagef("addresses are unix:///PATH and tcp://HOST:PORT")
-}
-
-// isLoopback reports whether only this machine reaches an address. A name may come
-// to mean another address, and so is not one, but for localhost.
-func isLoopback(hostPort string) bool {
-	host, _, err := net.SplitHostPort(hostPort)
-	if err != nil {
-		return false
-	}
-	if host == "localhost" {
-		return true
-	}
-	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.IsLoopback()
-}
-
-// tls gives what tcp addresses are served with; nil is no TLS. Clients have to show
-// a certificate: whoever can build here can do as this process can.
-func (o *serveOptions) tls() (credentials.TransportCredentials, error) {
-	if o.ca == "" && o.cert == "" && o.key == "" {
-		return nil, nil
-	}
-	if o.ca == "" || o.cert == "" || o.key == "" {
-		return nil, usagef("--tlscacert, --tlscert and --tlskey go together")
-	}
-	pair, err := tls.LoadX509KeyPair(o.cert, o.key)
-	if err != nil {
-		return nil, fmt.Errorf("reading the certificate: %w", err)
-	}
-	data, err := os.ReadFile(o.ca)
-	if err != nil {
-		return nil, fmt.Errorf("reading the certificate authority: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(data) {
-		return nil, fmt.Errorf("%s holds no certificate", o.ca)
-	}
-	return credentials.NewTLS(&tls.Config{
-		Certificates: []tls.Certificate{pair}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS12,
-	}), nil
 }
