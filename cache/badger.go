@@ -185,6 +185,10 @@ func checkTable(path string) error {
 	if err != nil {
 		return err
 	}
+	if len(sum) == 0 || len(index) == 0 {
+		// Of nothing the checksum is right.
+		return errDamaged
+	}
 	var want pb.Checksum
 	if err := proto.Unmarshal(sum, &want); err != nil {
 		return errDamaged

@@ -89,6 +89,12 @@ func (c *Cache) prune(ctx context.Context, o PruneOptions) ([]Usage, error) {
 	if err != nil {
 		return nil, err
 	}
+	for i := range all {
+		if all[i].passed {
+			// What says so now may go.
+			c.used.pass(&all[i].id, all[i].LastUsed)
+		}
+	}
 	items := candidates(all, o, c.opt.Clock())
 	for _, it := range all {
 		if it.layer != nil {

@@ -46,6 +46,7 @@ type item struct {
 	chains []ChainID // of a record
 	below  []ChainID // what is below their top layers
 	needs  []Key     // of a record
+	passed bool      // LastUsed is that of a record that stands on this one
 	rank   int       // how far it is below one that was used last
 	layer  *Layer    // that no record leads to
 	mount  string    // the mount's folder
@@ -235,7 +236,9 @@ func (c *Cache) passUses(items []item) error {
 				if done[i] {
 					continue
 				}
-				done[i], items[i].LastUsed, items[i].rank = true, items[first].LastUsed, rank
+				at := items[first].LastUsed
+				items[i].passed = items[i].LastUsed.Before(at)
+				done[i], items[i].LastUsed, items[i].rank = true, at, rank
 				for _, k := range items[i].needs {
 					if r, ok := records[k]; ok {
 						next = append(next, r)

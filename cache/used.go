@@ -45,6 +45,19 @@ func (u *usedLog) note(id *[32]byte, now time.Time) {
 	u.new[k] = use{last: now, count: u.new[k].count + 1}
 }
 
+// pass notes that an object counts as used at that time, by its being needed.
+func (u *usedLog) pass(id *[32]byte, at time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.new == nil {
+		u.new = map[[16]byte]use{}
+	}
+	k := [16]byte(id[:16])
+	if v := u.new[k]; v.last.Before(at) {
+		u.new[k] = use{last: at, count: v.count}
+	}
+}
+
 // flush appends what is new.
 func (u *usedLog) flush() error {
 	u.mu.Lock()
