@@ -29,6 +29,7 @@ type Config struct {
 		OCI WorkerConfig `toml:"oci"`
 	} `toml:"worker"`
 	DNS DNSConfig `toml:"dns"`
+	CDI CDIConfig `toml:"cdi"`
 	// Entitlements are those that clients of a daemon may ask for: "network.host",
 	// "security.insecure", "device".
 	Entitlements []string `toml:"insecure-entitlements"`
@@ -94,6 +95,12 @@ type DNSConfig struct {
 	Nameservers   []string `toml:"nameservers"`
 	SearchDomains []string `toml:"searchDomains"`
 	Options       []string `toml:"options"`
+}
+
+// CDIConfig says where the devices are specified that builds may ask for.
+type CDIConfig struct {
+	// SpecDirs are the folders; nil is /etc/cdi, /var/run/cdi and /etc/buildkit/cdi.
+	SpecDirs []string `toml:"specDirs"`
 }
 
 // DefaultRoot is the state folder where none is named: the system's for root, the

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/solver"
 	"github.com/kiln-build/kiln/worker/executor"
 	"github.com/moby/buildkit/solver/pb"
 )
@@ -19,6 +20,15 @@ type cacheMounts struct {
 	used map[string]*cacheUse // by the folder's id
 	// freed is closed and made anew when a folder is let go.
 	freed chan struct{}
+}
+
+// Mounts is told of the cache mounts that steps use, and brings those back that
+// are elsewhere.
+type Mounts interface {
+	// Fill fills the empty folder of a mount that is new here; false leaves it empty.
+	Fill(ctx context.Context, id, dir string, warn func(text string)) bool
+	// Used is told that a step of a session uses a mount.
+	Used(session solver.SessionID, id string)
 }
 
 // cacheUse is a folder that is in use.
@@ -133,6 +143,12 @@ func (m *mounted) cacheFolder(ctx context.Context, key string, sharing pb.CacheS
 		return "", err
 	}
 	m.cleanup = append(m.cleanup, release)
+	if m.w.afar != nil && id == key {
+		for _, s := range m.job.Sessions() {
+			m.w.afar.Used(s, id)
+		}
+		fill = m.fromAfar(ctx, id, fill)
+	}
 	dir, leave, err := m.w.cache.CacheMount(id, fill)
 	if err != nil {
 		return "", err
@@ -140,4 +156,14 @@ func (m *mounted) cacheFolder(ctx context.Context, key string, sharing pb.CacheS
 	m.cleanup = append(m.cleanup, leave)
 	m.caches[key] = dir
 	return dir, nil
+}
+
+// fromAfar fills a mount with what is known of it elsewhere, or else as fill does.
+func (m *mounted) fromAfar(ctx context.Context, id string, fill func(string) error) func(string) error {
+	return func(dir string) error {
+		if m.w.afar.Fill(ctx, id, dir, m.job.Warn) || fill == nil {
+			return context.Cause(ctx)
+		}
+		return fill(dir)
+	}
 }

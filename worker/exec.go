@@ -42,6 +42,10 @@ func (w *Worker) runExec(ctx context.Context, job *solver.Job, op *pb.ExecOp) ([
 	if err := w.entitled(job, op); err != nil {
 		return nil, err
 	}
+	devices, err := w.devices(job, op)
+	if err != nil {
+		return nil, err
+	}
 	spec, err := w.spec(job, op)
 	if err != nil {
 		return nil, err
@@ -57,6 +61,9 @@ func (w *Worker) runExec(ctx context.Context, job *solver.Job, op *pb.ExecOp) ([
 	}
 	defer m.release()
 	spec.Root, spec.Mounts = m.root, m.mounts
+	if err := addDevices(&spec, devices); err != nil {
+		return nil, err
+	}
 	if err := w.process(ctx, spec, op.Meta); err != nil {
 		return nil, m.failed(ctx, op, explainEmulator(platformOf(job.Vertex.Op().Platform), binfmtDir, err))
 	}
@@ -87,9 +94,6 @@ func (w *Worker) entitled(job *solver.Job, op *pb.ExecOp) error {
 	}
 	if op.Network == pb.NetMode_HOST {
 		need = append(need, "network.host")
-	}
-	if len(op.CdiDevices) > 0 {
-		return errors.New("CDI devices are not supported by this worker")
 	}
 	for _, n := range need {
 		// A step may be shared by builds: one that was granted it runs it for all.

@@ -13,6 +13,7 @@ import (
 	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/registry"
 	"github.com/kiln-build/kiln/solver"
+	"github.com/kiln-build/kiln/worker/cdi"
 	"github.com/kiln-build/kiln/worker/executor"
 	"github.com/kiln-build/kiln/worker/layer"
 	"github.com/kiln-build/kiln/worker/source"
@@ -27,10 +28,15 @@ type Options struct {
 	Clock func() time.Time
 	// Images are the settings of the image source.
 	Images source.ImagesOptions
+	// Mounts knows the cache mounts of other machines; nil knows none.
+	Mounts Mounts
 	// Keyring is the folder in which secrets are laid out for steps, in memory;
 	// empty is /dev/shm or the run folder, where those are a tmpfs, else the state
 	// folder.
 	Keyring string
+	// DeviceDirs are the folders with specifications of devices, those that count
+	// more coming later; nil is cdi.DefaultDirs.
+	DeviceDirs []string
 }
 
 // Worker runs operations. It is safe for concurrent use.
@@ -42,12 +48,15 @@ type Worker struct {
 	folders *layer.Folders
 	scanner *local.Scanner
 	mounts  cacheMounts
+	afar    Mounts // nil where there are none
 	clock   func() time.Time
 	keyring string
 	sources map[string]Source
 	git     *source.Git
 	web     *source.HTTP
 	doubt   atomic.Bool // see Doubt
+	// deviceDirs have the specifications of devices.
+	deviceDirs []string
 
 	mu       sync.Mutex
 	sessions []*session // in the order in which they were opened
@@ -60,9 +69,13 @@ func New(c *cache.Cache, reg *registry.Client, ex executor.Executor, o Options) 
 	if o.Clock == nil {
 		o.Clock = time.Now
 	}
+	if o.DeviceDirs == nil {
+		o.DeviceDirs = cdi.DefaultDirs
+	}
 	w := &Worker{
 		cache: c, images: source.NewImages(c, reg, o.Images), exec: ex,
-		folders: layer.NewFolders(c), clock: o.Clock, keyring: keyring(c, o.Keyring),
+		folders: layer.NewFolders(c), clock: o.Clock, keyring: keyring(c, o.Keyring), deviceDirs: o.DeviceDirs,
+		afar:    o.Mounts,
 		scanner: &local.Scanner{Nodes: c, Stats: c.Bucket("stat"), Clock: o.Clock},
 	}
 	w.addSources()

@@ -171,6 +171,16 @@ func TestNamedContexts(t *testing.T) {
 			1 run 0 ["/bin/sh" "-c" "x"]`},
 		{"an image layout", lines("FROM base"), opts("context:base=oci-layout://store@sha256:24454f830cdb571e2c4ad15481119c43b3cafd48dd869a9b2945d1036d1dc68d"), nil, `
 			0 oci-layout://docker.io/library/base oci.store=store`},
+		// In place of an image, with the config that it comes to.
+		{"a target", lines("FROM base AS dev", "ENV A=b", "RUN x", "FROM swapped", "RUN y $A"), opts("context:swapped=target:dev"), nil, `
+			0 docker-image://docker.io/library/base:latest
+			1 run 0 ["/bin/sh" "-c" "x"] env:A=b
+			2 run 1 ["/bin/sh" "-c" "y $A"] env:A=b`},
+		// In place of a stage, for COPY; a later stage of the file may stand for it.
+		{"a later target", lines("FROM base AS lib", "RUN slow", "FROM scratch AS last", "COPY --from=lib /a /", "FROM base AS quick", "RUN quick"), opts("target=last", "context:lib=target:quick"), nil, `
+			0 docker-image://docker.io/library/base:latest
+			1 run 0 ["/bin/sh" "-c" "quick"]
+			2 copy 1:/a / on scratch`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			layout := "docker.io/library/base@sha256:24454f830cdb571e2c4ad15481119c43b3cafd48dd869a9b2945d1036d1dc68d"
@@ -191,9 +201,13 @@ func TestNamedContextErrors(t *testing.T) {
 		{"input:y", "invalid input y for x"},
 		{"oci-layout://store", `oci-layout reference "store" has no digest`},
 		{"git:x", "invalid git context git:x"},
+		{"target:", "target: for x names no target"},
+		{"target:nothing", `target stage "nothing" could not be found`},
+		// It stands for itself.
+		{"target:self", "target:self stands for x within a target that stands for another context"},
 	} {
 		t.Run(tt.spec, func(t *testing.T) {
-			_, err := (&testBuild{dockerfile: "FROM x\n", opts: opts("context:x=" + tt.spec)}).run()
+			_, err := (&testBuild{dockerfile: "FROM x AS self\n", opts: opts("context:x=" + tt.spec)}).run()
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error = %v, want one that contains %q", err, tt.want)
 			}

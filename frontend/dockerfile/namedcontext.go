@@ -68,6 +68,8 @@ func (n *namedContext) load(ctx context.Context) (*fsys, *Image, error) {
 		return f, nil, err
 	case "input":
 		return n.input(rest)
+	case "target":
+		return n.target(ctx, rest)
 	case "git":
 		f, ok, err := n.git()
 		if !ok {
@@ -217,4 +219,29 @@ func (n *namedContext) input(name string) (*fsys, *Image, error) {
 		return nil, nil, fmt.Errorf("input %s for %s: %w", name, n.key, err)
 	}
 	return root, img, nil
+}
+
+// target is another target of the same Dockerfile, built as if it were asked for
+// alone. (In a bake file target:NAME is any target of the file; there the client
+// builds it, and it comes here as an input.)
+func (n *namedContext) target(ctx context.Context, name string) (*fsys, *Image, error) {
+	if name == "" {
+		return nil, nil, fmt.Errorf("%s for %s names no target", n.spec, n.key)
+	}
+	if n.c.opts.nested {
+		// One target more for each could be as many as their permutations.
+		return nil, nil, fmt.Errorf("%s stands for %s within a target that stands for another context", n.spec, n.key)
+	}
+	opts := *n.c.opts
+	opts.target, opts.nested = name, true
+	sub := newCompiler(&opts, n.c.in, n.c.file, n.c.images, newPlatformSet(&n.platform, opts.machine), nil)
+	out, err := sub.compile(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s for %s: %w", n.spec, n.key, err)
+	}
+	img, err := parseImage(out.image.Config)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s for %s: %w", n.spec, n.key, err)
+	}
+	return fixed(out.image.Root), img, nil
 }

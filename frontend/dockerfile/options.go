@@ -26,6 +26,7 @@ type options struct {
 	buildArgs map[string]string
 	labels    map[string]string
 	target    string
+	nested    bool   // the target stands for a named context of another compilation
 	request   string // a question about the Dockerfile, instead of a build
 
 	platforms     []ocispecs.Platform // none is the machine's

@@ -102,6 +102,7 @@ func (b *box) mountAll() error {
 	if b.user, err = lookUpUser(b.root, b.s.User); err != nil {
 		return err // before anything is mounted over the image's own files
 	}
+	b.user.groups = append(b.user.groups, b.s.Groups...)
 	if err := b.mountKernel(); err != nil {
 		return err
 	}

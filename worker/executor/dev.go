@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -87,6 +89,11 @@ func (b *box) mountDev() error {
 			return err
 		}
 	}
+	for _, d := range b.s.Devices {
+		if err := b.makeGiven(d); err != nil {
+			return fmt.Errorf("making %s: %w", d.Path, err)
+		}
+	}
 	if b.null, err = unix.Openat(b.dev, "null", unix.O_PATH|unix.O_CLOEXEC, 0); err != nil {
 		return err
 	}
@@ -117,6 +124,68 @@ func (b *box) makeInsecureDevices() error {
 		}
 	}
 	return nil
+}
+
+// makeGiven makes the node of a device that the process was given.
+func (b *box) makeGiven(d Device) error {
+	name, ok := strings.CutPrefix(path.Clean(d.Path), "/dev/")
+	if !ok {
+		return errors.New("device nodes can be made below /dev only")
+	}
+	dir, err := b.devFolder(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	base := path.Base(name)
+	// One that every process has may be given with other rights.
+	if err := unix.Unlinkat(dir, base, 0); err != nil && err != unix.ENOENT {
+		return err
+	}
+	if b.n.userns {
+		fd, err := clone(unix.AT_FDCWD, d.HostPath)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return b.bindDevice(name, fd)
+	}
+	kind := uint32(unix.S_IFCHR)
+	if d.Block {
+		kind = unix.S_IFBLK
+	}
+	if err := unix.Mknodat(dir, base, kind|unixMode(d.Mode), int(unix.Mkdev(d.Major, d.Minor))); err != nil {
+		return err
+	}
+	uid, gid := b.user.uid, b.user.gid
+	if d.UID != nil {
+		uid = *d.UID
+	}
+	if d.GID != nil {
+		gid = *d.GID
+	}
+	return unix.Fchownat(dir, base, int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// devFolder opens a folder of /dev, which is made if it is not there.
+func (b *box) devFolder(name string) (int, error) {
+	dir, err := unix.FcntlInt(uintptr(b.dev), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil || name == "." {
+		return dir, err
+	}
+	for part := range strings.SplitSeq(name, "/") {
+		if err := unix.Mkdirat(dir, part, 0o755); err != nil && err != unix.EEXIST {
+			unix.Close(dir)
+			return -1, err
+		}
+		next, err := unix.Openat(dir, part, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		unix.Close(dir)
+		if err != nil {
+			return -1, err
+		}
+		dir = next
+	}
+	return dir, nil
 }
 
 // allInsecureDevices are insecureDevices with loop devices.

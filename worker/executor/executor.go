@@ -28,6 +28,8 @@ import (
 	"net"
 	"os"
 	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // Spec is a process and all that it sees. The zero value of a field is what
@@ -47,6 +49,13 @@ type Spec struct {
 	ExtraHosts []HostIP
 	Ulimits    []Ulimit
 	Resources  Resources
+	// Devices are nodes of /dev besides those that every process has.
+	Devices []Device
+	// Groups are groups that the process is in besides those of its user.
+	Groups []uint32
+	// Hooks are programs of the host that prepare the sandbox. Only OCI runtimes run
+	// them; other executors refuse a process that has any.
+	Hooks *specs.Hooks
 	// CgroupParent is the cgroup below which the process gets its own, made if it
 	// is not there; empty is that of Options.
 	CgroupParent string
@@ -123,6 +132,17 @@ type Resources struct {
 	CPUSetMems         string
 	PIDs               int64
 	ShmSize            int64 // bytes of /dev/shm; 0 is 64 MiB
+}
+
+// Device is a device that a process may use.
+type Device struct {
+	Path         string // of its node in the sandbox, below /dev
+	HostPath     string // of the host's node, which is bound where none can be made
+	Block        bool
+	Major, Minor uint32
+	Mode         os.FileMode
+	UID, GID     *uint32 // nil is the process's user's
+	Access       string  // of "rwm"
 }
 
 // Terminal is the terminal that a process gets.

@@ -224,6 +224,9 @@ func (n *Native) Run(ctx context.Context, s Spec) error {
 	if len(s.Args) == 0 || s.Args[0] == "" {
 		return errors.New("running a step: no program is given")
 	}
+	if s.Hooks != nil {
+		return errors.New("its device needs hooks, which an OCI runtime runs: name one in the configuration (worker.oci.binary), runc for one")
+	}
 	b := &box{n: n, s: &s}
 	cgroups, err := n.groups(s.CgroupParent)
 	if err != nil {
@@ -234,6 +237,7 @@ func (n *Native) Run(ctx context.Context, s Spec) error {
 			Memory: s.Resources.Memory, MemorySwap: s.Resources.MemorySwap,
 			CPUShares: s.Resources.CPUShares, CPUPeriod: s.Resources.CPUPeriod, CPUQuota: s.Resources.CPUQuota,
 			CPUs: s.Resources.CPUSetCPUs, Mems: s.Resources.CPUSetMems, PIDs: s.Resources.PIDs,
+			Devices: cgroupDevices(s.Devices),
 		}, s.Insecure)
 		if err != nil {
 			return fmt.Errorf("making a cgroup: %w", err)
@@ -415,4 +419,12 @@ func (h *handle) end(grace time.Duration, done <-chan struct{}) {
 		}
 	}
 	h.signal(unix.SIGKILL)
+}
+
+func cgroupDevices(given []Device) []cgroup.Device {
+	var out []cgroup.Device
+	for _, d := range given {
+		out = append(out, cgroup.Device{Block: d.Block, Major: d.Major, Minor: d.Minor, Access: d.Access})
+	}
+	return out
 }

@@ -28,6 +28,7 @@ func ociSpec(s *Spec, u user, env []string, root string, binds []specs.Mount) (*
 		cwd = "/"
 	}
 	umask := uint32(0o022)
+	u.groups = append(u.groups, s.Groups...)
 	caps := &specs.LinuxCapabilities{Bounding: seccomp.DefaultCaps, Effective: seccomp.DefaultCaps, Permitted: seccomp.DefaultCaps}
 	o := &specs.Spec{
 		Version: ociVersion,
@@ -49,6 +50,8 @@ func ociSpec(s *Spec, u user, env []string, root string, binds []specs.Mount) (*
 			Resources: ociResources(s),
 		},
 	}
+	o.Hooks = s.Hooks
+	o.Linux.Devices = ociGiven(s.Devices, u)
 	if s.Network == NetworkNone {
 		o.Linux.Namespaces = append(o.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})
 	}
@@ -61,8 +64,8 @@ func ociSpec(s *Spec, u user, env []string, root string, binds []specs.Mount) (*
 	if s.Insecure {
 		all := allCaps()
 		o.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all, Inheritable: all, Ambient: all}
-		var err error
-		o.Linux.Devices, err = ociDevices()
+		more, err := ociDevices()
+		o.Linux.Devices = append(more, o.Linux.Devices...)
 		return o, err
 	}
 	for _, m := range maskedProc {
@@ -126,9 +129,33 @@ func ociDevices() ([]specs.LinuxDevice, error) {
 	return out, nil
 }
 
+// ociGiven are the nodes of the devices that a process was given.
+func ociGiven(given []Device, u user) []specs.LinuxDevice {
+	var out []specs.LinuxDevice
+	for _, d := range given {
+		node := specs.LinuxDevice{Path: d.Path, Type: "c", Major: int64(d.Major), Minor: int64(d.Minor), UID: d.UID, GID: d.GID}
+		if d.Block {
+			node.Type = "b"
+		}
+		if node.UID == nil {
+			node.UID = &u.uid
+		}
+		if node.GID == nil {
+			node.GID = &u.gid
+		}
+		mode := d.Mode
+		node.FileMode = &mode
+		out = append(out, node)
+	}
+	return out
+}
+
 func ociResources(s *Spec) *specs.LinuxResources {
 	r, l := &specs.LinuxResources{}, s.Resources
 	r.Devices = []specs.LinuxDeviceCgroup{{Allow: s.Insecure, Access: "rwm"}}
+	for i, d := range ociGiven(s.Devices, user{}) {
+		r.Devices = append(r.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: d.Type, Major: &d.Major, Minor: &d.Minor, Access: s.Devices[i].Access})
+	}
 	if l.Memory > 0 || l.MemorySwap != 0 {
 		r.Memory = &specs.LinuxMemory{}
 		if l.Memory > 0 {

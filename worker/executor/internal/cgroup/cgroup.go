@@ -32,6 +32,7 @@ type Limits struct {
 	CPUQuota             int64
 	CPUs, Mems           string
 	PIDs                 int64
+	Devices              []Device // may be used besides those that every process needs
 }
 
 // Manager makes groups. It is safe for concurrent use.
@@ -127,7 +128,7 @@ func (m *Manager) prepare() (*Manager, error) {
 			delegate(filepath.Dir(m.unified))
 			delegate(m.unified)
 			m.sweep(m.unified)
-			if fd, err := loadDeviceFilter(); err == nil {
+			if fd, err := loadDeviceFilter(nil); err == nil {
 				m.devices = fd
 			}
 		}

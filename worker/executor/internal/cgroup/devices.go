@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"runtime"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -17,8 +18,15 @@ var allowed = []struct{ major, minor int32 }{
 	{136, -1}, // terminals
 }
 
+// Device is one that the processes of a group may use besides.
+type Device struct {
+	Block        bool
+	Major, Minor uint32
+	Access       string // of "rwm"
+}
+
 // restrictDevices writes that into a group of the older devices tree.
-func restrictDevices(dir string) error {
+func restrictDevices(dir string, more []Device) error {
 	if err := write(dir, "devices.deny", "a"); err != nil {
 		return err
 	}
@@ -29,6 +37,13 @@ func restrictDevices(dir string) error {
 			minor = fmt.Sprint(d.minor)
 		}
 		rules = append(rules, fmt.Sprintf("c %d:%s rwm", d.major, minor))
+	}
+	for _, d := range more {
+		kind := "c"
+		if d.Block {
+			kind = "b"
+		}
+		rules = append(rules, fmt.Sprintf("%s %d:%d %s", kind, d.Major, d.Minor, d.Access))
 	}
 	for _, r := range rules {
 		if err := write(dir, "devices.allow", r); err != nil {
@@ -48,13 +63,16 @@ const (
 	bpfJumpUnless = unix.BPF_JMP | unix.BPF_JNE | unix.BPF_K
 	bpfExit       = unix.BPF_JMP | unix.BPF_EXIT
 
-	accessMknod  = 1
-	deviceIsChar = 2
+	accessMknod   = 1
+	accessRead    = 2
+	accessWrite   = 4
+	deviceIsBlock = 1
+	deviceIsChar  = 2
 )
 
 // deviceFilter is the eBPF program for the unified tree. Its context is the kind
 // of device and the access in one word, then the major and the minor number.
-func deviceFilter() []byte {
+func deviceFilter(more []Device) []byte {
 	var code []byte
 	add := func(op, dst, src int, off int16, imm int32) {
 		code = append(code, byte(op), byte(dst|src<<4))
@@ -73,6 +91,20 @@ func deviceFilter() []byte {
 	add(bpfLoad, 5, 1, 8, 0)        // r5: minor
 	add(bpfJumpUnless, 3, 0, 2, accessMknod)
 	result(1)
+	for _, d := range more {
+		kind := int32(deviceIsChar)
+		if d.Block {
+			kind = deviceIsBlock
+		}
+		add(bpfJumpUnless, 2, 0, 7, kind)
+		add(bpfJumpUnless, 4, 0, 6, int32(d.Major))
+		add(bpfJumpUnless, 5, 0, 5, int32(d.Minor))
+		// Every access that is asked for has to be one that is allowed.
+		add(bpfMoveReg, 0, 3, 0, 0)
+		add(bpfAnd, 0, 0, 0, ^accessMask(d.Access))
+		add(bpfJumpUnless, 0, 0, 2, 0)
+		result(1)
+	}
 	add(bpfJumpUnless, 2, 0, int16(deviceRules()), deviceIsChar)
 	for _, d := range allowed {
 		if d.minor < 0 {
@@ -87,6 +119,16 @@ func deviceFilter() []byte {
 	return code
 }
 
+func accessMask(access string) int32 {
+	var mask int32
+	for bit, letter := range map[int32]string{accessMknod: "m", accessRead: "r", accessWrite: "w"} {
+		if strings.Contains(access, letter) {
+			mask |= bit
+		}
+	}
+	return mask
+}
+
 // deviceRules counts the instructions of the rules.
 func deviceRules() int {
 	n := 0
@@ -98,8 +140,8 @@ func deviceRules() int {
 	return n
 }
 
-func loadDeviceFilter() (int, error) {
-	code, license := deviceFilter(), []byte("Apache-2.0\x00")
+func loadDeviceFilter(more []Device) (int, error) {
+	code, license := deviceFilter(more), []byte("Apache-2.0\x00")
 	attr := struct {
 		kind, count   uint32
 		code, license uint64

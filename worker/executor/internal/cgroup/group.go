@@ -40,7 +40,7 @@ func (m *Manager) Create(id string, l Limits, allDevices bool) (_ *Group, err er
 			return nil, fmt.Errorf("opening %s: %w", g.unified, err)
 		}
 		if m.devices >= 0 && !allDevices {
-			if err := attachDeviceFilter(g.dir, m.devices); err == nil {
+			if err := m.filterDevices(g.dir, l.Devices); err == nil {
 				g.filters = true
 			}
 		}
@@ -50,7 +50,7 @@ func (m *Manager) Create(id string, l Limits, allDevices bool) (_ *Group, err er
 		if err != nil {
 			return nil, err
 		}
-		if err := restrictDevices(dir); err != nil {
+		if err := restrictDevices(dir, l.Devices); err != nil {
 			return nil, fmt.Errorf("restricting devices: %w", err)
 		}
 		g.filters = true
@@ -61,6 +61,19 @@ func (m *Manager) Create(id string, l Limits, allDevices bool) (_ *Group, err er
 		}
 	}
 	return g, nil
+}
+
+// filterDevices attaches the filter to a group, one of its own where more is allowed.
+func (m *Manager) filterDevices(dir int, more []Device) error {
+	if len(more) == 0 {
+		return attachDeviceFilter(dir, m.devices)
+	}
+	program, err := loadDeviceFilter(more)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(program) // the group holds it
+	return attachDeviceFilter(dir, program)
 }
 
 // mkdirTries is how often kiln's folder is made anew before somebody who removes
