@@ -19,9 +19,13 @@ import (
 )
 
 // SourceCheck judges a source that a build is about to read, after its policies
-// have: it changes op, and says so, or refuses it with an error. What there is to
-// know of a source, describe finds out; policies hold for that too.
-type SourceCheck func(ctx context.Context, op *pb.Op, describe func(context.Context, *pb.SourceOp, frontend.SourceOptions) (frontend.SourceMeta, error)) (changed bool, err error)
+// have: it refuses it with an error, or puts another in its place, which is then judged
+// in turn, and says so. What there is to know of a source, describe finds out;
+// policies hold for that too.
+type SourceCheck func(ctx context.Context, op *pb.Op, describe func(context.Context, *pb.SourceOp, frontend.SourceOptions) (frontend.SourceMeta, error)) (converted bool, err error)
+
+// maxChecks bounds how often one source is put in another's place by a SourceCheck.
+const maxChecks = 10
 
 // guard is what a build's sources are held against.
 type guard struct {
@@ -130,20 +134,30 @@ func (b *build) admitSource(ctx context.Context, set *policy.Set, remember bool,
 
 // judge holds a source op against policies and the check, and changes it.
 func (b *build) judge(ctx context.Context, set *policy.Set, op *pb.Op) (changed bool, err error) {
-	source := op.GetSource()
-	was := source.Identifier
-	source.Identifier = canonical(was)
-	if changed, err = set.Apply(source); err != nil || b.guard.check == nil {
-		return changed || source.Identifier != was, err
-	}
+	was := proto.Clone(op.GetSource()).(*pb.SourceOp)
 	describe := func(ctx context.Context, source *pb.SourceOp, o frontend.SourceOptions) (frontend.SourceMeta, error) {
 		if _, err := set.Apply(source); err != nil {
 			return frontend.SourceMeta{}, err
 		}
 		return b.describe(ctx, source, o)
 	}
-	again, err := b.guard.check(ctx, op, describe)
-	return changed || again || op.GetSource().Identifier != was, err
+	for range maxChecks {
+		source := op.GetSource()
+		source.Identifier = canonical(source.Identifier)
+		if _, err := set.Apply(source); err != nil {
+			return false, err
+		}
+		converted := false
+		if b.guard.check != nil {
+			if converted, err = b.guard.check(ctx, op, describe); err != nil {
+				return false, err
+			}
+		}
+		if !converted {
+			return !proto.Equal(was, op.GetSource()), nil
+		}
+	}
+	return false, fmt.Errorf("too many policy requests: the source %q is converted over and over", was.Identifier)
 }
 
 // canonical gives the one form of an identifier that rules are written for: a source

@@ -67,10 +67,14 @@ func (s *Server) build(ctx context.Context, req *controlapi.SolveRequest, client
 		return nil, err
 	}
 	lent := client.Session()
+	lent.Debug = compile != nil // a function may look at what a failed step has left
+	check, done := s.checkSource(req, client)
+	defer done()
 	return s.engine.Build(ctx, kiln.Request{
 		Attrs: req.FrontendAttrs, Frontend: compile, Inputs: inputs, Session: &lent,
 		Forward:   gateway.FromImage{Workers: s.gateway.Workers}.Forward,
 		CacheFrom: from, CacheTo: to, Allow: req.Entitlements, Outputs: outputs(req, client), Events: b.event,
+		SourcePolicy: req.SourcePolicy, CheckSource: check,
 	})
 }
 
@@ -182,8 +186,6 @@ func (s *Server) refuse(req *controlapi.SolveRequest) error {
 	switch {
 	case req.Ref == "":
 		return fault.New(codes.InvalidArgument, "the request has no ref")
-	case req.SourcePolicy != nil && len(req.SourcePolicy.Rules) > 0, req.SourcePolicySession != "":
-		return unsupported("source policies are")
 	case req.EnableSessionExporter:
 		return unsupported("exporters that the session chooses are")
 	case req.ProxyNetwork:

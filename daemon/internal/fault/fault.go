@@ -126,7 +126,9 @@ func Status(err error) *status.Status {
 			out.Details = appendDetail(out.Details, "errdefs.Solve+json", d)
 		}
 	}
-	var more interface{ Detail() (kind string, value any) }
+	var more interface {
+		Detail() (kind string, value any)
+	}
 	if errors.As(err, &more) {
 		kind, value := more.Detail()
 		out.Details = appendDetail(out.Details, kind, value)
