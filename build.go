@@ -44,7 +44,9 @@ type Result struct {
 	Ran, Cached int
 	// Started and Completed are when the build did so.
 	Started, Completed time.Time
-	// Provenance says what each image was built from, where the request asked for that.
+	// Documents are the manifests and configs that outputs made, and Provenance says
+	// what each image was built from, where the request asked for a Record.
+	Documents  []Document
 	Provenance []Provenance
 }
 
@@ -75,7 +77,9 @@ type build struct {
 	events func(Event)
 	steps  map[llb.Digest]*llb.Vertex // those of the graph that are no sources
 	edges  []llb.Edge                 // all that were solved
-	result Result
+	// exports are the remote caches that are being written.
+	exports []*cacheExport
+	result  Result
 }
 
 // Build builds what r asks for.
@@ -130,7 +134,7 @@ func (e *Engine) Build(ctx context.Context, r Request) (*Result, error) {
 	}
 	b.result.Completed = e.clock()
 	b.result.Digest = b.result.Metadata["containerimage.digest"]
-	if r.Provenance && b.made != nil {
+	if r.Record && b.made != nil {
 		b.result.Provenance = b.provenances(ctx, b.made)
 	}
 	return &b.result, nil
@@ -254,6 +258,7 @@ func (b *build) run(ctx context.Context, req frontend.Request, exporters []expor
 		return err
 	}
 	b.made, b.roots = m, m.chains[:len(m.images)]
+	b.result.Documents = nil
 	result := b.exported(ctx, m)
 	b.addInline(ctx, &result)
 	for _, x := range exporters {
@@ -304,9 +309,11 @@ func (b *build) emit(e Event) {
 			b.mustHit(e.Name)
 		case solver.VertexCached:
 			b.result.Cached++
+			b.stepEnded(e.Vertex)
 		case solver.VertexCompleted:
 			if e.Err == nil {
 				b.result.Ran++
+				b.stepEnded(e.Vertex)
 			}
 		}
 	}

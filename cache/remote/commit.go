@@ -62,7 +62,7 @@ func (x *Exporter) finish(ctx context.Context, entries []Entry, mounts []Mount, 
 		return s, false, x.loadErr
 	}
 	s.Replaced = x.replaced
-	saved, err := x.sendMounts(ctx, mounts, now)
+	saved, err := x.sendMounts(ctx, mounts, now, &s)
 	if err != nil {
 		return s, false, err
 	}

@@ -58,6 +58,8 @@ type ExportOptions struct {
 	Sign ed25519.PrivateKey
 	// Parallel is how many blobs are sent at once; 0 is 4.
 	Parallel int
+	// Import reads the same cache, whose index is then not read again; may be nil.
+	Import *Import
 }
 
 // Stats are what an export did.
@@ -69,6 +71,8 @@ type Stats struct {
 	Reason  string
 	// Replaced says why nothing of what was there was kept; nil where all was.
 	Replaced error
+	// Unsaved says why cache mounts were not saved.
+	Unsaved []string
 	// Manifest is that of the cache as it is now; its size is 0 where nothing is there.
 	Manifest blob.Descriptor
 }
@@ -183,7 +187,7 @@ func begin(ctx context.Context, c *cache.Cache, to Target, o ExportOptions, trus
 func (x *Exporter) load(ctx context.Context, trust bool) {
 	ctx, cancel := context.WithTimeout(ctx, loadTimeout)
 	defer cancel()
-	old, name, err := load(ctx, x.to)
+	old, name, err := x.read(ctx)
 	x.name = name
 	switch {
 	case err != nil && !isReplaceable(err):
@@ -203,12 +207,26 @@ func (x *Exporter) load(ctx context.Context, trust bool) {
 	}
 }
 
+// read gives what the cache has, from the import that has read it, if one has.
+func (x *Exporter) read(ctx context.Context) (*index, blob.Descriptor, error) {
+	if i := x.opt.Import; i != nil {
+		<-i.loaded
+		if i.index != nil {
+			return i.index, i.manifest, nil
+		}
+	}
+	return load(ctx, x.to)
+}
+
 // isReplaceable tells a cache that is not there, or of no use, from one that could
 // not be read this time.
 func isReplaceable(err error) bool {
 	var format *FormatError
 	return isMissing(err) || errors.As(err, &format)
 }
+
+// Cancel cuts the export short: what goes on ends with cause.
+func (x *Exporter) Cancel(cause error) { x.cancel(cause) }
 
 // Close cuts the export short, if it is still under way, and waits for its end.
 func (x *Exporter) Close() {

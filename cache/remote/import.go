@@ -29,10 +29,11 @@ type Import struct {
 	cancel context.CancelFunc
 	loaded chan struct{} // closed when the fields of the next block are set
 
-	index  *index // nil where there is none that can be used
-	keys   map[cache.Key]int
-	layers map[cache.LayerID]int
-	blobs  map[blob.Digest]struct{}
+	index    *index // nil where there is none that can be used
+	manifest blob.Descriptor
+	keys     map[cache.Key]int
+	layers   map[cache.LayerID]int
+	blobs    map[blob.Digest]struct{}
 
 	mu sync.Mutex // guards what follows
 	// chains are the links that were put into the local cache.
@@ -66,8 +67,9 @@ func Open(ctx context.Context, c *cache.Cache, s Store, o Options, done func(err
 	}
 	go func() {
 		defer close(i.loaded)
-		x, _, err := load(ctx, s)
+		x, manifest, err := load(ctx, s)
 		if err == nil {
+			i.manifest = manifest
 			i.use(x)
 		} else if ctx.Err() == context.DeadlineExceeded {
 			err = fmt.Errorf("it did not answer within %v: %w", loadTimeout, err)
@@ -98,6 +100,9 @@ func (i *Import) use(x *index) {
 		}
 	}
 }
+
+// Name is what people call the cache.
+func (i *Import) Name() string { return i.opt.Name }
 
 // Close ends the import; Lookup finds nothing any more.
 func (i *Import) Close() {

@@ -83,7 +83,8 @@ func (m mount) covers(o mount, now time.Time) bool {
 }
 
 // sendMounts saves mounts: it sends the pieces that the cache does not have.
-func (x *Exporter) sendMounts(ctx context.Context, mounts []Mount, now time.Time) (saved []mount, err error) {
+// One that cannot be saved is left as it was, and s says why.
+func (x *Exporter) sendMounts(ctx context.Context, mounts []Mount, now time.Time, s *Stats) (saved []mount, err error) {
 	known := map[id]blob.Descriptor{}
 	old := map[string]mount{}
 	if x.old != nil {
@@ -103,7 +104,13 @@ func (x *Exporter) sendMounts(ctx context.Context, mounts []Mount, now time.Time
 		switch {
 		case m.Dir != "":
 			if snapshot, err = x.saveMount(ctx, m, known); err != nil {
-				return nil, fmt.Errorf("saving the cache mount %q: %w", m.ID, err)
+				if ctx.Err() != nil {
+					return nil, context.Cause(ctx)
+				}
+				s.Unsaved = append(s.Unsaved, fmt.Sprintf("the cache mount %q was not saved: %v", m.ID, err))
+				if snapshot = before; !have {
+					continue
+				}
 			}
 		case !have:
 			continue

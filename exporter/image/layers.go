@@ -78,7 +78,12 @@ func (ls *layers) get(ctx context.Context, chain cache.ChainID, l cache.Layer, c
 	}
 	defer close(p.done)
 	p.layer, p.err = ls.find(ctx, chain, l, clamp)
-	p.err = gone(l.ID, p.err)
+	if p.err = gone(l.ID, p.err); p.err != nil {
+		// Whoever asks later may have better luck.
+		ls.mu.Lock()
+		defer ls.mu.Unlock()
+		delete(ls.pending, key)
+	}
 	return p.layer, p.err
 }
 
@@ -101,6 +106,9 @@ func (ls *layers) find(ctx context.Context, chain cache.ChainID, l cache.Layer, 
 				return ls.existing(l, d), nil
 			}
 		}
+	}
+	if out, ok := ls.variant(chain, l, clamp); ok {
+		return out, nil
 	}
 	if l.Root.Kind == tree.None {
 		var err error

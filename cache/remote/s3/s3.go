@@ -18,6 +18,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/url"
 	"sync"
 	"time"
 
@@ -27,15 +28,18 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/aws/smithy-go"
+	"github.com/aws/smithy-go/middleware"
 
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/remote"
 	"github.com/kiln-build/kiln/cache/remote/internal/pace"
 )
 
-// Options say which bucket, and how it is reached. Bucket, Region and Name are needed.
+// Options say which bucket, and how it is reached. Bucket and Name are needed.
 type Options struct {
-	Bucket, Region string
+	Bucket string
+	// Region is where the bucket is; empty is what the SDK's configuration says.
+	Region string
 	// Endpoint is the address of another server than Amazon's; empty is what the
 	// SDK's configuration says.
 	Endpoint string
@@ -46,6 +50,9 @@ type Options struct {
 	KeyID, Secret, Token string
 	// PathStyle has the bucket in the path of an address and not in its host.
 	PathStyle bool
+	// PlainEncoding leaves a header out that Google's servers change on the way,
+	// which makes the signature wrong.
+	PlainEncoding bool
 	// Touch is the age at which an object that is still used is written again, for
 	// buckets that remove what is old; 0 is a day.
 	Touch time.Duration
@@ -79,7 +86,10 @@ type Store struct {
 var _ remote.Target = (*Store)(nil)
 
 // New gives a cache. Nothing is read before it is used.
-func New(o Options) *Store {
+func New(o Options) (*Store, error) {
+	if u, err := url.Parse(o.Endpoint); o.Endpoint != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil) {
+		return nil, errors.New("endpoint_url: want http://HOST or https://HOST")
+	}
 	if o.Touch == 0 {
 		o.Touch = 24 * time.Hour
 	}
@@ -88,7 +98,7 @@ func New(o Options) *Store {
 	}
 	s := &Store{opt: o, etags: map[blob.Digest]string{}}
 	s.connect = sync.OnceValues(s.client)
-	return s
+	return s, nil
 }
 
 // Name gives what people call the cache.
@@ -115,7 +125,19 @@ func (s *Store) client() (*s3.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the configuration of AWS: %w", err)
 	}
+	if c.Region == "" {
+		if s.opt.Endpoint == "" {
+			return nil, errors.New("region=REGION (or AWS_REGION) is missing")
+		}
+		c.Region = "us-east-1" // which servers other than Amazon's take for their own
+	}
 	return s3.NewFromConfig(c, func(o *s3.Options) {
+		if s.opt.PlainEncoding {
+			o.APIOptions = append(o.APIOptions, func(stack *middleware.Stack) error {
+				_, err := stack.Finalize.Remove("DisableAcceptEncodingGzip")
+				return err
+			})
+		}
 		o.HTTPClient = &http.Client{Transport: pace.New()}
 		o.UsePathStyle = s.opt.PathStyle
 		o.RetryMaxAttempts = attempts

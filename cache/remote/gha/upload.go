@@ -1,0 +1,183 @@
+package gha
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"github.com/kiln-build/kiln/cache/blob"
+	"github.com/kiln-build/kiln/cache/remote"
+	"github.com/kiln-build/kiln/cache/remote/internal/pace"
+)
+
+const (
+	// storageVersion is that of Azure's protocol.
+	storageVersion = "2021-12-02"
+	// maxPut is what goes to the storage in one request. Larger blobs go in blocks
+	// of blockSize, or of more where there would be too many.
+	maxPut    = 128 << 20
+	blockSize = 32 << 20
+	maxBlocks = 50_000
+)
+
+// Put makes a Store a remote.Target.
+func (s *Store) Put(ctx context.Context, d blob.Descriptor, _ []string, open func(context.Context) (io.ReadCloser, error)) error {
+	key := blobKey(d.Digest)
+	_, err := s.find(ctx, key, false)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	err = s.write(ctx, key, d.Size, open)
+	if isTaken(err) {
+		return nil // another job is writing the same bytes
+	}
+	return err
+}
+
+// isTaken reports whether the service said that there is an entry of that key.
+func isTaken(err error) bool {
+	var status *statusError
+	return errors.As(err, &status) && status.status == http.StatusConflict || errors.Is(err, errRefused)
+}
+
+// errRefused is the service's refusing a key without saying why, which it does
+// where there is an entry of that key.
+var errRefused = errors.New("the cache service does not take the key")
+
+// Commit makes a Store a remote.Target.
+func (s *Store) Commit(ctx context.Context, d blob.Descriptor, manifest []byte, _ blob.Digest) (sure bool, err error) {
+	s.mu.Lock()
+	n := s.number + 1
+	if s.conflicts > maxConflicts {
+		n += s.conflicts - maxConflicts
+	}
+	s.mu.Unlock()
+	open := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(manifest)), nil }
+	err = s.write(ctx, s.series()+strconv.Itoa(n), d.Size, open)
+	if isTaken(err) {
+		s.mu.Lock()
+		s.conflicts++
+		s.mu.Unlock()
+		return false, fmt.Errorf("%w: %w", remote.ErrChanged, err)
+	}
+	return err == nil, err
+}
+
+// write makes an entry.
+func (s *Store) write(ctx context.Context, key string, size int64, open func(context.Context) (io.ReadCloser, error)) error {
+	type request struct {
+		Key     string `json:"key"`
+		Size    int64  `json:"size_bytes,omitempty"`
+		Version string `json:"version"`
+	}
+	var reserved struct {
+		OK      bool   `json:"ok"`
+		Address string `json:"signed_upload_url"`
+	}
+	in := request{Key: key, Version: versionOf(key)}
+	if err := s.call(ctx, "CreateCacheEntry", in, &reserved); err != nil {
+		return err
+	}
+	if !reserved.OK || reserved.Address == "" {
+		return fmt.Errorf("%w: %s", errRefused, key)
+	}
+	if err := s.upload(ctx, reserved.Address, size, open); err != nil {
+		return fmt.Errorf("writing the entry %s: %w", key, err)
+	}
+	in.Size = size
+	var done struct {
+		OK bool `json:"ok"`
+	}
+	err := s.call(ctx, "FinalizeCacheEntryUpload", in, &done)
+	if err == nil && !done.OK {
+		err = fmt.Errorf("the cache service did not take the entry %s", key)
+	}
+	return err
+}
+
+// upload sends bytes to a signed address.
+func (s *Store) upload(ctx context.Context, address string, size int64, open func(context.Context) (io.ReadCloser, error)) error {
+	if size <= maxPut {
+		return s.put(ctx, address, nil, size, open)
+	}
+	r, err := open(ctx)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	var list struct {
+		XMLName xml.Name `xml:"BlockList"`
+		Latest  []string
+	}
+	buf := make([]byte, max(blockSize, (size+maxBlocks-1)/maxBlocks))
+	for left := size; left > 0; {
+		piece := buf[:min(left, int64(len(buf)))]
+		if _, err := io.ReadFull(r, piece); err != nil {
+			return fmt.Errorf("reading the blob: %w", err)
+		}
+		// Names of blocks are to be equally long.
+		id := base64.StdEncoding.EncodeToString(fmt.Appendf(nil, "%08d", len(list.Latest)))
+		again := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(piece)), nil }
+		if err := s.put(ctx, address, url.Values{"comp": {"block"}, "blockid": {id}}, int64(len(piece)), again); err != nil {
+			return err
+		}
+		list.Latest = append(list.Latest, id)
+		left -= int64(len(piece))
+	}
+	data, err := xml.Marshal(list)
+	if err != nil {
+		return err
+	}
+	again := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
+	return s.put(ctx, address, url.Values{"comp": {"blocklist"}}, int64(len(data)), again)
+}
+
+// put makes one request to the storage, with more in the query of its address.
+func (s *Store) put(ctx context.Context, address string, more url.Values, size int64, open func(context.Context) (io.ReadCloser, error)) error {
+	u, err := url.Parse(address)
+	if err != nil {
+		return errors.New("the cache service gave an address that is none")
+	}
+	if len(more) > 0 {
+		// What is there stays as it is: it is signed.
+		if u.RawQuery != "" {
+			u.RawQuery += "&"
+		}
+		u.RawQuery += more.Encode()
+	}
+	resp, err := pace.Do(ctx, s.client, func() (*http.Request, error) {
+		body, err := open(ctx)
+		if err != nil {
+			return nil, err
+		}
+		req, err := http.NewRequestWithContext(ctx, http.MethodPut, u.String(), body)
+		if err != nil {
+			return nil, errors.Join(withoutAddress(err), body.Close())
+		}
+		if req.ContentLength = size; size == 0 {
+			req.Body = http.NoBody
+		}
+		if len(more) == 0 {
+			req.Header.Set("x-ms-blob-type", "BlockBlob")
+			req.Header.Set("Content-Type", "application/octet-stream")
+		}
+		req.Header.Set("x-ms-version", storageVersion)
+		return req, nil
+	})
+	if err != nil {
+		return withoutAddress(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusCreated {
+		return &statusError{status: resp.StatusCode}
+	}
+	return nil
+}

@@ -1,0 +1,423 @@
+package kiln
+
+import (
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kiln-build/kiln/cache/blob"
+	"github.com/kiln-build/kiln/cache/remote"
+	"github.com/kiln-build/kiln/cache/remote/gha"
+	"github.com/kiln-build/kiln/cache/remote/s3"
+	"github.com/kiln-build/kiln/exporter/image"
+)
+
+// cacheSource is a cache that a build reads.
+type cacheSource struct {
+	name   string
+	store  remote.Store
+	origin string
+	verify ed25519.PublicKey // nil takes all
+}
+
+// cacheTarget is a cache that a build writes.
+type cacheTarget struct {
+	name        string
+	store       remote.Target // nil for an inline cache
+	options     image.Options
+	max, mounts bool
+	sign        ed25519.PrivateKey // nil signs nothing
+	parallel    int
+	timeout     time.Duration
+	ignoreError bool
+}
+
+// caches are the remote caches of a build.
+type caches struct {
+	sources []cacheSource
+	targets []cacheTarget
+	inline  bool
+}
+
+// parseCaches reads what r says of caches, before anything is built.
+func (b *build) parseCaches(r *Request) (caches, error) {
+	var c caches
+	here := r.Session == nil
+	for _, from := range r.CacheFrom {
+		s, err := b.cacheSources(from, here)
+		if err != nil {
+			return c, fmt.Errorf("cache-from type=%s: %w", from.Type, err)
+		}
+		c.sources = append(c.sources, s...)
+	}
+	for _, to := range r.CacheTo {
+		t, err := b.cacheTargets(to, here)
+		if err != nil {
+			return c, fmt.Errorf("cache-to type=%s: %w", to.Type, err)
+		}
+		for _, t := range t {
+			c.inline = c.inline || t.store == nil
+			c.targets = append(c.targets, t)
+		}
+	}
+	return c, nil
+}
+
+// attrs takes attributes one after the other; what is left is not known.
+type attrs map[string]string
+
+func (a attrs) take(name string) string {
+	v := a[name]
+	delete(a, name)
+	return v
+}
+
+// first takes several names of one attribute; the first that says something counts.
+func (a attrs) first(names ...string) (value string) {
+	for _, n := range names {
+		if v := a.take(n); value == "" {
+			value = v
+		}
+	}
+	return value
+}
+
+// or takes an attribute that may be empty.
+func (a attrs) or(name, otherwise string) string {
+	if v, ok := a[name]; ok {
+		delete(a, name)
+		return v
+	}
+	return otherwise
+}
+
+func (a attrs) bool(name string, otherwise bool) (bool, error) {
+	v, ok := a[name]
+	delete(a, name)
+	if !ok {
+		return otherwise, nil
+	}
+	b, err := strconv.ParseBool(v)
+	if err != nil {
+		return false, fmt.Errorf("%s=%s: want true or false", name, v)
+	}
+	return b, nil
+}
+
+func (a attrs) duration(name string, otherwise time.Duration) (time.Duration, error) {
+	v := a.take(name)
+	if v == "" {
+		return otherwise, nil
+	}
+	d, err := time.ParseDuration(v)
+	if err != nil || d <= 0 {
+		return 0, fmt.Errorf("%s=%s: want a time like 24h or 90s", name, v)
+	}
+	return d, nil
+}
+
+func (a attrs) end() error {
+	for _, name := range slices.Sorted(maps.Keys(a)) {
+		return fmt.Errorf("unknown attribute %s", name)
+	}
+	return nil
+}
+
+// cacheSources gives the caches that one entry stands for.
+func (b *build) cacheSources(from RemoteCache, here bool) ([]cacheSource, error) {
+	a := attrs(maps.Clone(from.Attrs))
+	key, err := keyFile(a, "verify", here, remote.ReadPublicKey)
+	if err != nil {
+		return nil, err
+	}
+	sources, err := b.openSources(from.Type, a, here)
+	if err != nil {
+		return nil, err
+	}
+	for i := range sources {
+		sources[i].verify = key
+	}
+	return sources, a.end()
+}
+
+func (b *build) openSources(kind string, a attrs, here bool) (s []cacheSource, err error) {
+	switch kind {
+	case "registry":
+		store, err := b.registryStore(a.take("ref"))
+		if err != nil {
+			return nil, err
+		}
+		return []cacheSource{{name: store.ref.String(), store: store, origin: store.ref.Repository()}}, nil
+	case "local":
+		var d blob.Digest
+		if v := a.take("digest"); v != "" {
+			if d, err = blob.Parse(v); err != nil {
+				return nil, err
+			}
+		}
+		dir := a.take("src")
+		store, err := b.cacheFolder(dir, "src", a.take("tag"), d, here)
+		return []cacheSource{{name: dir, store: store}}, err
+	case "http":
+		store, err := httpStore(a)
+		if err != nil {
+			return nil, err
+		}
+		return []cacheSource{{name: store.Name(), store: store}}, nil
+	case "s3":
+		stores, _, err := s3Stores(a)
+		for _, store := range stores {
+			s = append(s, cacheSource{name: store.Name(), store: store})
+		}
+		return s, err
+	case "gha":
+		stores, _, err := ghaStores(a, here)
+		for _, store := range stores {
+			s = append(s, cacheSource{name: store.Name(), store: store})
+		}
+		return s, err
+	}
+	return nil, errors.New("unknown type; the types are registry, local, http, s3 and gha")
+}
+
+// cacheTargets gives the caches that one entry stands for.
+func (b *build) cacheTargets(to RemoteCache, here bool) ([]cacheTarget, error) {
+	a := attrs(maps.Clone(to.Attrs))
+	targets, err := b.openTargets(to.Type, a, here)
+	if err != nil {
+		return nil, err
+	}
+	var t cacheTarget // what is said of all of them
+	if err := t.set(a, here, targets[0].store == nil); err != nil {
+		return nil, err
+	}
+	for i := range targets {
+		o := &targets[i]
+		o.options, o.max, o.mounts, o.sign, o.ignoreError = t.options, t.max, t.mounts, t.sign, t.ignoreError
+	}
+	return targets, a.end()
+}
+
+func (b *build) openTargets(kind string, a attrs, here bool) (t []cacheTarget, err error) {
+	switch kind {
+	case "registry":
+		store, err := b.registryStore(a.take("ref"))
+		if err != nil {
+			return nil, err
+		}
+		return []cacheTarget{{name: store.ref.String(), store: store}}, nil
+	case "local":
+		dir := a.take("dest")
+		store, err := b.cacheFolder(dir, "dest", a.take("tag"), blob.Digest{}, here)
+		if err != nil {
+			return nil, err
+		}
+		if reset, err := a.bool("reset", false); err != nil || reset && here {
+			return nil, errors.Join(err, errors.New("reset=true: remove the folder instead"))
+		} // a client that asks for it empties its folder itself
+		return []cacheTarget{{name: dir, store: store}}, nil
+	case "http":
+		store, err := httpStore(a)
+		if err != nil {
+			return nil, err
+		}
+		return []cacheTarget{{name: store.Name(), store: store}}, nil
+	case "s3":
+		stores, parallel, err := s3Stores(a)
+		for _, store := range stores {
+			t = append(t, cacheTarget{name: store.Name(), store: store, parallel: parallel})
+		}
+		return t, err
+	case "gha":
+		stores, timeout, err := ghaStores(a, here)
+		if err != nil {
+			return nil, err
+		}
+		// The first is the job's own branch; it may write no other.
+		return []cacheTarget{{name: stores[0].Name(), store: stores[0], timeout: timeout}}, nil
+	case "inline":
+		return []cacheTarget{{name: "the image's config"}}, nil
+	}
+	return nil, errors.New("unknown type; the types are registry, local, inline, http, s3 and gha")
+}
+
+// set reads the attributes that all types of caches have.
+func (t *cacheTarget) set(a attrs, here, inline bool) (err error) {
+	switch mode := a.take("mode"); mode {
+	case "", "min":
+	case "max":
+		if t.max = true; inline {
+			return errors.New("mode=max: an inline cache has the layers of the image and no others")
+		}
+	default:
+		return fmt.Errorf("mode=%s: want min or max", mode)
+	}
+	if t.ignoreError, err = a.bool("ignore-error", true); err != nil {
+		return err
+	}
+	if t.mounts, err = a.bool("mounts", false); err != nil {
+		return err
+	}
+	if t.sign, err = keyFile(a, "sign", here, remote.ReadPrivateKey); err != nil {
+		return err
+	}
+	if inline && (t.mounts || t.sign != nil) {
+		return errors.New("an inline cache has neither cache mounts nor signatures")
+	}
+	// What caches are in anyway.
+	for _, name := range []string{"oci-mediatypes", "image-manifest"} {
+		if v, err := a.bool(name, true); err != nil || !v {
+			return errors.Join(err, fmt.Errorf("%s=false: caches are OCI image manifests", name))
+		}
+	}
+	layers := map[string]string{}
+	for _, name := range []string{"compression", "compression-level"} {
+		if v := a.take(name); v != "" {
+			layers[name] = v
+		}
+	}
+	t.options, err = image.ParseOptions(layers)
+	return err
+}
+
+// keyFile reads a key that an attribute names. Only those on this machine may name
+// a file.
+func keyFile[K ed25519.PublicKey | ed25519.PrivateKey](a attrs, name string, here bool, read func(string) (K, error)) (K, error) {
+	file := a.take(name)
+	if file == "" {
+		return nil, nil
+	}
+	if !here {
+		return nil, fmt.Errorf("%s: a file can be named by who runs on this machine only", name)
+	}
+	k, err := read(file)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return k, nil
+}
+
+// httpStore gives the cache that url= and name= stand for.
+func httpStore(a attrs) (*remote.HTTP, error) {
+	address, name := a.take("url"), a.take("name")
+	if address == "" {
+		return nil, errors.New("url=ADDRESS is missing")
+	}
+	if name == "" {
+		name = "main"
+	}
+	return remote.NewHTTP(address, name)
+}
+
+// s3Stores gives a cache for each of the names that name= lists.
+func s3Stores(a attrs) (stores []*s3.Store, parallel int, err error) {
+	o := s3.Options{
+		Bucket: a.take("bucket"), Region: a.take("region"), Endpoint: a.first("endpoint_url", "endpoint"),
+		KeyID: a.take("access_key_id"), Secret: a.take("secret_access_key"), Token: a.take("session_token"),
+	}
+	if o.Bucket == "" {
+		o.Bucket = os.Getenv("AWS_BUCKET")
+	}
+	if o.Bucket == "" {
+		return nil, 0, errors.New("bucket=NAME (or AWS_BUCKET) is missing")
+	}
+	if (o.KeyID == "") != (o.Secret == "") {
+		return nil, 0, errors.New("access_key_id and secret_access_key are given together or not at all")
+	}
+	if o.PathStyle, err = a.bool("use_path_style", false); err != nil {
+		return nil, 0, err
+	}
+	if o.PlainEncoding, err = a.bool("disable_accept_encoding", false); err != nil {
+		return nil, 0, err
+	}
+	if o.Touch, err = a.duration("touch_refresh", 24*time.Hour); err != nil {
+		return nil, 0, err
+	}
+	if v := a.take("upload_parallelism"); v != "" {
+		if parallel, err = strconv.Atoi(v); err != nil || parallel < 1 || parallel > 64 {
+			return nil, 0, fmt.Errorf("upload_parallelism=%s: want a number from 1 to 64", v)
+		}
+	}
+	prefix := a.take("prefix")
+	o.BlobsPrefix = prefix + a.or("blobs_prefix", "blobs/")
+	o.ManifestsPrefix = prefix + a.or("manifests_prefix", "kiln/")
+	for name := range strings.SplitSeq(a.or("name", "main"), ";") {
+		if o.Name = strings.TrimSpace(name); o.Name == "" {
+			return nil, 0, errors.New("name: want names with semicolons between them")
+		}
+		store, err := s3.New(o)
+		if err != nil {
+			return nil, 0, err
+		}
+		stores = append(stores, store)
+	}
+	return stores, parallel, nil
+}
+
+// ghaStores gives a cache for each branch that the job may read, its own first.
+// Clients of a daemon send what is in their environment; for those on this machine
+// it is looked up here.
+func ghaStores(a attrs, here bool) (stores []*gha.Store, timeout time.Duration, err error) {
+	o := gha.Options{URL: a.take("url_v2"), Token: a.take("token"), Name: a.or("scope", "kiln")}
+	old, version := a.take("url"), a.take("version")
+	if version == "1" {
+		return nil, 0, errors.New("version=1: GitHub has shut that version of its cache service down")
+	}
+	if version != "" && version != "2" {
+		return nil, 0, fmt.Errorf("version=%s: want 2", version)
+	}
+	if o.URL == "" && (version == "2" || strings.Contains(old, "results-receiver.")) {
+		o.URL = old
+	}
+	if here && o.URL == "" {
+		o.URL = os.Getenv("ACTIONS_RESULTS_URL")
+	}
+	if here && o.Token == "" {
+		o.Token = os.Getenv("ACTIONS_RUNTIME_TOKEN")
+	}
+	if o.URL == "" || o.Token == "" {
+		return nil, 0, errors.New("url_v2 and token are missing; in a job they are ACTIONS_RESULTS_URL and ACTIONS_RUNTIME_TOKEN, which a step has to be given (see docs/caching.md)")
+	}
+	if timeout, err = a.duration("timeout", cacheExportTimeout); err != nil {
+		return nil, 0, err
+	}
+	// Others need these two to list what the service has. kiln's index says it.
+	a.take("repository")
+	a.take("ghtoken")
+	scopes := gha.Scopes(o.Token)
+	slices.SortStableFunc(scopes, func(x, y gha.Scope) int {
+		return map[bool]int{true: 0, false: 1}[x.Write] - map[bool]int{true: 0, false: 1}[y.Write]
+	})
+	if len(scopes) == 0 {
+		scopes = []gha.Scope{{}}
+	}
+	for _, scope := range scopes {
+		o.Ref = scope.Ref
+		store, err := gha.New(o)
+		if err != nil {
+			return nil, 0, err
+		}
+		stores = append(stores, store)
+	}
+	return stores, timeout, nil
+}
+
+// cacheFolder gives the cache in a folder: of this machine, or of a caller elsewhere
+// who lends it.
+func (b *build) cacheFolder(dir, attr, tag string, manifest blob.Digest, here bool) (remote.Target, error) {
+	switch {
+	case dir == "":
+		return nil, fmt.Errorf("%s=FOLDER is missing", attr)
+	case here:
+		return remote.NewLayout(dir, tag, manifest), nil
+	case b.cacheFolders == nil:
+		return nil, errors.New("the build has no session by which its folder could be reached")
+	}
+	return b.cacheFolders.CacheFolder(dir, manifest), nil
+}

@@ -1,0 +1,362 @@
+package kiln
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/moby/buildkit/solver/pb"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/cache/remote"
+	"github.com/kiln-build/kiln/cache/remote/s3"
+	"github.com/kiln-build/kiln/exporter"
+	"github.com/kiln-build/kiln/exporter/image"
+	"github.com/kiln-build/kiln/llb"
+	"github.com/kiln-build/kiln/solver"
+)
+
+// cacheExportTimeout bounds what a build waits for its caches when it is done.
+const cacheExportTimeout = 10 * time.Minute
+
+// cacheExport is a cache that a build writes while it goes on: the layers of each
+// step are sent when the step has ended.
+type cacheExport struct {
+	target cacheTarget
+	export *remote.Exporter
+
+	wake chan struct{} // holds one: steps have ended
+	over chan struct{} // closed when no more do
+	fed  sync.WaitGroup
+
+	mu    sync.Mutex // guards ended
+	ended []llb.Digest
+}
+
+// beginCaches begins the exports of the build; end cuts short those that go on.
+func (b *build) beginCaches(ctx context.Context, imports []*remote.Import) (end func()) {
+	var list []*cacheExport
+	for _, t := range b.caches.targets {
+		if t.store == nil {
+			continue
+		}
+		x := &cacheExport{target: t, wake: make(chan struct{}, 1), over: make(chan struct{})}
+		o := remote.ExportOptions{
+			Forms: b.forms(t), Sign: t.sign, Parallel: t.parallel,
+			Variants: func(l cache.Layer) []remote.Variant { return image.Variants(b.engine.cache, l) },
+		}
+		for n, s := range b.caches.sources {
+			if s.name == t.name && isNamedWhole(t.store) {
+				o.Import = imports[n] // the same index, which need not be fetched twice
+			}
+		}
+		x.export = remote.Begin(ctx, b.engine.cache, t.store, o)
+		x.fed.Go(func() { b.feed(ctx, x) })
+		list = append(list, x)
+	}
+	b.mu.Lock()
+	b.exports = list
+	b.mu.Unlock()
+	return func() {
+		for _, x := range list {
+			x.close()
+			x.export.Cancel(context.Canceled)
+			x.fed.Wait()
+			x.export.Close()
+		}
+	}
+}
+
+// isNamedWhole says of a store that its name says all that chooses what is read there.
+func isNamedWhole(s remote.Store) bool {
+	switch s.(type) {
+	case *registryStore, *remote.HTTP, *s3.Store:
+		return true
+	}
+	return false
+}
+
+// forms makes the blobs of layers for a target.
+func (b *build) forms(t cacheTarget) remote.Forms {
+	env := exporter.Env{Cache: b.engine.cache, Source: b.engine.worker.Reader(b.session), Clock: b.engine.clock}
+	blobs := image.NewBlobs(env, t.options)
+	return func(ctx context.Context, chain cache.ChainID, l cache.Layer) (remote.Form, error) {
+		made, err := blobs.Layer(ctx, chain, l)
+		return remote.Form{DiffID: made.DiffID, Blob: made.Desc, Origins: made.Origins, Open: made.Open, Created: image.Created(b.engine.cache, l.ID)}, err
+	}
+}
+
+// stepEnded tells the exports of a step that has a result. b.mu is held.
+func (b *build) stepEnded(v llb.Digest) {
+	for _, x := range b.exports {
+		x.mu.Lock()
+		x.ended = append(x.ended, v)
+		x.mu.Unlock()
+		select {
+		case x.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// close says that no more steps end. It may be called again.
+func (x *cacheExport) close() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	select {
+	case <-x.over:
+	default:
+		close(x.over)
+	}
+}
+
+// next waits for steps that have ended; false is that there are no more.
+func (x *cacheExport) next() ([]llb.Digest, bool) {
+	more := true
+	select {
+	case <-x.wake:
+	case <-x.over:
+		more = false
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	ended := x.ended
+	x.ended = nil
+	return ended, more
+}
+
+// feed adds the layers of steps to an export as the steps end.
+func (b *build) feed(ctx context.Context, x *cacheExport) {
+	var definitions map[llb.Digest]solver.Definition
+	var wanted map[llb.Digest]bool
+	known := 0
+	for {
+		ended, more := x.next()
+		if !more {
+			return // what is left is sent with the rest
+		}
+		b.mu.Lock()
+		edges := slices.Clip(b.edges)
+		b.mu.Unlock()
+		if len(edges) != known {
+			list, err := b.engine.solver.Definitions(ctx, b.session, edges...)
+			if err != nil {
+				continue // the build will say so itself; the layers are sent at its end
+			}
+			definitions, wanted, known = map[llb.Digest]solver.Definition{}, onTheWay(edges), len(edges)
+			for _, d := range list {
+				definitions[d.Vertex.Digest()] = d
+			}
+		}
+		for _, v := range ended {
+			d, ok := definitions[v]
+			if !ok || !x.target.max && !wanted[v] {
+				continue
+			}
+			if r, err := b.engine.cache.Lookup(d.Key); err == nil {
+				for _, o := range r.Outputs {
+					x.export.Add(o)
+				}
+			}
+		}
+	}
+}
+
+// onTheWay gives the vertices whose layers are likely in the result of edges, while
+// that is not there yet: those that they stand on, and not those that they read.
+func onTheWay(edges []llb.Edge) map[llb.Digest]bool {
+	on := map[llb.Digest]bool{}
+	var visit func(llb.Edge)
+	visit = func(e llb.Edge) {
+		if e.Vertex == nil || on[e.Vertex.Digest()] {
+			return
+		}
+		on[e.Vertex.Digest()] = true
+		inputs := e.Vertex.Inputs()
+		stand := func(n int64) {
+			if n >= 0 && n < int64(len(inputs)) {
+				visit(inputs[n])
+			}
+		}
+		switch op := e.Vertex.Op().Op.(type) {
+		case *pb.Op_Exec:
+			for _, m := range op.Exec.Mounts {
+				if m.Dest == pb.RootMount {
+					stand(m.Input)
+				}
+			}
+		case *pb.Op_File:
+			for _, a := range op.File.Actions {
+				stand(a.Input)
+			}
+		case *pb.Op_Merge:
+			for _, in := range op.Merge.Inputs {
+				stand(in.Input)
+			}
+		}
+	}
+	for _, e := range edges {
+		visit(e)
+	}
+	return on
+}
+
+// exportCaches ends the exports of the build: it waits for what is in flight, and
+// writes the records down.
+func (b *build) exportCaches(ctx context.Context) error {
+	var group errgroup.Group
+	for _, x := range b.exports {
+		group.Go(func() error {
+			err := b.step("exporting cache to "+x.target.name, func() error { return b.exportCache(ctx, x) })
+			switch {
+			case err == nil:
+			case ctx.Err() != nil:
+				return context.Cause(ctx)
+			case !x.target.ignoreError:
+				return fmt.Errorf("exporting the cache to %s: %w", x.target.name, err)
+			default:
+				b.warn(fmt.Sprintf("the cache was not exported to %s: %v", x.target.name, err))
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+func (b *build) exportCache(ctx context.Context, x *cacheExport) error {
+	t := x.target
+	timeout := t.timeout
+	if timeout == 0 {
+		timeout = cacheExportTimeout
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it took longer than %v", timeout))
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { x.export.Cancel(context.Cause(ctx)) }) // also what feed waits for
+	defer stop()
+	x.close()
+	x.fed.Wait()
+	entries, err := b.cacheEntries(ctx)
+	if err == nil && !t.max {
+		entries, err = remote.Toward(b.engine.cache, entries, b.roots)
+	}
+	if err != nil {
+		return err
+	}
+	var mounts []remote.Mount
+	if t.mounts {
+		var release func()
+		mounts, release = b.usedMounts()
+		defer release()
+	}
+	stats, err := x.export.Finish(ctx, entries, mounts, b.engine.clock())
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		return err
+	}
+	b.tellExport(t.name, stats)
+	return nil
+}
+
+// tellExport says what became of an export.
+func (b *build) tellExport(name string, stats remote.Stats) {
+	if stats.Manifest.Size > 0 {
+		// BuildKit's clients keep the index of a local cache themselves.
+		if manifest, err := json.Marshal(stats.Manifest); err == nil {
+			b.mu.Lock()
+			b.result.Metadata["cache.manifest"] = string(manifest)
+			b.mu.Unlock()
+		}
+	}
+	if stats.Replaced != nil {
+		b.warn(fmt.Sprintf("what the cache %s held was not kept: %v", name, stats.Replaced))
+	}
+	if stats.Skipped > 0 {
+		b.warn(fmt.Sprintf("%d of %d records were left out of the cache %s; %s", stats.Skipped, stats.Skipped+stats.Records, name, stats.Reason))
+	}
+	for _, reason := range stats.Unsaved {
+		b.warn(fmt.Sprintf("the cache %s: %s", name, reason))
+	}
+}
+
+// usedMounts gives the cache mounts of the build: those that its steps used, and
+// those of steps that did not have to run. release lets go of them.
+func (b *build) usedMounts() (mounts []remote.Mount, release func()) {
+	var held []func()
+	seen := map[string]bool{}
+	for _, id := range b.engine.records.mountsOf(b.session) {
+		seen[id] = true
+		dir, leave, err := b.engine.cache.CacheMount(id, nil)
+		if err != nil {
+			continue // it was collected or removed: then there is nothing to save
+		}
+		held = append(held, leave)
+		mounts = append(mounts, remote.Mount{ID: id, Dir: dir})
+	}
+	b.mu.Lock()
+	edges := slices.Clip(b.edges)
+	b.mu.Unlock()
+	for _, v := range llb.Walk(edges...) {
+		for _, m := range v.Op().GetExec().GetMounts() {
+			if id := m.GetCacheOpt().GetID(); id != "" && m.Input == int64(pb.Empty) && !seen[id] {
+				seen[id] = true
+				mounts = append(mounts, remote.Mount{ID: id})
+			}
+		}
+	}
+	return mounts, func() {
+		for _, leave := range held {
+			leave()
+		}
+	}
+}
+
+// cacheEntries gives the records of all that the build solved.
+func (b *build) cacheEntries(ctx context.Context) ([]remote.Entry, error) {
+	b.mu.Lock()
+	edges := slices.Clip(b.edges)
+	b.mu.Unlock()
+	definitions, err := b.engine.solver.Definitions(ctx, b.session, edges...)
+	if err != nil {
+		return nil, err
+	}
+	var entries []remote.Entry
+	for _, d := range definitions {
+		r, err := b.engine.records.Lookup(d.Key)
+		if err != nil || len(r.Outputs) != d.Vertex.Outputs() {
+			continue // what was not needed and is not known
+		}
+		e := remote.Entry{Keys: []cache.Key{d.Key}, Record: r}
+		if len(r.Inputs) > 0 {
+			e.Keys = append(e.Keys, d.ContentKey(r.Inputs))
+		}
+		entries = append(entries, e)
+	}
+	return entries, nil
+}
+
+// addInline puts the inline cache into the configs of the result's images.
+func (b *build) addInline(ctx context.Context, r *exporter.Result) {
+	if !b.caches.inline {
+		return
+	}
+	entries, err := b.cacheEntries(ctx)
+	for i := range r.Images {
+		img := &r.Images[i]
+		if err != nil || len(img.Config) == 0 {
+			continue
+		}
+		var config []byte
+		if config, err = remote.Inline(b.engine.cache, img.Config, img.Root, entries); err == nil {
+			img.Config = config
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		b.warn(fmt.Sprintf("the image has no inline cache: %v", err))
+	}
+}

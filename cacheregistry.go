@@ -1,0 +1,65 @@
+package kiln
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"github.com/kiln-build/kiln/cache/blob"
+	"github.com/kiln-build/kiln/cache/remote"
+	"github.com/kiln-build/kiln/registry"
+)
+
+// registryStore is a cache in a registry.
+type registryStore struct {
+	client      *registry.Client
+	credentials registry.Credentials
+	ref         registry.Reference
+}
+
+var _ remote.Target = (*registryStore)(nil)
+
+func (b *build) registryStore(ref string) (*registryStore, error) {
+	if ref == "" {
+		return nil, errors.New("ref=REGISTRY/NAME:TAG is missing")
+	}
+	r, err := registry.ParseReference(ref)
+	return &registryStore{b.engine.cacheRegistry, b.credentials, r}, err
+}
+
+// Manifest makes a registryStore a remote.Store.
+func (s *registryStore) Manifest(ctx context.Context, d blob.Digest) ([]byte, error) {
+	ref := s.ref
+	if !d.IsZero() {
+		ref = registry.Reference{Host: s.ref.Host, Name: s.ref.Name, Digest: d}
+	}
+	_, data, err := s.client.Manifest(ctx, s.credentials, ref.String())
+	return data, missing(err)
+}
+
+// Blob makes a registryStore a remote.Store.
+func (s *registryStore) Blob(ctx context.Context, d blob.Descriptor, offset int64) (io.ReadCloser, error) {
+	r, err := s.client.FetchFrom(ctx, s.credentials, s.ref.Repository(), d, offset)
+	return r, missing(err)
+}
+
+// missing says in the standard library's way that a registry does not have something.
+func missing(err error) error {
+	if errors.Is(err, registry.ErrNotFound) {
+		return fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
+	return err
+}
+
+// Put makes a registryStore a remote.Target.
+func (s *registryStore) Put(ctx context.Context, d blob.Descriptor, origins []string, open func(context.Context) (io.ReadCloser, error)) error {
+	_, err := s.client.Push(ctx, s.credentials, s.ref.Repository(), d, origins, open)
+	return err
+}
+
+// Commit makes a registryStore a remote.Target. Registries know no conditions.
+func (s *registryStore) Commit(ctx context.Context, d blob.Descriptor, manifest []byte, _ blob.Digest) (bool, error) {
+	return false, s.client.PushManifest(ctx, s.credentials, s.ref.String(), d, manifest)
+}
