@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -91,6 +92,27 @@ func (c *collector) over() ([]cache.PruneOptions, error) {
 	}
 	return over, nil
 }
+
+// Policies gives the rules by which the state folder is collected, in their order,
+// with shares of the disk as bytes.
+func (e *Engine) Policies() ([]GCPolicy, error) {
+	space, err := e.cache.Space()
+	if err != nil {
+		return nil, err
+	}
+	list := slices.Clone(e.config.Worker.OCI.policies(space.Total))
+	for i := range list {
+		p := &list[i]
+		p.ReservedSpace = DiskSpace{Bytes: p.ReservedSpace.or(p.KeepBytes).Of(space.Total)}
+		p.KeepBytes = DiskSpace{}
+		p.MaxUsedSpace = DiskSpace{Bytes: p.MaxUsedSpace.Of(space.Total)}
+		p.MinFreeSpace = DiskSpace{Bytes: p.MinFreeSpace.Of(space.Total)}
+	}
+	return list, nil
+}
+
+// HoldFolder is Cache.HoldFolder.
+func (e *Engine) HoldFolder(elem ...string) (release func()) { return e.cache.HoldFolder(elem...) }
 
 // run collects until no policy is exceeded, or nothing more can be done about it.
 func (c *collector) run(ctx context.Context, over []cache.PruneOptions) {

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/kiln-build/kiln"
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/daemon/internal/fault"
 )
@@ -81,12 +82,33 @@ func (s *Server) ListWorkers(_ context.Context, req *controlapi.ListWorkersReque
 		return nil, err
 	}
 	resp := &controlapi.ListWorkersResponse{}
+	policies, err := s.policies()
+	if err != nil {
+		return nil, err
+	}
 	for _, w := range s.workers() {
+		w.GCPolicy = policies
 		if filter.Match(workerFields(w)) {
 			resp.Record = append(resp.Record, w)
 		}
 	}
 	return resp, nil
+}
+
+// policies are the rules of collecting.
+func (s *Server) policies() ([]*types.GCPolicy, error) {
+	list, err := s.engine.Policies()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]*types.GCPolicy, len(list))
+	for i, p := range list {
+		out[i] = &types.GCPolicy{
+			All: p.All, KeepDuration: int64(p.KeepDuration.Duration), Filters: p.Filters,
+			ReservedSpace: p.ReservedSpace.Bytes, MaxUsedSpace: p.MaxUsedSpace.Bytes, MinFreeSpace: p.MinFreeSpace.Bytes,
+		}
+	}
+	return out, nil
 }
 
 func (s *Server) workers() []*types.WorkerRecord {
@@ -123,7 +145,7 @@ func workerID(file string) (string, error) {
 
 // DiskUsage lists what the state folder holds.
 func (s *Server) DiskUsage(ctx context.Context, req *controlapi.DiskUsageRequest) (*controlapi.DiskUsageResponse, error) {
-	filter, err := parseFilter(req.Filter)
+	filter, err := usageFilter(req.Filter)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +158,7 @@ func (s *Server) DiskUsage(ctx context.Context, req *controlapi.DiskUsageRequest
 		if req.AgeLimit > 0 && s.o.Clock().Sub(u.LastUsed) < time.Duration(req.AgeLimit) {
 			continue
 		}
-		if filter.Match(usageFields(u)) {
+		if filter == nil || filter(u) {
 			resp.Record = append(resp.Record, usageRecord(u))
 		}
 	}
@@ -145,28 +167,16 @@ func (s *Server) DiskUsage(ctx context.Context, req *controlapi.DiskUsageRequest
 
 // Prune collects, and tells what went.
 func (s *Server) Prune(req *controlapi.PruneRequest, stream controlapi.Control_PruneServer) error {
-	filter, err := parseFilter(req.Filter)
+	filter, err := usageFilter(req.Filter)
 	if err != nil {
 		return err
 	}
-	if req.MinFreeSpace > 0 {
-		return fault.New(codes.Unimplemented, "pruning to a minimum of free space is not supported by kiln")
-	}
-	o := cache.PruneOptions{All: req.All, KeepDuration: time.Duration(req.KeepDuration), MaxUsed: req.MaxUsedSpace}
-	if o.MaxUsed == 0 {
-		o.MaxUsed = req.ReservedSpace
-	}
-	if len(req.Filter) > 0 {
-		o.Filter = func(u cache.Usage) bool { return filter.Match(usageFields(u)) }
-	}
-	gone, err := s.engine.Prune(stream.Context(), o)
+	gone, err := s.engine.Prune(stream.Context(), cache.PruneOptions{
+		All: req.All, KeepDuration: time.Duration(req.KeepDuration),
+		MaxUsed: req.MaxUsedSpace, MinFree: req.MinFreeSpace, Reserved: req.ReservedSpace, Filter: filter,
+	})
 	if err != nil {
 		return err
-	}
-	if req.All && len(req.Filter) == 0 {
-		if err := s.mirrors.Prune(o.KeepDuration); err != nil {
-			return err
-		}
 	}
 	for _, u := range gone {
 		if err := stream.Send(usageRecord(u)); err != nil {
@@ -180,7 +190,7 @@ func usageRecord(u cache.Usage) *controlapi.UsageRecord {
 	r := &controlapi.UsageRecord{
 		ID: u.ID, InUse: u.InUse, Size: u.Size, Parents: u.Parents, CreatedAt: timestamppb.New(u.Created),
 		UsageCount: int64(u.Uses), Description: u.Description, RecordType: u.Kind, Shared: u.Shared,
-		Mutable: u.Kind == cacheMount,
+		Mutable: u.Mutable(),
 	}
 	if !u.LastUsed.IsZero() {
 		r.LastUsedAt = timestamppb.New(u.LastUsed)
@@ -188,8 +198,17 @@ func usageRecord(u cache.Usage) *controlapi.UsageRecord {
 	return r
 }
 
-// cacheMount is the kind of what steps write to and no record leads to.
-const cacheMount = "exec.cachemount"
+// usageFilter reads filters of records; none is nil.
+func usageFilter(list []string) (func(cache.Usage) bool, error) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	f, err := kiln.UsageFilter(list)
+	if err != nil {
+		return nil, fault.New(codes.InvalidArgument, err.Error())
+	}
+	return f, nil
+}
 
 // parseFilter reads filters in containerd's language; one of them has to hold.
 func parseFilter(list []string) (filters.Filter, error) {
@@ -198,37 +217,6 @@ func parseFilter(list []string) (filters.Filter, error) {
 		return nil, fault.New(codes.InvalidArgument, fmt.Sprintf("failed to parse filter: %v", err))
 	}
 	return f, nil
-}
-
-// usageFields are what filters can ask of a record.
-func usageFields(u cache.Usage) filters.Adaptor {
-	return filters.AdapterFunc(func(path []string) (string, bool) {
-		if len(path) == 0 {
-			return "", false
-		}
-		flag := func(b bool) (string, bool) { return "", b }
-		switch path[0] {
-		case "id":
-			return u.ID, true
-		case "parents", "parent":
-			return strings.Join(u.Parents, ";"), len(u.Parents) > 0
-		case "description":
-			return u.Description, u.Description != ""
-		case "type":
-			return u.Kind, u.Kind != ""
-		case "inuse":
-			return flag(u.InUse)
-		case "mutable":
-			return flag(u.Kind == cacheMount)
-		case "immutable":
-			return flag(u.Kind != cacheMount)
-		case "shared":
-			return flag(u.Shared)
-		case "private":
-			return flag(!u.Shared)
-		}
-		return "", false
-	})
 }
 
 // workerFields are what filters can ask of a worker.

@@ -75,7 +75,7 @@ func New(e *kiln.Engine, o Options) (*Server, error) {
 	if s.sessions, err = session.NewManager(); err != nil {
 		return nil, err
 	}
-	if s.mirrors, err = caller.OpenMirrors(e.Path("mirrors"), o.Clock); err != nil {
+	if s.mirrors, err = caller.OpenMirrors(e.Path("mirrors"), o.Clock, e.HoldFolder); err != nil {
 		return nil, err
 	}
 	if s.workerID, err = workerID(e.Path("worker-id")); err != nil {

@@ -23,6 +23,7 @@ const keepMirrors = 48 * time.Hour
 type Mirrors struct {
 	dir   string
 	clock func() time.Time
+	hold  func(elem ...string) (release func())
 
 	mu    sync.Mutex
 	inUse map[string]*mirror // by path
@@ -34,17 +35,19 @@ type mirror struct {
 	owner string // id of the session
 	keep  bool   // when it is not in use any more
 	users int    // builds; guarded by Mirrors.mu
+	let   func() // ends its being held
 
 	transfer sync.Mutex
 }
 
 // OpenMirrors gives the mirrors in the folder dir, which it makes, and removes
-// those that were not used for long.
-func OpenMirrors(dir string, clock func() time.Time) (*Mirrors, error) {
+// those that were not used for long. While a mirror is in use it is held by hold,
+// which is given the last two elements of its path.
+func OpenMirrors(dir string, clock func() time.Time, hold func(elem ...string) (release func())) (*Mirrors, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the folder of mirrors: %w", err)
 	}
-	m := &Mirrors{dir: dir, clock: clock, inUse: make(map[string]*mirror)}
+	m := &Mirrors{dir: dir, clock: clock, hold: hold, inUse: make(map[string]*mirror)}
 	return m, m.Prune(keepMirrors)
 }
 
@@ -89,10 +92,13 @@ func (m *Mirrors) take(key, name, owner string) (*mirror, error) {
 			used.users++
 			return used, nil
 		}
+		// First, for one that is there could be collected meanwhile.
+		let := m.hold(filepath.Base(m.dir), filepath.Base(path))
 		if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			let()
 			return nil, fmt.Errorf("making a mirror: %w", err)
 		}
-		used := &mirror{path: path, owner: owner, keep: !private, users: 1}
+		used := &mirror{path: path, owner: owner, keep: !private, users: 1, let: let}
 		m.inUse[path] = used
 		return used, nil
 	}
@@ -106,6 +112,7 @@ func (m *Mirrors) release(used *mirror) {
 		return
 	}
 	delete(m.inUse, used.path)
+	defer used.let()
 	if !used.keep {
 		os.RemoveAll(used.path) // else Prune does
 		return
