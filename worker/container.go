@@ -108,7 +108,9 @@ type ContainerProcess struct {
 	Stdout, Stderr io.Writer
 	Terminal       *executor.Terminal // nil is no terminal
 	Signals        <-chan os.Signal
-	// Started is called when the process runs, if not nil.
+	// Started is called when the first process of a container runs, or at once where
+	// it is not the first, if not nil. BuildKit's client takes no more messages of one
+	// process while it waits for what reads that one's output to start.
 	Started func()
 }
 
@@ -120,6 +122,13 @@ func (c *Container) Run(ctx context.Context, p ContainerProcess) error {
 		return err
 	}
 	defer c.dismiss()
+	started := p.Started
+	if started == nil {
+		started = func() {}
+	}
+	if !first {
+		started()
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(c.ctx, func() { cancel(context.Cause(c.ctx)) })()
@@ -137,9 +146,7 @@ func (c *Container) Run(ctx context.Context, p ContainerProcess) error {
 		spec.Root, spec.Mounts = c.mounted.root, c.mounted.mounts
 		spec.Started = func(int) {
 			isUp()
-			if p.Started != nil {
-				p.Started()
-			}
+			started()
 		}
 		return c.w.exec.Run(ctx, spec)
 	}
@@ -151,11 +158,6 @@ func (c *Container) Run(ctx context.Context, p ContainerProcess) error {
 	enterer, ok := c.w.exec.(executor.Enterer)
 	if !ok {
 		return errors.New("this worker runs one process in a container")
-	}
-	spec.Started = func(int) {
-		if p.Started != nil {
-			p.Started()
-		}
 	}
 	return enterer.Enter(ctx, c.id, spec)
 }
