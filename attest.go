@@ -75,8 +75,10 @@ func parseAttests(attrs map[string]string) (attests, error) {
 
 // Provenance says what one image of a result was built from.
 type Provenance struct {
-	// ID is what the frontend calls the image's platform.
-	ID string
+	// ID is what the frontend calls the image's platform; Multi says that the image is
+	// one of an index.
+	ID    string
+	Multi bool
 
 	make func(exporter.Blobs) (any, string, error)
 }
@@ -89,6 +91,12 @@ func (p Provenance) Document() (data []byte, kind string, err error) {
 	}
 	data, err = json.MarshalIndent(predicate, "", "  ")
 	return data, kind, err
+}
+
+// Document is one that an output made.
+type Document struct {
+	exporter.Document
+	Output int // the number of the output in the request
 }
 
 // made is a result of a frontend whose graphs were solved.
@@ -181,7 +189,7 @@ func (b *build) provenances(ctx context.Context, m *made) []Provenance {
 	var out []Provenance
 	for i, image := range m.images {
 		if !image.Root.IsScratch() {
-			out = append(out, Provenance{ID: m.id(i), make: b.provenance(ctx, m, i, o)})
+			out = append(out, Provenance{ID: m.id(i), Multi: m.Index || len(m.images) > 1, make: b.provenance(ctx, m, i, o)})
 		}
 	}
 	return out

@@ -29,7 +29,9 @@ type Config struct {
 		OCI WorkerConfig `toml:"oci"`
 	} `toml:"worker"`
 	DNS DNSConfig `toml:"dns"`
-	CDI CDIConfig `toml:"cdi"`
+	// History says which records of builds a daemon keeps.
+	History *HistoryConfig `toml:"history"`
+	CDI     CDIConfig      `toml:"cdi"`
 	// Entitlements are those that clients of a daemon may ask for: "network.host",
 	// "security.insecure", "device".
 	Entitlements []string `toml:"insecure-entitlements"`

@@ -35,7 +35,6 @@ var ignored = map[string]string{
 	"proxyNetwork":                    "builds cannot be put behind a proxy",
 	"otel":                            "kiln sends no traces",
 	"cdi":                             "kiln gives steps no devices by CDI",
-	"history":                         "kiln keeps 50 builds for 48 hours",
 	"system":                          "the worker's platforms are found when they are asked for, and connections are bounded for each registry",
 	"provenanceEnvDir":                "provenance takes nothing from files",
 	"cache.gha":                       "kiln has no cache at GitHub's service",

@@ -13,9 +13,14 @@ import (
 // what is wrong with them is said at once.
 func (b *build) exporters(r *Request) ([]exporter.Exporter, error) {
 	var out []exporter.Exporter
-	for _, o := range r.Outputs {
+	for i, o := range r.Outputs {
 		env := exporter.Env{
 			Cache: b.engine.cache, Source: b.engine.worker.Reader(b.session), Registry: b.engine.registry, Credentials: b.credentials, Clock: b.engine.clock,
+		}
+		if r.Record {
+			env.Keep = func(d exporter.Document) {
+				b.result.Documents = append(b.result.Documents, Document{Document: d, Output: i})
+			}
 		}
 		switch {
 		case o.Target != nil:

@@ -93,8 +93,9 @@ type Request struct {
 	// of them runs, the build fails with an *explain.MissedError. See explain.Matches.
 	FailOnMiss []string
 
-	// Provenance has the result say what its images were built from.
-	Provenance bool
+	// Record has the result hold what records of builds are made of: Documents and
+	// Provenance.
+	Record bool
 
 	// SourcePolicy says which sources the build may read, and which others take their
 	// place; nil lets it read all. CheckSource is asked besides; nil is nobody.

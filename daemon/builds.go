@@ -12,15 +12,12 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/kiln-build/kiln"
+	"github.com/kiln-build/kiln/daemon/history"
 	"github.com/kiln-build/kiln/daemon/internal/fault"
 	"github.com/kiln-build/kiln/daemon/status"
 )
 
 const (
-	// maxBuilds is how many builds the history holds, besides those that are pinned.
-	maxBuilds = 50
-	// keepBuilds is for how long, as with BuildKit.
-	keepBuilds = 48 * time.Hour
 	// maxLog bounds the output that is kept of one build, in bytes. Beyond it, what
 	// has been kept longest goes: whoever watches has seen it, unless they are slow.
 	maxLog = 8 << 20
@@ -31,9 +28,15 @@ const (
 	arrival = 10 * time.Second
 )
 
-// builds are the builds that the daemon knows of. They are safe for concurrent use.
+// builds are the builds under way, and those whose records are still being written;
+// the others are in the history. They are safe for concurrent use.
 type builds struct {
 	clock func() time.Time
+	// kept is the history; nil keeps none.
+	kept *history.Store
+	// warn is told of records that cannot be written.
+	warn    func(error)
+	writing sync.WaitGroup // for records
 
 	mu        sync.Mutex // guards what is below; taken before that of a build
 	byRef     map[string]*build
@@ -54,11 +57,19 @@ type build struct {
 	logged   int // bytes of output in statuses
 	done     bool
 	news     chan struct{} // closed and made anew with every status
-	counts   counts
+	steps    steps
+	trace    traceParent
+
+	recorded chan struct{} // closed when the history has it
 }
 
-func newBuilds(clock func() time.Time) *builds {
-	return &builds{clock: clock, byRef: make(map[string]*build), changed: make(chan struct{}), listeners: make(map[*listener]bool)}
+// newBuilds takes where to keep records (nil keeps none), and whom to tell where
+// one cannot be written.
+func newBuilds(clock func() time.Time, kept *history.Store, warn func(error)) *builds {
+	return &builds{
+		clock: clock, kept: kept, warn: warn,
+		byRef: make(map[string]*build), changed: make(chan struct{}), listeners: make(map[*listener]bool),
+	}
 }
 
 // add begins a build. A ref names one build.
@@ -68,11 +79,13 @@ func (j *builds) add(req *controlapi.SolveRequest) (*build, error) {
 	if _, ok := j.byRef[req.Ref]; ok {
 		return nil, fault.New(codes.AlreadyExists, fmt.Sprintf("job ID %s exists", req.Ref))
 	}
-	n := &build{ref: req.Ref, request: req, news: make(chan struct{}), counts: newCounts()}
+	n := &build{ref: req.Ref, request: req, news: make(chan struct{}), recorded: make(chan struct{})}
 	n.record = newRecord(req, j.clock())
 	j.byRef[req.Ref] = n
 	j.order = append(j.order, n)
-	j.tell(controlapi.BuildHistoryEventType_STARTED, n)
+	if !req.Internal {
+		j.tell(controlapi.BuildHistoryEventType_STARTED, n.snapshot())
+	}
 	j.bump()
 	return n, nil
 }
@@ -83,43 +96,51 @@ func (j *builds) bump() {
 	j.changed = make(chan struct{})
 }
 
-// end ends a build, and lets go of the oldest ones.
+// end ends a build. Its record is written beside the answer to its client.
 func (j *builds) end(n *build, result *kiln.Result, err error) {
-	n.finish(j.clock(), result, err)
+	n.finish(j.clock(), err)
+	j.writing.Go(func() {
+		defer close(n.recorded)
+		if j.kept == nil || n.request.Internal {
+			j.forget(n, nil)
+			return
+		}
+		r, err := j.record(n, result, err)
+		if err != nil {
+			j.warn(err)
+		}
+		j.forget(n, r)
+		gone, err := j.kept.Collect()
+		if err != nil {
+			j.warn(err)
+		}
+		j.tellGone(gone)
+	})
+}
+
+// forget takes a build out of those under way, now that r is its record in the
+// history; nil is none.
+func (j *builds) forget(n *build, r *controlapi.BuildHistoryRecord) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.tell(controlapi.BuildHistoryEventType_COMPLETE, n)
-	if n.request.Internal {
-		j.drop(n)
+	delete(j.byRef, n.ref)
+	j.order = slices.DeleteFunc(j.order, func(o *build) bool { return o == n })
+	switch {
+	case r != nil:
+		j.tell(controlapi.BuildHistoryEventType_COMPLETE, r)
+	case !n.request.Internal:
+		j.tell(controlapi.BuildHistoryEventType_DELETED, &controlapi.BuildHistoryRecord{Ref: n.ref})
 	}
-	j.trim()
 	j.bump()
 }
 
-// trim lets go of what the history need not hold. j.mu is held.
-func (j *builds) trim() {
-	oldest := j.clock().Add(-keepBuilds)
-	over := len(j.order) - maxBuilds
-	for _, n := range slices.Clone(j.order) {
-		n.mu.Lock()
-		may := n.done && !n.record.Pinned && (over > 0 || n.record.CreatedAt.AsTime().Before(oldest))
-		n.mu.Unlock()
-		if may {
-			over--
-			j.drop(n)
-		}
-	}
+// watched is a build as those who watch it see it.
+type watched interface {
+	watch(ctx context.Context, send func(*controlapi.StatusResponse) error) error
 }
 
-// drop forgets a build. j.mu is held.
-func (j *builds) drop(n *build) {
-	delete(j.byRef, n.ref)
-	j.order = slices.DeleteFunc(j.order, func(o *build) bool { return o == n })
-	j.tell(controlapi.BuildHistoryEventType_DELETED, n)
-}
-
-// find gives a build that is here, or comes within a moment.
-func (j *builds) find(ctx context.Context, ref string) (*build, error) {
+// find gives a build that is here or in the history, or comes within a moment.
+func (j *builds) find(ctx context.Context, ref string) (watched, error) {
 	timeout := time.NewTimer(arrival)
 	defer timeout.Stop()
 	for {
@@ -128,6 +149,11 @@ func (j *builds) find(ctx context.Context, ref string) (*build, error) {
 		j.mu.Unlock()
 		if n != nil {
 			return n, nil
+		}
+		if j.kept != nil {
+			if r, ok := j.kept.Get(ref); ok {
+				return ended{j.kept, r}, nil
+			}
 		}
 		select {
 		case <-changed:
@@ -144,7 +170,7 @@ func (n *build) event(e kiln.Event) {
 	s := status.Of(e)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.counts.add(s)
+	n.steps.add(s)
 	n.statuses = append(n.statuses, s)
 	for _, l := range s.Logs {
 		n.logged += len(l.Data)

@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/kiln-build/kiln"
+	"github.com/kiln-build/kiln/daemon/history"
+	"github.com/kiln-build/kiln/exporter"
 	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/solver"
 )
@@ -24,7 +28,7 @@ type clock struct{ now time.Time }
 func (c *clock) Now() time.Time { return c.now }
 
 func TestWatchSeesAllHoweverLate(t *testing.T) {
-	all := newBuilds((&clock{now: time.Unix(1e9, 0)}).Now)
+	all := newBuilds((&clock{now: time.Unix(1e9, 0)}).Now, nil, func(error) {})
 	b, err := all.add(&controlapi.SolveRequest{Ref: "r"})
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +63,7 @@ func TestWatchSeesAllHoweverLate(t *testing.T) {
 }
 
 func TestWatchEndsWithItsClient(t *testing.T) {
-	all := newBuilds(time.Now)
+	all := newBuilds(time.Now, nil, func(error) {})
 	b, err := all.add(&controlapi.SolveRequest{Ref: "r"})
 	if err != nil {
 		t.Fatal(err)
@@ -72,7 +76,7 @@ func TestWatchEndsWithItsClient(t *testing.T) {
 }
 
 func TestOutputIsBounded(t *testing.T) {
-	b, err := newBuilds(time.Now).add(&controlapi.SolveRequest{Ref: "r"})
+	b, err := newBuilds(time.Now, nil, func(error) {}).add(&controlapi.SolveRequest{Ref: "r"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,28 +89,114 @@ func TestOutputIsBounded(t *testing.T) {
 	}
 }
 
-func TestHistoryIsBounded(t *testing.T) {
-	c := &clock{now: time.Unix(1e9, 0)}
-	all := newBuilds(c.Now)
-	run := func(ref string, pinned bool) {
+// keep gives builds whose records are kept in a folder.
+func keep(t *testing.T, dir string, c *clock, entries int) *builds {
+	t.Helper()
+	kept, err := history.Open(dir, history.Options{MaxEntries: entries, MaxAge: time.Hour, Clock: c.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { kept.Close() })
+	return newBuilds(c.Now, kept, func(err error) { t.Error(err) })
+}
+
+func TestRecordsOutliveTheDaemon(t *testing.T) {
+	dir, c := t.TempDir(), &clock{now: time.Unix(1e9, 0)}
+	all := keep(t, dir, c, 10)
+	run := func(ref string, failed error) {
 		t.Helper()
+		b, err := all.add(&controlapi.SolveRequest{Ref: ref, FrontendAttrs: map[string]string{"context": "https://me:hunter2@example.com/x"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.event(logOf("output of " + ref))
+		result := &kiln.Result{Metadata: map[string]string{"k": "v"}, Documents: []kiln.Document{
+			{Document: exporter.Document{MediaType: "leaf", Data: []byte("leaf")}},
+			{Document: exporter.Document{MediaType: "root", Data: []byte("root"), Root: true}, Output: 3},
+		}}
+		c.now = c.now.Add(time.Second)
+		all.end(b, result, failed)
+	}
+	run("good", nil)
+	run("bad", errors.New("it broke"))
+	all.writing.Wait()
+
+	all = keep(t, dir, c, 10)
+	text := ""
+	w, err := all.find(t.Context(), "good")
+	if err == nil {
+		err = w.watch(t.Context(), func(s *controlapi.StatusResponse) error {
+			for _, l := range s.Logs {
+				text += string(l.Msg)
+			}
+			return nil
+		})
+	}
+	if err != nil || text != "output of good" {
+		t.Errorf("the status stream holds %q, %v", text, err)
+	}
+	good, _ := all.kept.Get("good")
+	if good.ExporterResponse["k"] != "v" || good.Result.Results[3].MediaType != "root" || good.Trace == nil || good.Error != nil {
+		t.Errorf("the record of a good build is %v", good)
+	}
+	if v := good.FrontendAttrs["context"]; strings.Contains(v, "hunter2") {
+		t.Errorf("the record holds a password: %s", v)
+	}
+	if _, _, err := all.kept.OpenBlob(digest.FromString("leaf")); err != nil {
+		t.Errorf("what the root names: %v", err)
+	}
+	bad, _ := all.kept.Get("bad")
+	if bad.Error.GetMessage() != "it broke" || bad.ExternalError == nil || bad.ExporterResponse != nil {
+		t.Errorf("the record of a bad build is %v", bad)
+	}
+}
+
+func TestListenersSeeWhatTheyAskFor(t *testing.T) {
+	c := &clock{now: time.Unix(1e9, 0)}
+	all := keep(t, t.TempDir(), c, 10)
+	for i, ref := range []string{"a", "b", "c"} {
 		b, err := all.add(&controlapi.SolveRequest{Ref: ref})
 		if err != nil {
 			t.Fatal(err)
 		}
-		b.record.Pinned = pinned
-		all.end(b, nil, errors.New("failed"))
+		c.now = c.now.Add(time.Minute)
+		all.end(b, &kiln.Result{}, map[int]error{1: errors.New("no")}[i])
+		all.writing.Wait()
 	}
-	run("pinned", true)
-	for i := range maxBuilds + 10 {
-		run(fmt.Sprint(i), false)
+	if _, err := all.add(&controlapi.SolveRequest{Ref: "now"}); err != nil {
+		t.Fatal(err)
 	}
-	if _, ok := all.byRef["pinned"]; !ok || len(all.order) != maxBuilds {
-		t.Errorf("%d builds are kept, the pinned one: %v; want %d, and it", len(all.order), ok, maxBuilds)
+	for _, test := range []struct {
+		req  *controlapi.BuildHistoryRequest
+		want string
+	}{
+		{&controlapi.BuildHistoryRequest{}, "now a b c"},                               // those under way first
+		{&controlapi.BuildHistoryRequest{ActiveOnly: true}, "now"},                     // no records
+		{&controlapi.BuildHistoryRequest{Ref: "b"}, "b"},                               // one
+		{&controlapi.BuildHistoryRequest{Limit: 2}, "now c b"},                         // the newest
+		{&controlapi.BuildHistoryRequest{Filter: []string{"status==error"}}, "b"},      // containerd's language
+		{&controlapi.BuildHistoryRequest{Filter: []string{"ref~=[ac]"}}, "a c"},        // a pattern
+		{&controlapi.BuildHistoryRequest{Filter: []string{"ref==a", "ref==c"}}, "a c"}, // one of them
+		{&controlapi.BuildHistoryRequest{Filter: []string{"duration>2m"}}, ""},         // none is so long
+		{&controlapi.BuildHistoryRequest{Filter: []string{"startedAt>=90s"}}, "now c"}, // how long ago
+		{&controlapi.BuildHistoryRequest{Filter: []string{"status==running"}}, "now"},  // under way
+	} {
+		l, stop, err := all.listen(test.req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop()
+		var got []string
+		for _, e := range l.queue {
+			got = append(got, e.Record.Ref)
+		}
+		if strings.Join(got, " ") != test.want {
+			t.Errorf("%v: got %v, want %s", test.req, got, test.want)
+		}
 	}
-	c.now = c.now.Add(keepBuilds + time.Hour)
-	run("later", false)
-	if len(all.order) != 2 {
-		t.Errorf("after %v, %d builds are kept, want the pinned one and the new one", keepBuilds, len(all.order))
+	for _, bad := range []*controlapi.BuildHistoryRequest{{Limit: -1}, {Filter: []string{"duration>x"}}, {Filter: []string{"startedAt<y"}}, {Filter: []string{"ref=("}}} {
+		if _, _, err := all.listen(bad); err == nil {
+			t.Errorf("%v is taken", bad)
+		}
 	}
 }

@@ -18,6 +18,7 @@ import (
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/session"
+	tracev1 "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -26,6 +27,7 @@ import (
 
 	"github.com/kiln-build/kiln"
 	"github.com/kiln-build/kiln/daemon/caller"
+	"github.com/kiln-build/kiln/daemon/content"
 	"github.com/kiln-build/kiln/daemon/gateway"
 	"github.com/kiln-build/kiln/daemon/internal/fault"
 )
@@ -70,7 +72,7 @@ func New(e *kiln.Engine, o Options) (*Server, error) {
 	if o.Clock == nil {
 		o.Clock = time.Now
 	}
-	s := &Server{engine: e, o: o, builds: newBuilds(o.Clock), activity: activity{clock: o.Clock, last: o.Clock()}}
+	s := &Server{engine: e, o: o, activity: activity{clock: o.Clock, last: o.Clock()}}
 	var err error
 	if s.sessions, err = session.NewManager(); err != nil {
 		return nil, err
@@ -82,6 +84,11 @@ func New(e *kiln.Engine, o Options) (*Server, error) {
 		return nil, err
 	}
 	s.gateway = &gateway.Forwarder{Workers: s.workers()}
+	kept, err := s.openHistory()
+	if err != nil {
+		return nil, err
+	}
+	s.builds = newBuilds(o.Clock, kept, func(err error) { s.answer("history", nil, err) })
 	return s, nil
 }
 
@@ -98,6 +105,8 @@ func (s *Server) GRPC(creds credentials.TransportCredentials) *grpc.Server {
 	g := grpc.NewServer(options...)
 	controlapi.RegisterControlServer(g, s)
 	s.gateway.Register(g)
+	(&content.Service{Store: s.engine.Blobs(), History: s.builds.kept}).Register(g)
+	tracev1.RegisterTraceServiceServer(g, traces{})
 	grpc_health_v1.RegisterHealthServer(g, health.NewServer())
 	return g
 }
@@ -108,6 +117,7 @@ func (s *Server) Drain() {
 	s.draining = true
 	s.mu.Unlock()
 	s.underWay.Wait()
+	s.builds.writing.Wait()
 }
 
 // begin counts a build, unless the server is about to end.

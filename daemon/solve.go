@@ -36,6 +36,7 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*cont
 	if err != nil {
 		return nil, err
 	}
+	b.trace = parentOf(ctx)
 	client := caller.New(s.sessions, req.Session, s.mirrors, s.engine.Path("tmp"))
 	defer client.Close()
 	client.ReadInPlace(folders(ctx))
@@ -74,7 +75,7 @@ func (s *Server) build(ctx context.Context, req *controlapi.SolveRequest, client
 		Attrs: req.FrontendAttrs, Frontend: compile, Inputs: inputs, Session: &lent,
 		Forward:   gateway.FromImage{Workers: s.gateway.Workers}.Forward,
 		CacheFrom: from, CacheTo: to, Allow: req.Entitlements, Outputs: outputs(req, client), Events: b.event,
-		SourcePolicy: req.SourcePolicy, CheckSource: check,
+		SourcePolicy: req.SourcePolicy, CheckSource: check, Record: s.builds.kept != nil && !req.Internal,
 	})
 }
 

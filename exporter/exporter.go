@@ -139,6 +139,17 @@ type Env struct {
 	Credentials registry.Credentials
 	// Clock tells the time; nil is time.Now.
 	Clock func() time.Time
+	// Keep is given the documents of an image, its root last; nil is nobody who
+	// keeps them.
+	Keep func(Document)
+}
+
+// Document is a manifest, an index, a config, or what is said of an image. Root is
+// the one that leads to the others.
+type Document struct {
+	MediaType string
+	Data      []byte
+	Root      bool
 }
 
 // Now gives the time.

@@ -73,6 +73,16 @@ func (i *Image) Documents() []Document {
 	return out
 }
 
+// keep gives an image's documents to who keeps them.
+func (i *Image) keep(env exporter.Env) {
+	if env.Keep == nil {
+		return
+	}
+	for _, d := range i.Documents() {
+		env.Keep(exporter.Document{MediaType: d.Desc.MediaType, Data: d.Data, Root: d.Desc.Digest == i.Root.Desc.Digest})
+	}
+}
+
 // Assemble makes an image of r. It gives each layer to ready as soon as it can be
 // read, in their order and one at a time, while later ones are still being made;
 // a nil ready takes none. A layer that is in several images is given once.
@@ -104,6 +114,7 @@ func Assemble(ctx context.Context, env exporter.Env, o Options, r exporter.Resul
 		img.Manifests = append(img.Manifests, m)
 		if !index {
 			img.Root = m.Document
+			img.keep(env)
 			return img, nil
 		}
 		said, err := a.attestations(ctx, i, m, p)
@@ -114,8 +125,11 @@ func Assemble(ctx context.Context, env exporter.Env, o Options, r exporter.Resul
 			img.Attestations = append(img.Attestations, *said)
 		}
 	}
-	img.Root, err = a.index(img, p)
-	return img, err
+	if img.Root, err = a.index(img, p); err != nil {
+		return nil, err
+	}
+	img.keep(env)
+	return img, nil
 }
 
 // assembly is an image in the making.
