@@ -178,7 +178,7 @@ func candidates(items []item, o PruneOptions, now time.Time) []item {
 	slices.SortStableFunc(items, func(a, b item) int {
 		// Of what was used together, what nothing stands on goes first, and of that
 		// the larger: it may be enough.
-		return cmp.Or(a.LastUsed.Compare(b.LastUsed), cmp.Compare(a.rank, b.rank), cmp.Compare(b.Size, a.Size))
+		return cmp.Or(a.LastUsed.Compare(b.LastUsed), cmp.Compare(b.height, a.height), cmp.Compare(b.Size, a.Size))
 	})
 	return items
 }

@@ -17,7 +17,7 @@ type Usage struct {
 	ID          string // of the record, layer, mount or folder, in hex
 	Kind        string // one of the Kind constants
 	Description string // the vertex's name, the mount's id
-	Size        int64  // bytes on disk that go if this is pruned alone
+	Size        int64  // bytes on disk that it adds to what those have that it stands on
 	Shared      bool   // parts of it are used by others too
 	InUse       bool   // a build holds it
 	Created     time.Time
@@ -45,9 +45,10 @@ type item struct {
 	id     [32]byte
 	chains []ChainID // of a record
 	below  []ChainID // what is below their top layers
+	depth  int       // layers of the longest
 	needs  []Key     // of a record
 	passed bool      // LastUsed is that of a record that stands on this one
-	rank   int       // how far it is below one that was used last
+	height int       // how many records it stands on, one on the other
 	layer  *Layer    // that no record leads to
 	mount  string    // the mount's folder
 	shelf  string    // the folder on a shelf
@@ -79,12 +80,8 @@ func (c *Cache) items(ctx context.Context) ([]item, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := c.newCensus(true)
-	for i := range items {
-		for _, id := range items[i].chains {
-			s.chain(id, owner(i))
-		}
-	}
+	s := c.newCensus(false)
+	s.claimRecords(items)
 	if items, err = c.looseLayers(items, s); err != nil {
 		return nil, err
 	}
@@ -98,7 +95,9 @@ func (c *Cache) items(ctx context.Context) ([]item, error) {
 	for i := range items {
 		items[i].Size = sizes[owner(i)]
 	}
-	s.markShared(items)
+	both := c.newCensus(true)
+	both.claimRecords(items)
+	both.markShared(items)
 	parents(items)
 	if err := c.passUses(items); err != nil {
 		return nil, err
@@ -107,6 +106,21 @@ func (c *Cache) items(ctx context.Context) ([]item, error) {
 		return nil, err
 	}
 	return c.addShelves(items, uses)
+}
+
+// claimRecords claims records' chains, for those first that others stand on: a
+// layer is that record's which made it.
+func (s *census) claimRecords(items []item) {
+	order := make([]int, len(items))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(items[a].depth, items[b].depth) })
+	for _, i := range order {
+		for _, id := range items[i].chains {
+			s.chain(id, owner(i))
+		}
+	}
 }
 
 // records lists the records.
@@ -131,7 +145,12 @@ func (c *Cache) records(uses map[[16]byte]use) ([]item, error) {
 			if _, ok := held[o]; ok {
 				it.InUse = true
 			}
-			if ch, err := c.chain(o); err == nil && ch.Parent != (ChainID{}) {
+			ch, err := c.chain(o)
+			if err != nil {
+				continue
+			}
+			it.depth = max(it.depth, ch.Depth)
+			if ch.Parent != (ChainID{}) {
 				it.below = append(it.below, ch.Parent)
 			}
 		}
@@ -217,11 +236,10 @@ func byOutput(items []item) map[ChainID][]int {
 // whose last step is found looks at no other, and still the others are what the
 // next change needs.
 func (c *Cache) passUses(items []item) error {
-	records, err := c.byKey(items)
+	below, err := c.below(items)
 	if err != nil {
 		return err
 	}
-	by := byOutput(items)
 	lately := make([]int, len(items))
 	for i := range lately {
 		lately[i] = i
@@ -230,28 +248,69 @@ func (c *Cache) passUses(items []item) error {
 	done := make([]bool, len(items))
 	for _, first := range lately {
 		// Whatever is reached for the first time is reached from the latest use.
-		for level, rank := []int{first}, 0; len(level) > 0; rank++ {
-			var next []int
-			for _, i := range level {
-				if done[i] {
-					continue
-				}
-				at := items[first].LastUsed
-				items[i].passed = items[i].LastUsed.Before(at)
-				done[i], items[i].LastUsed, items[i].rank = true, at, rank
-				for _, k := range items[i].needs {
-					if r, ok := records[k]; ok {
-						next = append(next, r)
-					}
-				}
-				for _, id := range items[i].below {
-					next = append(next, by[id]...)
-				}
+		at := items[first].LastUsed
+		for stack := []int{first}; len(stack) > 0; {
+			i := stack[len(stack)-1]
+			stack = stack[:len(stack)-1]
+			if done[i] {
+				continue
 			}
-			level = next
+			done[i], items[i].passed, items[i].LastUsed = true, items[i].LastUsed.Before(at), at
+			stack = append(stack, below[i]...)
 		}
 	}
+	heights(items, below)
 	return nil
+}
+
+// below gives the numbers of the items that each stands on.
+func (c *Cache) below(items []item) ([][]int, error) {
+	records, err := c.byKey(items)
+	if err != nil {
+		return nil, err
+	}
+	by := byOutput(items)
+	below := make([][]int, len(items))
+	for i, it := range items {
+		for _, k := range it.needs {
+			if r, ok := records[k]; ok {
+				below[i] = append(below[i], r)
+			}
+		}
+		for _, id := range it.below {
+			below[i] = append(below[i], by[id]...)
+		}
+	}
+	return below, nil
+}
+
+// heights sets the heights: one more than the highest of what is below.
+func heights(items []item, below [][]int) {
+	const unseen, open = -1, 0
+	for i := range items {
+		items[i].height = unseen
+	}
+	for i := range items {
+		for stack := []int{i}; len(stack) > 0; {
+			at := stack[len(stack)-1]
+			if items[at].height == unseen {
+				// Until it is known; should a record stand on itself it is known now.
+				items[at].height = open
+				for _, b := range below[at] {
+					if items[b].height == unseen {
+						stack = append(stack, b)
+					}
+				}
+				continue
+			}
+			stack = stack[:len(stack)-1]
+			for _, b := range below[at] {
+				if b != at {
+					items[at].height = max(items[at].height, items[b].height+1)
+				}
+			}
+		}
+	}
 }
 
 // byKey gives the numbers of the records that items need, by key.
