@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"path"
 	"strings"
+	"sync"
 
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/solver/pb"
 	spb "github.com/moby/buildkit/sourcepolicy/pb"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kiln-build/kiln/frontend"
@@ -57,13 +59,18 @@ func (b *build) admit(ctx context.Context, more []*spb.Policy, edges []llb.Edge)
 	if err != nil || set.Empty() && b.guard.check == nil {
 		return edges, err
 	}
-	became := map[llb.Digest]*llb.Vertex{}
-	for _, v := range llb.Walk(edges...) {
-		to, err := b.admitVertex(ctx, set, len(more) == 0, v, became)
-		if err != nil {
+	vertices := llb.Walk(edges...)
+	became, err := b.admitSources(ctx, set, len(more) == 0, vertices)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range vertices {
+		if v.Kind() == "source" {
+			continue
+		}
+		if became[v.Digest()], err = readmit(v, became); err != nil {
 			return nil, err
 		}
-		became[v.Digest()] = to
 	}
 	out := make([]llb.Edge, len(edges))
 	for i, e := range edges {
@@ -82,12 +89,34 @@ func (b *build) policies(more []*spb.Policy) (*policy.Set, error) {
 	return policy.New(append(b.guard.rules[:len(b.guard.rules):len(b.guard.rules)], more...)...)
 }
 
-// admitVertex gives the vertex that stands in for v, which is v where nothing of it
-// changed. Those that it reads stand in became.
-func (b *build) admitVertex(ctx context.Context, set *policy.Set, remember bool, v *llb.Vertex, became map[llb.Digest]*llb.Vertex) (*llb.Vertex, error) {
-	if v.Kind() == "source" {
-		return b.admitSource(ctx, set, remember, v)
+// checksAtOnce bounds the sources that are judged at the same time: judges may be
+// people's programs, and ask registries.
+const checksAtOnce = 64
+
+// admitSources gives what stands in for the sources among vertices.
+func (b *build) admitSources(ctx context.Context, set *policy.Set, remember bool, vertices []*llb.Vertex) (map[llb.Digest]*llb.Vertex, error) {
+	var mu sync.Mutex
+	became := make(map[llb.Digest]*llb.Vertex, len(vertices))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(checksAtOnce)
+	for _, v := range vertices {
+		if v.Kind() != "source" {
+			continue
+		}
+		group.Go(func() error {
+			to, err := b.admitSource(ctx, set, remember, v)
+			mu.Lock()
+			defer mu.Unlock()
+			became[v.Digest()] = to
+			return err
+		})
 	}
+	return became, group.Wait()
+}
+
+// readmit gives the vertex that stands in for v, which is v where nothing that it
+// reads changed. What it reads stands in became.
+func readmit(v *llb.Vertex, became map[llb.Digest]*llb.Vertex) (*llb.Vertex, error) {
 	inputs, changed := v.Inputs(), false
 	for i, in := range inputs {
 		to := became[in.Vertex.Digest()]

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -70,6 +71,16 @@ func (w *Worker) secretOf(ctx context.Context, job *solver.Job, id string) ([]by
 		}
 	}
 	return nil, &MissingError{What: "secret " + id, hint: fmt.Sprintf("lend it with --secret id=%s,src=FILE or --secret id=%s,env=NAME", id, id)}
+}
+
+// uploadOf finds what a client sends under a URL of its session.
+func (w *Worker) uploadOf(ctx context.Context, job *solver.Job, u *url.URL) (io.ReadCloser, error) {
+	for _, s := range w.of(job) {
+		if s.Uploads != nil {
+			return s.Uploads.Upload(ctx, u)
+		}
+	}
+	return nil, fmt.Errorf("nobody sends %s: %w", u.Redacted(), fs.ErrNotExist)
 }
 
 // MissingError is something that a step needs of a build, and that no build that

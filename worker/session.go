@@ -19,7 +19,9 @@ package worker
 
 import (
 	"context"
+	"io"
 	"net"
+	"net/url"
 
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/remote"
@@ -35,6 +37,8 @@ type Session struct {
 	Layouts Layouts
 	// CacheFolders are where remote caches of the type local lie.
 	CacheFolders CacheFolders
+	// Uploads are what http sources below source.SessionHost name.
+	Uploads Uploads
 	// Credentials for registries; nil is docker's config and its helpers.
 	Credentials registry.Credentials
 	// Entitlements that were granted: "security.insecure", "network.host", "device".
@@ -77,4 +81,10 @@ type CacheFolders interface {
 	// CacheFolder gives the cache in the folder called dir; its manifest is the one
 	// of that digest, where it is not zero.
 	CacheFolder(dir string, manifest blob.Digest) remote.Target
+}
+
+// Uploads gives what a client sends over its session: tarballs that it builds from.
+type Uploads interface {
+	// Upload reads what is behind a URL. It may be read once only.
+	Upload(ctx context.Context, u *url.URL) (io.ReadCloser, error)
 }

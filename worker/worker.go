@@ -87,6 +87,7 @@ func (w *Worker) addSources() {
 	git, web, layout := source.NewGit(w.cache), source.NewHTTP(w.cache), source.NewLayout(w.cache)
 	git.Secret, web.Secret = w.secretOf, w.secretOf
 	git.SSH = w.dialAgent
+	web.Upload = w.uploadOf
 	layout.Store = w.layoutOf
 	w.layouts, w.git, w.web = layout, git, web
 	w.sources = map[string]Source{

@@ -21,6 +21,7 @@ import (
 
 	"github.com/moby/buildkit/session"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/registry"
@@ -55,13 +56,20 @@ func New(m *session.Manager, id string, mirrors *Mirrors, temp string) *Caller {
 // it sees this machine's files as the daemon does. It is called before the build.
 func (c *Caller) ReadInPlace(folders map[string]string) { c.here = folders }
 
-// Arrived waits for the session of a client whose folders are read in place, and
-// which therefore may not have been asked for anything: were the build to end
-// first, the client would hang up in the middle of its greeting, and waits then.
+// Arrived waits until the session of a client has come and has answered, where its
+// folders are read in place: it may not have been asked for anything. Clients that
+// are hung up on in the middle of their greeting take a second to notice.
 func (c *Caller) Arrived(ctx context.Context) {
-	if len(c.here) > 0 {
-		_, _ = c.get(ctx) // a client that does not come is not waited for
+	if len(c.here) == 0 {
+		return
 	}
+	conn, err := c.get(ctx)
+	if err != nil {
+		return // a client that does not come is not waited for
+	}
+	ctx, cancel := context.WithTimeout(conn.Context(ctx), wait)
+	defer cancel()
+	_, _ = grpc_health_v1.NewHealthClient(conn.Conn()).Check(ctx, &grpc_health_v1.HealthCheckRequest{})
 }
 
 // Session gives what the client lends. A build without a session is lent nothing,
@@ -70,7 +78,7 @@ func (c *Caller) Session() worker.Session {
 	if c.id == "" {
 		return worker.Session{Credentials: registry.Anonymous{}}
 	}
-	return worker.Session{Locals: c, Secrets: c, SSH: c, Layouts: c, CacheFolders: c, Credentials: c}
+	return worker.Session{Locals: c, Secrets: c, SSH: c, Layouts: c, CacheFolders: c, Uploads: c, Credentials: c}
 }
 
 // Close lets go of the mirrors.

@@ -34,6 +34,9 @@ type HTTP struct {
 	// Secret gives a secret of a job's sessions, for logins; nil has none. One that
 	// is not known wraps fs.ErrNotExist.
 	Secret func(ctx context.Context, job *solver.Job, id string) ([]byte, error)
+	// Upload reads what a job's sessions hand over under a path of SessionHost; nil
+	// has nothing.
+	Upload func(ctx context.Context, job *solver.Job, u *url.URL) (io.ReadCloser, error)
 	// MaxSize bounds a file, in bytes; 0 leaves it to the disk.
 	MaxSize int64
 
@@ -50,6 +53,10 @@ func NewHTTP(c *cache.Cache) *HTTP {
 	t.ResponseHeaderTimeout = 60 * time.Second
 	return &HTTP{cache: c, client: &http.Client{Transport: t}, known: c.Bucket("http"), stall: 30 * time.Second}
 }
+
+// SessionHost is no host: a URL below it names what a client sends over its session,
+// the tarball that it builds from for one.
+const SessionHost = "buildkit-session"
 
 // httpOp is what the identifier and attributes of a source op say.
 type httpOp struct {
@@ -269,7 +276,7 @@ func (s *HTTP) get(ctx context.Context, job *solver.Job, h *httpOp) (httpMemory,
 	} else if last.Modified != "" {
 		req.Header.Set("If-Modified-Since", last.Modified)
 	}
-	resp, err := s.client.Do(req)
+	resp, err := s.do(ctx, job, req)
 	if err != nil {
 		var u *url.Error
 		if errors.As(err, &u) {
@@ -294,6 +301,21 @@ func (s *HTTP) get(ctx context.Context, job *solver.Job, h *httpOp) (httpMemory,
 		return m, fmt.Errorf("fetching %s: %w", h.redacted(), err)
 	}
 	return m, nil
+}
+
+// do sends a request: to its server, or to the client whose session it names.
+func (s *HTTP) do(ctx context.Context, job *solver.Job, req *http.Request) (*http.Response, error) {
+	if req.URL.Host != SessionHost {
+		return s.client.Do(req)
+	}
+	if s.Upload == nil || job == nil {
+		return nil, errors.New("the build has no session that could send it")
+	}
+	body, err := s.Upload(ctx, job, req.URL)
+	if err != nil {
+		return nil, err
+	}
+	return &http.Response{Status: "200 OK", StatusCode: http.StatusOK, Header: http.Header{}, Body: body, ContentLength: -1}, nil
 }
 
 // request makes the request, with what the sessions lend to log in.
@@ -371,6 +393,9 @@ func (s *HTTP) save(ctx context.Context, cancel context.CancelCauseFunc, job *so
 
 // remember notes what a URL gave. Losing it costs a download.
 func (s *HTTP) remember(h *httpOp, m httpMemory) {
+	if strings.HasPrefix(h.url, "http://"+SessionHost+"/") {
+		return // a name that means something to one build only
+	}
 	if v, err := json.Marshal(m); err == nil {
 		_ = s.known.Put(h.key(), v)
 	}

@@ -1,0 +1,63 @@
+package caller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+
+	"github.com/moby/buildkit/session/upload"
+	"google.golang.org/grpc/metadata"
+)
+
+// The headers in which clients are told what is wanted.
+const (
+	uploadPath = "urlpath"
+	uploadHost = "urlhost"
+)
+
+// Upload reads what the client sends under a URL of its session.
+func (c *Caller) Upload(ctx context.Context, u *url.URL) (io.ReadCloser, error) {
+	conn, err := c.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(conn.Context(ctx))
+	ctx = metadata.NewOutgoingContext(ctx, metadata.Pairs(uploadPath, u.Path, uploadHost, u.Host))
+	stream, err := upload.NewUploadClient(conn.Conn()).Pull(ctx)
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("asking the client for %s: %w", u.Redacted(), err)
+	}
+	return &uploaded{stream: stream, cancel: cancel}, nil
+}
+
+// uploaded reads a stream of messages as one of bytes.
+type uploaded struct {
+	stream upload.Upload_PullClient
+	cancel context.CancelFunc
+	rest   []byte
+}
+
+func (u *uploaded) Read(p []byte) (int, error) {
+	for len(u.rest) == 0 {
+		m, err := u.stream.Recv()
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				err = fmt.Errorf("the client stopped sending: %w", err)
+			}
+			return 0, err
+		}
+		u.rest = m.Data
+	}
+	n := copy(p, u.rest)
+	u.rest = u.rest[n:]
+	return n, nil
+}
+
+// Close lets go of what the client has not sent yet.
+func (u *uploaded) Close() error {
+	u.cancel()
+	return nil
+}
