@@ -75,6 +75,7 @@ type Pool struct {
 	guard *guard.Guard
 	root  *os.File
 	dirs  [256]dir
+	made  atomic.Uint32 // files, see create
 
 	mu         sync.Mutex
 	alternates map[FileID]int // of files at the bound of links, the alternate in use

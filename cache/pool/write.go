@@ -64,6 +64,11 @@ func (p *Pool) add(id *FileID, e tree.Entry, write func(*tmpfile.File) error) er
 		return err
 	}
 	defer f.Close()
+	return p.keep(f, id, e)
+}
+
+// keep gives a file that is whole its place.
+func (p *Pool) keep(f *tmpfile.File, id *FileID, e tree.Entry) error {
 	dirfd, name, in, err := p.place(id)
 	if err != nil {
 		return err
@@ -72,12 +77,55 @@ func (p *Pool) add(id *FileID, e tree.Entry, write func(*tmpfile.File) error) er
 	return p.name(f, e, dirfd, name)
 }
 
+// Incoming is a file that is written before its content, and so its name in the
+// pool, is known. It is for one goroutine. Close removes it unless Commit succeeded.
+type Incoming struct {
+	*tmpfile.File
+	pool *Pool
+}
+
+// Create makes an empty file that is none of the pool's yet.
+func (p *Pool) Create() (*Incoming, error) {
+	f, err := p.create()
+	if err != nil {
+		return nil, fmt.Errorf("making a file of the pool: %w", err)
+	}
+	return &Incoming{f, p}, nil
+}
+
+// Commit makes the file e's, of which it has the content, as its writer vouches.
+func (in *Incoming) Commit(e tree.Entry) error {
+	id := IDOf(e)
+	err := in.pool.setMeta(int(in.Fd()), e)
+	if err == nil {
+		err = in.pool.keep(in.File, &id, e)
+	}
+	if err != nil {
+		return fmt.Errorf("putting %s into the pool: %w", e.Name, tmpfile.Explain(err))
+	}
+	return nil
+}
+
+// together is how many files are made near one folder before the next one's turn:
+// inodes beside each other are written to the disk together.
+const together = 64
+
+// create makes a file near one of the folders, one after the other (see spread).
+func (p *Pool) create() (*tmpfile.File, error) {
+	n := byte(p.made.Add(1) / together)
+	d := &p.dirs[n]
+	d.use.RLock()
+	defer d.use.RUnlock()
+	near, err := p.dir(n, true)
+	if err != nil {
+		return nil, err
+	}
+	return tmpfile.CreateNear(near, int(p.root.Fd()))
+}
+
 // make makes a file without a name by write, and gives it e's metadata.
 func (p *Pool) make(e tree.Entry, write func(*tmpfile.File) error) (*tmpfile.File, error) {
-	// All in one folder, whatever folder they go to: ext4 gives a new inode a place
-	// near its folder's, and one place after the other costs a third of the time
-	// that as many all over the disk do.
-	f, err := tmpfile.Create(int(p.root.Fd()))
+	f, err := p.create()
 	if err != nil {
 		return nil, err
 	}

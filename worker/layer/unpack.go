@@ -88,7 +88,6 @@ func Unpack(ctx context.Context, c *cache.Cache, r io.Reader, o UnpackOptions) (
 	if err != nil {
 		return tree.Entry{}, 0, err
 	}
-	defer w.close()
 	u := &unpacker{opt: o, tree: newUnpackTree(o.MaxEntries), files: w}
 	// More would only queue for the same disk.
 	for range min(max(runtime.GOMAXPROCS(0), 2), 8) {

@@ -4,11 +4,9 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -21,8 +19,7 @@ import (
 
 const (
 	// smallFile bounds the files that are held in memory until a worker has written
-	// them. Hashing so much again, as Pool.Put does, costs less than the name that a
-	// larger file has in the temporary folder for a while.
+	// them; larger ones are written while they stream by.
 	smallFile = 64 << 10
 	// inFlight is how many small files wait, at most: 4 MiB of them.
 	inFlight = 64
@@ -36,7 +33,7 @@ const (
 	checkDisk = 64 << 20
 )
 
-// fileWriter puts a stream's files into the pool. write, finish and close are for
+// fileWriter puts a stream's files into the pool. write and finish are for
 // one goroutine, work for any number.
 type fileWriter struct {
 	ctx     context.Context
@@ -47,8 +44,6 @@ type fileWriter struct {
 	checked int64 // size when the disk was last looked at
 
 	queue chan smallContent
-	temp  *os.File // the folder for large files, made when there is one
-	made  int      // files in temp so far
 	buf   []byte
 }
 
@@ -67,14 +62,6 @@ func newFileWriter(ctx context.Context, c *cache.Cache, maxSize int64) (*fileWri
 
 // finish says that no more files come.
 func (w *fileWriter) finish() { close(w.queue) }
-
-// close removes what is left in the temporary folder.
-func (w *fileWriter) close() {
-	if w.temp != nil {
-		w.temp.Close()
-		_ = os.RemoveAll(w.temp.Name())
-	}
-}
 
 // work puts small files into the pool until finish.
 func (w *fileWriter) work() error {
@@ -147,42 +134,18 @@ func (w *fileWriter) diskSpace(size int64) error {
 	return nil
 }
 
-// writeLarge writes a file under a temporary name while it is hashed, and gives
-// it to the pool once its digest, and so its name there, is known.
+// writeLarge writes a file while it is hashed, and gives it to the pool once its
+// digest, and so its name there, is known.
 func (w *fileWriter) writeLarge(ctx context.Context, e *tree.Entry, r io.Reader) error {
-	if w.temp == nil {
-		dir, err := os.MkdirTemp(w.cache.Path("tmp"), "unpack-")
-		if err != nil {
-			return fmt.Errorf("making a temporary folder: %w", err)
-		}
-		if w.temp, err = os.Open(dir); err != nil {
-			return fmt.Errorf("opening a temporary folder: %w", err)
-		}
-	}
-	w.made++
-	name := strconv.Itoa(w.made)
-	dirfd := int(w.temp.Fd())
-	fd, err := unix.Openat(dirfd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+	f, err := w.pool.Create()
 	if err != nil {
-		return fmt.Errorf("making a temporary file: %w", err)
+		return err
 	}
-	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
-	defer unix.Unlinkat(dirfd, name, 0) //nolint:errcheck // close removes the folder
-	if e.Content, err = w.copyHashed(ctx, f, e.Size, r); err != nil {
+	if e.Content, err = w.copyHashed(ctx, f.File.File, e.Size, r); err != nil {
 		return err
 	}
-	if len(e.Xattrs) > 0 {
-		// Seldom: the pool knows which attributes may be refused here.
-		if _, err := f.Seek(0, io.SeekStart); err != nil {
-			return err
-		}
-		return w.pool.Put(ctx, *e, f)
-	}
-	if err := setMetadata(fd, e); err != nil {
-		return err
-	}
-	return w.pool.Adopt(*e, w.temp, name)
+	return f.Commit(*e)
 }
 
 // copyHashed copies size bytes, leaving holes for blocks of zeros.
@@ -202,13 +165,13 @@ func (w *fileWriter) copyHashed(ctx context.Context, f *os.File, size int64, r i
 		h.Write(b)
 		if !isZero(b) {
 			if _, err := f.WriteAt(b, off); err != nil {
-				return d, fmt.Errorf("writing a temporary file: %w", err)
+				return d, fmt.Errorf("writing a file of the pool: %w", err)
 			}
 		}
 		off += int64(len(b))
 	}
 	if err := f.Truncate(size); err != nil {
-		return d, fmt.Errorf("writing a temporary file: %w", err)
+		return d, fmt.Errorf("writing a file of the pool: %w", err)
 	}
 	return blob.Digest(h.Sum(nil)), nil
 }
@@ -224,24 +187,6 @@ func isZero(b []byte) bool {
 		b = b[n:]
 	}
 	return true
-}
-
-// setMetadata gives a file e's owner, mode and time, in this order: a change of
-// owner clears the set-id bits. An owner that cannot be set here is the pool's to
-// judge, which compares.
-func setMetadata(fd int, e *tree.Entry) error {
-	err := unix.Fchown(fd, int(e.UID), int(e.GID))
-	if err != nil && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("setting the owner to %d:%d: %w", e.UID, e.GID, err)
-	}
-	if err := unix.Fchmod(fd, e.Mode); err != nil {
-		return fmt.Errorf("setting the mode to %o: %w", e.Mode, err)
-	}
-	t := unix.NsecToTimespec(e.MTime)
-	if err := unix.UtimesNanoAt(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), []unix.Timespec{t, t}, 0); err != nil {
-		return fmt.Errorf("setting the time: %w", err)
-	}
-	return nil
 }
 
 // unexpected turns the end of the stream in the middle of a file into its error.

@@ -29,9 +29,14 @@ var unnamed atomic.Bool
 func init() { unnamed.Store(true) }
 
 // Create makes a file in the directory dirfd, readable and writable by its owner.
-func Create(dirfd int) (*File, error) {
+func Create(dirfd int) (*File, error) { return CreateNear(dirfd, dirfd) }
+
+// CreateNear is Create where the file system is to find room for the file near
+// the directory near, which need not stay open. A file that has to have a
+// temporary name has it in dirfd.
+func CreateNear(near, dirfd int) (*File, error) {
 	if unnamed.Load() {
-		fd, err := unix.Openat(dirfd, ".", unix.O_RDWR|unix.O_TMPFILE|unix.O_CLOEXEC, 0o600)
+		fd, err := unix.Openat(near, ".", unix.O_RDWR|unix.O_TMPFILE|unix.O_CLOEXEC, 0o600)
 		switch {
 		case err == nil:
 			return &File{File: os.NewFile(uintptr(fd), "unnamed file"), dirfd: dirfd}, nil
