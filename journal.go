@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -113,20 +114,21 @@ func (b *build) chronicled(ctx context.Context, r *Request, attrs map[string]str
 	return ctx, func() { fail(nil) }, nil
 }
 
-// project says what a build is of, for people.
+// project says what a build is of: nothing, where that is a folder of a client's.
 func project(r *Request, attrs map[string]string) string {
-	words := []string{r.Context}
+	where := r.Context
 	if r.Session != nil {
-		words[0] = attrs["context"]
+		where = attrs["context"]
 	}
-	if words[0] == "" || !request.IsRemote(words[0]) {
-		if dir, err := filepath.Abs(words[0]); err == nil {
-			words[0] = dir
-		}
+	switch dir, err := filepath.Abs(where); {
+	case request.IsRemote(where):
+		where = bare(where)
+	case r.Session != nil:
+		return ""
+	case err == nil:
+		where = dir
 	}
-	if r.Session != nil && attrs["context"] == "" {
-		words[0] = "a client's folder"
-	}
+	words := []string{where}
 	if name := attrs["filename"]; name != "" && name != "Dockerfile" {
 		words = append(words, "("+name+")")
 	}
@@ -134,6 +136,16 @@ func project(r *Request, attrs map[string]string) string {
 		words = append(words, "--target "+t)
 	}
 	return strings.Join(words, " ")
+}
+
+// bare gives an address without what may be secret in it.
+func bare(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return address // git@host:path has no password
+	}
+	u.User, u.RawQuery = nil, ""
+	return u.String()
 }
 
 // collect takes what a solve reports.

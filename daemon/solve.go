@@ -75,6 +75,7 @@ func (s *Server) build(ctx context.Context, req *controlapi.SolveRequest, client
 		Attrs: req.FrontendAttrs, Frontend: compile, Inputs: inputs, Session: &lent,
 		Forward:   gateway.FromImage{Workers: s.gateway.Workers}.Forward,
 		CacheFrom: from, CacheTo: to, Allow: req.Entitlements, Outputs: outputs(req, client), Events: b.event,
+		Ref: req.Ref,
 		SourcePolicy: req.SourcePolicy, CheckSource: check, Record: s.builds.kept != nil && !req.Internal,
 	})
 }

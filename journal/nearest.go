@@ -69,7 +69,7 @@ func (x *Explainer) pasts(b Build, r *Report) ([]*past, error) {
 		if err != nil {
 			continue // it is kept no longer
 		}
-		p := &past{build: old, report: report, age: len(out), project: old.Project == b.Project}
+		p := &past{build: old, report: report, age: len(out), project: b.Project != "" && old.Project == b.Project}
 		common := 0
 		for i := range report.Steps {
 			if known[report.Steps[i].Name] {
