@@ -142,7 +142,8 @@ func project(r *Request, attrs map[string]string) string {
 func bare(address string) string {
 	u, err := url.Parse(address)
 	if err != nil {
-		return address // git@host:path has no password
+		// git@host:path is none, for one.
+		return address[strings.LastIndexByte(address, '@')+1:]
 	}
 	u.User, u.RawQuery = nil, ""
 	return u.String()
