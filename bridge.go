@@ -49,8 +49,8 @@ func (f forwarder) Forward(ctx context.Context, source, cmdline string, req fron
 
 // RunProgram runs a process on the file system that a graph comes to; what it
 // writes there vanishes with it.
-func (b bridge) RunProgram(ctx context.Context, root llb.Edge, meta *pb.Meta, network pb.NetMode, stdin io.Reader, stdout, stderr io.Writer) error {
-	edges, err := b.admit(ctx, nil, []llb.Edge{root})
+func (b bridge) RunProgram(ctx context.Context, p worker.Program) error {
+	edges, err := b.admit(ctx, nil, []llb.Edge{p.Root})
 	if err != nil {
 		return err
 	}
@@ -58,9 +58,8 @@ func (b bridge) RunProgram(ctx context.Context, root llb.Edge, meta *pb.Meta, ne
 	if err != nil {
 		return err
 	}
-	return b.engine.worker.RunProgram(ctx, b.session, worker.Program{
-		Root: root, Chain: chains[0], Meta: meta, Network: network, Stdin: stdin, Stdout: stdout, Stderr: stderr,
-	})
+	p.Root = edges[0]
+	return b.engine.worker.RunProgram(ctx, b.session, chains[0], p)
 }
 
 // NewContainer makes a container for processes that belong to no step. ctx is its

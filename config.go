@@ -39,6 +39,7 @@ type Config struct {
 	Frontends struct {
 		Dockerfile FrontendConfig `toml:"dockerfile.v0"`
 		Gateway    FrontendConfig `toml:"gateway.v0"`
+		Exec       ExecConfig     `toml:"exec"`
 	} `toml:"frontend"`
 
 	// Unknown says which keys of the file nobody knows, and Ignored which ones kiln
@@ -75,6 +76,13 @@ type FrontendConfig struct {
 	// AllowedRepositories are those that frontends may be pulled from; none allows
 	// all. It is for gateway.v0 alone.
 	AllowedRepositories []string `toml:"allowedRepositories"`
+}
+
+// ExecConfig says which programs of the daemon's machine clients may use as frontends.
+type ExecConfig struct {
+	// Programs are their paths, as clients write them behind "exec:". They run as the
+	// daemon's user and outside of any sandbox.
+	Programs []string `toml:"programs"`
 }
 
 // WorkerConfig says how steps run.

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,12 +26,16 @@ import (
 	"github.com/kiln-build/kiln/daemon/internal/fault"
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/llb"
+	"github.com/kiln-build/kiln/worker"
 )
+
+// Program is a process that a Runner runs.
+type Program = worker.Program
 
 // Runner is what a bridge must be besides for frontends in images: it runs a
 // process on the file system that a graph comes to.
 type Runner interface {
-	RunProgram(ctx context.Context, root llb.Edge, meta *pb.Meta, network pb.NetMode, stdin io.Reader, stdout, stderr io.Writer) error
+	RunProgram(ctx context.Context, p Program) error
 }
 
 // FromImage is the frontend that stands in an image, the one that the option
@@ -97,11 +103,9 @@ func (i FromImage) Build(ctx context.Context, req frontend.Request, b frontend.B
 	if err != nil {
 		return nil, err
 	}
-	inputs := map[string]*pb.Definition{}
-	for name, e := range req.Inputs {
-		if inputs[name], err = llb.Marshal(e); err != nil {
-			return nil, err
-		}
+	inputs, err := definitions(req.Inputs)
+	if err != nil {
+		return nil, err
 	}
 	network := pb.NetMode_UNSET
 	if none, _ := strconv.ParseBool(config.Config.Labels[labelNoNetwork]); none {
@@ -111,10 +115,36 @@ func (i FromImage) Build(ctx context.Context, req frontend.Request, b frontend.B
 	if err != nil {
 		return nil, err
 	}
+	itself, err := llb.Marshal(root.Output(0))
+	if err != nil {
+		return nil, err
+	}
+	stored, err := itself.MarshalVT()
+	if err != nil {
+		return nil, err
+	}
 	f := NewFunction(inputs, i.Workers)
 	return f.runIn(ctx, req, b, func(ctx context.Context, conn net.Conn, stderr io.Writer) error {
-		return runner.RunProgram(ctx, root.Output(0), meta, network, conn, conn, stderr)
+		return runner.RunProgram(ctx, Program{
+			Root: root.Output(0), Meta: meta, Network: network, Metadata: map[string][]byte{itselfFile: stored},
+			Stdin: conn, Stdout: conn, Stderr: stderr,
+		})
 	})
+}
+
+// itselfFile is where a frontend finds the graph of the image that it stands in.
+const itselfFile = "frontend.bin"
+
+// definitions puts graphs into the form that frontends have them in.
+func definitions(edges map[string]llb.Edge) (map[string]*pb.Definition, error) {
+	out := make(map[string]*pb.Definition, len(edges))
+	for name, e := range edges {
+		var err error
+		if out[name], err = llb.Marshal(e); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
 // checkCaps refuses a frontend that cannot do what the request needs.
@@ -138,12 +168,8 @@ func checkCaps(label string, req frontend.Request) error {
 	return nil
 }
 
-// meta makes the process of a frontend, which finds its options in the environment.
+// meta makes the process of a frontend.
 func (i FromImage) meta(config ocispecs.Image, req frontend.Request) (*pb.Meta, error) {
-	workers, err := json.Marshal(i.Workers)
-	if err != nil {
-		return nil, err
-	}
 	m := &pb.Meta{Args: config.Config.Entrypoint, Cwd: config.Config.WorkingDir, RemoveMountStubsRecursive: true}
 	if len(m.Args) == 0 {
 		m.Args = []string{"/run"}
@@ -151,14 +177,22 @@ func (i FromImage) meta(config ocispecs.Image, req frontend.Request) (*pb.Meta, 
 	if m.Cwd == "" {
 		m.Cwd = "/"
 	}
-	m.Env = append(m.Env, config.Config.Env...)
-	n := 0
-	for k, v := range req.Opts {
-		m.Env = append(m.Env, fmt.Sprintf("BUILDKIT_FRONTEND_OPT_%d=%s=%s", n, k, v))
-		n++
+	env, err := environment(i.Workers, req)
+	m.Env = append(slices.Clone(config.Config.Env), env...)
+	return m, err
+}
+
+// environment are the variables in which a frontend finds its options.
+func environment(workers []*types.WorkerRecord, req frontend.Request) ([]string, error) {
+	told, err := json.Marshal(workers)
+	if err != nil {
+		return nil, err
 	}
-	m.Env = append(m.Env, "BUILDKIT_SESSION_ID=", "BUILDKIT_WORKERS="+string(workers), "BUILDKIT_EXPORTEDPRODUCT=kiln")
-	return m, nil
+	var env []string
+	for i, k := range slices.Sorted(maps.Keys(req.Opts)) {
+		env = append(env, fmt.Sprintf("BUILDKIT_FRONTEND_OPT_%d=%s=%s", i, k, req.Opts[k]))
+	}
+	return append(env, "BUILDKIT_SESSION_ID=", "BUILDKIT_WORKERS="+string(told), "BUILDKIT_EXPORTEDPRODUCT=kiln"), nil
 }
 
 // runIn serves the function to a program at the other end of a connection, until
