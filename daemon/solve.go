@@ -75,7 +75,7 @@ func (s *Server) build(ctx context.Context, req *controlapi.SolveRequest, client
 		Attrs: req.FrontendAttrs, Frontend: compile, Inputs: inputs, Session: &lent,
 		Forward:   gateway.FromImage{Workers: s.gateway.Workers}.Forward,
 		CacheFrom: from, CacheTo: to, Allow: req.Entitlements, Outputs: outputs(req, client), Events: b.event,
-		Ref: req.Ref,
+		Ref:          req.Ref,
 		SourcePolicy: req.SourcePolicy, CheckSource: check, Record: s.builds.kept != nil && !req.Internal,
 	})
 }
@@ -92,6 +92,12 @@ func (s *Server) frontend(req *controlapi.SolveRequest) (compile frontend.Fronte
 		return nil, nil, fault.New(codes.InvalidArgument, "cannot solve with Definition and Frontend specified")
 	case req.Frontend == gateway.ImageFrontend:
 		return gateway.FromImage{Workers: s.gateway.Workers}, remove, nil
+	case strings.HasPrefix(req.Frontend, gateway.ProgramPrefix):
+		path, _ := gateway.ProgramOf(req.Frontend)
+		if !slices.Contains(s.engine.Config().Frontends.Exec.Programs, path) {
+			return nil, nil, fault.New(codes.PermissionDenied, fmt.Sprintf("the daemon's configuration does not allow the frontend %s", req.Frontend))
+		}
+		return gateway.FromProgram{Path: path, Workers: s.gateway.Workers}, remove, nil
 	case req.Frontend != "":
 		return nil, nil, fault.New(codes.NotFound, fmt.Sprintf("frontend %s not found", req.Frontend))
 	case hasGraph:
@@ -121,8 +127,11 @@ func outputs(req *controlapi.SolveRequest, client *caller.Caller) []kiln.Output 
 		if attrs == nil {
 			attrs = map[string]string{}
 		}
-		if epoch, ok := req.FrontendAttrs["build-arg:SOURCE_DATE_EPOCH"]; ok && attrs["source-date-epoch"] == "" {
-			attrs["source-date-epoch"] = epoch
+		if epoch, ok := req.FrontendAttrs["build-arg:SOURCE_DATE_EPOCH"]; ok {
+			// An empty attribute of the exporter's own takes the bound away.
+			if _, own := attrs["source-date-epoch"]; !own {
+				attrs["source-date-epoch"] = epoch
+			}
 		}
 		out = append(out, kiln.Output{Type: x.Type, Attrs: attrs, Target: client.Target(i, x.Type)})
 	}

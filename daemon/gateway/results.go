@@ -82,16 +82,22 @@ func (f *Function) encode(r *frontend.Result) (*gwpb.Result, error) {
 }
 
 func parsePlatforms(metadata map[string][]byte) (list platformList, err error) {
-	data := metadata[platformsKey]
-	if len(data) == 0 {
+	data, ok := metadata[platformsKey]
+	if !ok {
 		return list, nil
 	}
 	if err := json.Unmarshal(data, &list); err != nil {
 		return list, fault.New(codes.InvalidArgument, fmt.Sprintf("reading %s: %v", platformsKey, err))
 	}
+	if len(list.Platforms) == 0 {
+		return list, fault.New(codes.InvalidArgument, "invalid empty platforms index for exporter")
+	}
 	for i, p := range list.Platforms {
-		if p.ID == "" || p.Platform.OS == "" || p.Platform.Architecture == "" {
-			return list, fault.New(codes.InvalidArgument, fmt.Sprintf("%s holds a platform without a name", platformsKey))
+		if p.ID == "" {
+			return list, fault.New(codes.InvalidArgument, "invalid empty platform key for exporter")
+		}
+		if p.Platform.OS == "" || p.Platform.Architecture == "" {
+			return list, fault.New(codes.InvalidArgument, fmt.Sprintf("invalid platform value %v for exporter", p.Platform))
 		}
 		list.Platforms[i].Platform = platforms.Normalize(p.Platform)
 	}

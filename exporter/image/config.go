@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,6 +26,30 @@ func defaultConfig(p ocispecs.Platform) ([]byte, error) {
 	return json.Marshal(img)
 }
 
+// withPlatform gives a config that says what it is for: one that does not is for the
+// platform that the image was built for.
+func withPlatform(config []byte, p ocispecs.Platform) ([]byte, error) {
+	var said ocispecs.Platform
+	if err := json.Unmarshal(config, &said); err != nil {
+		return nil, fmt.Errorf("reading the image config: %w", err)
+	}
+	if said.OS != "" || said.Architecture != "" || bytes.Equal(bytes.TrimSpace(config), []byte("null")) {
+		return config, nil
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(config, &fields); err != nil {
+		return nil, fmt.Errorf("reading the image config: %w", err)
+	}
+	err := errors.Join(setField(fields, "os", p.OS), setField(fields, "architecture", p.Architecture))
+	if p.Variant != "" {
+		err = errors.Join(err, setField(fields, "variant", p.Variant))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(fields)
+}
+
 // layerInfo is what the history needs to know of a layer.
 type layerInfo struct {
 	diffID  blob.Digest
@@ -40,8 +65,13 @@ func completeConfig(config, base []byte, layers []layerInfo, epoch *time.Time) (
 	if err := json.Unmarshal(config, &img); err != nil {
 		return nil, fmt.Errorf("reading the image config: %w", err)
 	}
-	if img.OS == "" || img.Architecture == "" {
-		return nil, errors.New("reading the image config: it names no os or no architecture")
+	switch {
+	case bytes.Equal(bytes.TrimSpace(config), []byte("null")):
+		return nil, errors.New("invalid null image config for export")
+	case (img.OS == "") != (img.Architecture == ""):
+		return nil, errors.New("invalid image config: os and architecture must be specified together")
+	case img.OS == "":
+		return nil, errors.New("invalid image config: it names no os and no architecture")
 	}
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(config, &fields); err != nil {

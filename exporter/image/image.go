@@ -229,11 +229,17 @@ func (a *assembly) manifest(i int, layers []Layer, p exporter.Progress) (Manifes
 	if err != nil {
 		return Manifest{}, err
 	}
-	config := img.Config
+	config := a.opts.Config(platforms.FormatAll(img.Platform))
+	if config == nil {
+		config = img.Config
+	}
 	if len(config) == 0 {
-		if config, err = defaultConfig(img.Platform); err != nil {
-			return Manifest{}, err
-		}
+		config, err = defaultConfig(img.Platform)
+	} else {
+		config, err = withPlatform(config, img.Platform)
+	}
+	if err != nil {
+		return Manifest{}, err
 	}
 	infos := make([]layerInfo, len(layers))
 	for j, l := range layers {

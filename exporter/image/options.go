@@ -57,7 +57,8 @@ const (
 	attrInline           = "attestation-inline"
 
 	// metadataEpoch is where a frontend says SOURCE_DATE_EPOCH.
-	metadataEpoch = "source.date.epoch"
+	metadataEpoch  = "source.date.epoch"
+	metadataConfig = "containerimage.config"
 )
 
 // ignoredBools are attributes that are checked and change nothing: that of foreign
@@ -163,6 +164,18 @@ func parseEpoch(v string) (*time.Time, error) {
 	}
 	t := time.Unix(s, 0).UTC()
 	return &t, nil
+}
+
+// Config gives the config that the attributes have for an image, which goes before
+// the frontend's: "containerimage.config", followed by a slash and the platform
+// where it is for that one alone. Nil is the frontend's.
+func (o *Options) Config(platform string) []byte {
+	for _, key := range []string{metadataConfig + "/" + platform, metadataConfig} {
+		if v, ok := o.Rest[key]; ok {
+			return []byte(v)
+		}
+	}
+	return nil
 }
 
 // epoch gives the time that bounds those of an image; nil is no such bound.
