@@ -18,7 +18,7 @@ var missing = []apicaps.CapID{
 	pb.CapBuildOpLLBFileName, pb.CapSourceImageBlob,
 	pb.CapSessionExporter,
 	pb.CapRemoteCacheGHA, pb.CapRemoteCacheS3, pb.CapRemoteCacheAzBlob,
-	pb.CapExecMetaNetworkProxy, pb.CapExecMetaCDI,
+	pb.CapExecMetaNetworkProxy,
 	pb.CapSourceGitSignatureVerify, pb.CapSourceGitBundle, pb.CapSourceGitCheckoutBundle, pb.CapSourceHTTPSignatureVerify,
 	pb.CapSourceMetadataTransfer,
 	pb.CapGCFreeSpaceFilter, pb.CapHistoryFilters,

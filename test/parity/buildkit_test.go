@@ -54,7 +54,8 @@ func startBuildkit(peers, dir, registry string) (*buildkit, error) {
 	defer log.Close()
 	b.cmd = exec.Command(filepath.Join(peers, "buildkitd"), "--config", conf, "--root", filepath.Join(dir, "root"), "--addr", b.addr,
 		"--oci-worker-snapshotter", "overlayfs", "--oci-worker-net", "host", "--oci-worker-binary", "runc",
-		"--otel-socket-path", filepath.Join(dir, "otel"), "--allow-insecure-entitlement", "network.host", "--allow-insecure-entitlement", "security.insecure")
+		"--otel-socket-path", filepath.Join(dir, "otel"), "--cdi-spec-dir", filepath.Join(dir, "cdi"),
+		"--allow-insecure-entitlement", "network.host", "--allow-insecure-entitlement", "security.insecure", "--allow-insecure-entitlement", "device")
 	b.cmd.Stdout, b.cmd.Stderr, b.cmd.Env = log, log, b.env
 	b.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	if err := b.cmd.Start(); err != nil {

@@ -109,13 +109,20 @@ func setUp(t *testing.T) *suite {
 	dir, err := os.MkdirTemp("", "parity-")
 	must(err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	devices := filepath.Join(dir, "cdi")
+	must(os.Mkdir(devices, 0o755))
+	for _, name := range []string{"vendor1.yaml", "vendor2.json"} {
+		data, err := os.ReadFile(filepath.Join("devices", name))
+		must(err)
+		must(os.WriteFile(filepath.Join(devices, name), data, 0o644))
+	}
 	s.buildkit, err = startBuildkit(peers, dir, s.registry)
 	must(err)
 	t.Cleanup(s.buildkit.stop)
 
 	s.kiln = &kiln{root: filepath.Join(s.dir, "state"), config: filepath.Join(s.dir, "kiln.toml")}
 	s.kiln.env = append(os.Environ(), "DOCKER_CONFIG="+filepath.Join(dir, "docker"), "HOME="+dir)
-	must(os.WriteFile(s.kiln.config, []byte(registryConfig(s.registry)), 0o644))
+	must(os.WriteFile(s.kiln.config, fmt.Appendf(nil, "[cdi]\nspecDirs = [%q]\n%s", devices, registryConfig(s.registry)), 0o644))
 	if s.kiln.bin = os.Getenv("PARITY_KILN"); s.kiln.bin == "" {
 		s.kiln.bin, err = peer.BuildKiln(s.dir)
 		must(err)
