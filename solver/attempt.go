@@ -67,14 +67,14 @@ func (a *attempt) oneStopped() {
 
 // want makes an attempt want a task. s.mu is held.
 func (s *Solver) want(a *attempt, t *task, v *llb.Vertex) {
+	ours := t.wantedByBuild(a.build) // by an attempt before
 	t.wants = append(t.wants, want{attempt: a, vertex: v})
 	a.tasks = append(a.tasks, t)
 	if t.state == solved {
 		a.build.hold(t.outputs)
-		if a.build.late == nil {
-			a.build.late = make(map[*task]bool)
+		if !ours {
+			a.build.cameLate(t)
 		}
-		a.build.late[t] = true
 		a.build.watch.cached(v, s.o.Clock(), "another build has just run it")
 		return
 	}

@@ -137,3 +137,11 @@ func (b *build) keepRan() {
 		b.ran[t.share] = t.took
 	}
 }
+
+// cameLate notes a task that was solved when the build came to want it. s.mu is held.
+func (b *build) cameLate(t *task) {
+	if b.late == nil {
+		b.late = make(map[*task]bool)
+	}
+	b.late[t] = true
+}
