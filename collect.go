@@ -1,6 +1,7 @@
 package kiln
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -103,7 +104,7 @@ func (e *Engine) Policies() ([]GCPolicy, error) {
 	list := slices.Clone(e.config.Worker.OCI.policies(space.Total))
 	for i := range list {
 		p := &list[i]
-		p.ReservedSpace = DiskSpace{Bytes: p.ReservedSpace.or(p.KeepBytes).Of(space.Total)}
+		p.ReservedSpace = DiskSpace{Bytes: cmp.Or(p.ReservedSpace, p.KeepBytes).Of(space.Total)}
 		p.KeepBytes = DiskSpace{}
 		p.MaxUsedSpace = DiskSpace{Bytes: p.MaxUsedSpace.Of(space.Total)}
 		p.MinFreeSpace = DiskSpace{Bytes: p.MinFreeSpace.Of(space.Total)}

@@ -1,6 +1,7 @@
 package kiln
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/docker/go-units"
 
 	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/request"
 )
 
 // GCConfig says what the state folder may take, in buildkitd.toml's keys. The zero
@@ -65,46 +67,8 @@ func (d *Duration) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// DiskSpace is a number of bytes, or a share of the disk; the zero DiskSpace is no bound.
-type DiskSpace struct {
-	Bytes   int64
-	Percent int64 // of the disk, where Bytes is 0
-}
-
-// UnmarshalText reads "10GB", whose units are powers of 1,024, "20%", or bytes.
-func (d *DiskSpace) UnmarshalText(text []byte) error {
-	s := strings.Trim(string(text), `"`)
-	if share, ok := strings.CutSuffix(s, "%"); ok {
-		n, err := strconv.ParseInt(share, 10, 64)
-		if err != nil || n < 0 || n > 100 {
-			return fmt.Errorf("%q is no share of the disk; 20%% is one", s)
-		}
-		*d = DiskSpace{Percent: n}
-		return nil
-	}
-	n, err := units.RAMInBytes(s)
-	if err != nil || n < 0 {
-		return fmt.Errorf("%q is no size; 10GB is one, and so is 20%% of the disk", s)
-	}
-	*d = DiskSpace{Bytes: n}
-	return nil
-}
-
-// Of gives the bytes that d is on a disk of that size.
-func (d DiskSpace) Of(disk int64) int64 {
-	if d.Bytes != 0 || d.Percent == 0 {
-		return d.Bytes
-	}
-	return max(1, disk/100*d.Percent)
-}
-
-// or gives d, or else another where d is no bound.
-func (d DiskSpace) or(other DiskSpace) DiskSpace {
-	if d == (DiskSpace{}) {
-		return other
-	}
-	return d
-}
+// DiskSpace is a number of bytes, or a share of the disk.
+type DiskSpace = request.DiskSpace
 
 // The bounds of the default policies, as buildkitd has them.
 const (
@@ -121,7 +85,7 @@ func (c GCConfig) policies(disk int64) []GCPolicy {
 	if len(c.Policies) > 0 {
 		return c.Policies
 	}
-	bounds := GCPolicy{ReservedSpace: c.ReservedSpace.or(c.KeepStorage), MaxUsedSpace: c.MaxUsedSpace, MinFreeSpace: c.MinFreeSpace}
+	bounds := GCPolicy{ReservedSpace: cmp.Or(c.ReservedSpace, c.KeepStorage), MaxUsedSpace: c.MaxUsedSpace, MinFreeSpace: c.MinFreeSpace}
 	if bounds.ReservedSpace == (DiskSpace{}) && bounds.MaxUsedSpace == (DiskSpace{}) && bounds.MinFreeSpace == (DiskSpace{}) {
 		bounds.ReservedSpace = DiskSpace{Bytes: min(defaultReserved, DiskSpace{Percent: 10}.Of(disk))}
 		bounds.MaxUsedSpace = DiskSpace{Bytes: min(defaultMaxUsed, DiskSpace{Percent: 80}.Of(disk))}
@@ -144,7 +108,7 @@ func (p GCPolicy) options(disk int64) (cache.PruneOptions, error) {
 	o := cache.PruneOptions{
 		All: p.All, KeepDuration: p.KeepDuration.Duration,
 		MaxUsed: p.MaxUsedSpace.Of(disk), MinFree: p.MinFreeSpace.Of(disk),
-		Reserved: p.ReservedSpace.or(p.KeepBytes).Of(disk),
+		Reserved: cmp.Or(p.ReservedSpace, p.KeepBytes).Of(disk),
 	}
 	var err error
 	if len(p.Filters) > 0 {

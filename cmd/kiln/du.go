@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"text/tabwriter"
+	"text/template"
 	"time"
 
 	"github.com/docker/go-units"
@@ -16,6 +17,7 @@ import (
 type diskUsageOptions struct {
 	place
 	verbose, json  bool
+	format         string
 	filters        []string
 	stdout, stderr io.Writer
 }
@@ -23,12 +25,14 @@ type diskUsageOptions struct {
 func newDiskUsageCommand() *cli.Command {
 	var o diskUsageOptions
 	return &cli.Command{
-		Name:        "du",
-		Usage:       "list what the state folder holds",
-		Description: filterHelp + "\n\n" + exitHelp,
+		Name:  "du",
+		Usage: "list what the state folder holds",
+		Description: "The size of a record is what it adds on the disk to what those have that it stands on; a * says that others\n" +
+			"stand on it, or share a part.\n\n" + filterHelp + "\n\n" + exitHelp,
 		Flags: append(placeFlags(&o.place),
 			&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "all that is known of each", Destination: &o.verbose},
 			&cli.BoolFlag{Name: "json", Usage: "print JSON, an object a line", Destination: &o.json},
+			&cli.StringFlag{Name: "format", Usage: formatUsage, Destination: &o.format},
 			listFlag("filter", "list only what FIELD=VALUE holds for"),
 		),
 		Action: func(c *cli.Context) error {
@@ -47,6 +51,10 @@ func runDiskUsage(c *cli.Context, o diskUsageOptions) error {
 	if err != nil {
 		return err
 	}
+	show, err := usagePrinter(o.stdout, o.format, o.json, o.verbose)
+	if err != nil {
+		return err
+	}
 	engine, err := findEngine(c.Context, o.place, o.stderr)
 	if err != nil {
 		return err
@@ -62,16 +70,43 @@ func runDiskUsage(c *cli.Context, o diskUsageOptions) error {
 			list = append(list, u)
 		}
 	}
-	switch {
-	case o.json:
-		return printUsageJSON(o.stdout, list)
-	case o.verbose:
-		printUsageVerbose(o.stdout, list)
-	default:
-		printUsage(o.stdout, list)
+	if err := show(list); err != nil || o.json || o.format != "" {
+		return err
 	}
 	printTotals(o.stdout, list)
 	return nil
+}
+
+const formatUsage = "print each in a Go template, {{.ID}} {{.Size}} for one, or json; the fields are those of --json"
+
+// usagePrinter gives what prints a list in the form that the flags ask for.
+func usagePrinter(w io.Writer, format string, asJSON, verbose bool) (func([]request.Usage) error, error) {
+	switch {
+	case asJSON || format == "json":
+		return func(list []request.Usage) error { return printUsageJSON(w, list) }, nil
+	case format != "":
+		t, err := template.New("--format").Funcs(template.FuncMap{"json": toJSON}).Parse(format)
+		if err != nil {
+			return nil, usagef("--format: %v", err)
+		}
+		return func(list []request.Usage) error {
+			for _, u := range list {
+				if err := t.Execute(w, u); err != nil {
+					return usagef("--format: %v", err)
+				}
+				fmt.Fprintln(w)
+			}
+			return nil
+		}, nil
+	case verbose:
+		return func(list []request.Usage) error { printUsageVerbose(w, list); return nil }, nil
+	}
+	return func(list []request.Usage) error { printUsage(w, list); return nil }, nil
+}
+
+func toJSON(v any) (string, error) {
+	b, err := json.Marshal(v)
+	return string(b), err
 }
 
 // shortID is how much of an id the table shows; prefixes that long name it to --filter.

@@ -86,7 +86,10 @@ func (a away) Close(context.Context) { a.Client.Close() }
 
 // guest is the engine of another process that has the state folder. It may end at
 // any time, and what was begun in it is then begun again.
-type guest struct{ away }
+type guest struct {
+	away
+	root string
+}
 
 // again is how long a guest waits before it looks for an engine anew.
 const again = 100 * time.Millisecond

@@ -13,6 +13,7 @@ import (
 
 	"github.com/moby/buildkit/client"
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/kiln-build/kiln"
 	"github.com/kiln-build/kiln/cache"
@@ -178,7 +179,7 @@ func newGuest(ctx context.Context, root string) (engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return guest{away{c}}, nil
+	return guest{away: away{c}, root: root}, nil
 }
 
 // here is the engine in this process. While it builds for long, other processes
@@ -210,7 +211,7 @@ func engineRequest(r *request.Request, events func(kiln.Event)) kiln.Request {
 		NoCache: r.NoCache, NoCacheFilter: r.NoCacheFilter, Pull: r.Pull, Network: r.Network, AddHosts: r.AddHosts,
 		ShmSize: r.ShmSize, Ulimits: r.Ulimits, CgroupParent: r.CgroupParent, Call: r.Call, Attrs: r.Attrs,
 		Secrets: r.Secrets, SSH: r.SSH, Allow: r.Allow, CacheFrom: r.CacheFrom, CacheTo: r.CacheTo, Events: events,
-		Ref: r.Ref, FailOnMiss: r.FailOnMiss,
+		Ref: r.Ref, FailOnMiss: r.FailOnMiss, Frontend: frontendOf(r.Frontend), Forward: forward,
 	}
 	for _, o := range r.Outputs {
 		out.Outputs = append(out.Outputs, kiln.Output{Type: o.Type, Attrs: o.Attrs, Dest: o.Dest, Writer: o.Writer})
@@ -224,9 +225,34 @@ func (h *here) Usage(ctx context.Context) ([]request.Usage, error) {
 	return usages(list), err
 }
 
+// Prune has the process that has the folder collect.
+func (g guest) Prune(ctx context.Context, p request.Prune) ([]request.Usage, error) {
+	disk, err := diskSize(g.root)
+	if err != nil {
+		return nil, err
+	}
+	return g.away.Prune(ctx, p.OnDisk(disk))
+}
+
+// diskSize gives the size of the file system that holds a folder.
+func diskSize(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, fmt.Errorf("asking for the size of the disk of %s: %w", dir, err)
+	}
+	return int64(st.Blocks) * st.Bsize, nil
+}
+
 // Prune collects.
 func (h *here) Prune(ctx context.Context, p request.Prune) ([]request.Usage, error) {
-	o := cache.PruneOptions{All: p.All, KeepDuration: p.KeepDuration, MaxUsed: p.MaxUsed}
+	disk, err := diskSize(h.engine.Path())
+	if err != nil {
+		return nil, err
+	}
+	p = p.OnDisk(disk)
+	o := cache.PruneOptions{
+		All: p.All, KeepDuration: p.KeepDuration, MaxUsed: p.MaxUsed.Bytes, MinFree: p.MinFree.Bytes, Reserved: p.Reserved.Bytes,
+	}
 	if p.Filter != nil {
 		o.Filter = func(u cache.Usage) bool { return p.Filter(usageOf(u)) }
 	}

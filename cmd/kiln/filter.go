@@ -10,10 +10,12 @@ import (
 )
 
 const filterHelp = `Filters are FIELD=VALUE, FIELD!=VALUE or FIELD~=REGEXP; the fields are id (a prefix
-is enough), type, description, inuse and shared. until=24h holds for what was last
-used before that. Several filters must all hold.`
+is enough), type (regular, internal, source.local, exec.cachemount, source.git.checkout),
+description, parents, and inuse, shared, private, mutable and immutable, which are true
+or false, and alone mean true. until=24h holds for what was last used before that.
+Several filters must all hold.`
 
-var filterForm = regexp.MustCompile(`^([a-z]+)(==|~=|!=|=)(.*)$`)
+var filterForm = regexp.MustCompile(`^([a-z-]+)(?:(==|~=|!=|=)(.*))?$`)
 
 // parseFilters gives what all the filters hold for.
 func parseFilters(words []string) (func(request.Usage) bool, error) {
@@ -50,6 +52,9 @@ func parseFilter(w string) (func(request.Usage) bool, error) {
 		}
 		return func(u request.Usage) bool { return time.Since(u.LastUsed) > d }, nil
 	}
+	if op == "" {
+		op, value = "=", "true"
+	}
 	get, ok := filterFields[field]
 	if !ok {
 		return nil, usagef("--filter %q: there is no field %q; the fields are %s and until", w, field, strings.Join(sortedKeys(filterFields), ", "))
@@ -74,6 +79,10 @@ var filterFields = map[string]func(request.Usage) string{
 	"id":          func(u request.Usage) string { return u.ID },
 	"type":        func(u request.Usage) string { return u.Kind },
 	"description": func(u request.Usage) string { return u.Description },
+	"parents":     func(u request.Usage) string { return strings.Join(u.Parents, ";") },
 	"inuse":       func(u request.Usage) string { return strconv.FormatBool(u.InUse) },
 	"shared":      func(u request.Usage) string { return strconv.FormatBool(u.Shared) },
+	"private":     func(u request.Usage) string { return strconv.FormatBool(!u.Shared) },
+	"mutable":     func(u request.Usage) string { return strconv.FormatBool(u.Mutable()) },
+	"immutable":   func(u request.Usage) string { return strconv.FormatBool(!u.Mutable()) },
 }

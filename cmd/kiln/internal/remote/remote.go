@@ -111,7 +111,12 @@ func (c *Client) Usage(ctx context.Context) ([]request.Usage, error) {
 
 // Prune has the daemon collect, and gives what went.
 func (c *Client) Prune(ctx context.Context, p request.Prune) ([]request.Usage, error) {
-	opts := []client.PruneOption{client.WithKeepOpt(p.KeepDuration, 0, p.MaxUsed, 0)}
+	for _, d := range []request.DiskSpace{p.MaxUsed, p.MinFree, p.Reserved} {
+		if d.Percent != 0 {
+			return nil, fmt.Errorf("%d%% of the disk of %s cannot be worked out here: give bytes, 10GB for one", d.Percent, c.url)
+		}
+	}
+	opts := []client.PruneOption{client.WithKeepOpt(p.KeepDuration, p.Reserved.Bytes, p.MaxUsed.Bytes, p.MinFree.Bytes)}
 	if p.All {
 		opts = append(opts, client.PruneAll)
 	}
