@@ -335,6 +335,7 @@ func (d *database) writeBatch(batch map[string][]byte, size int) error {
 		return err
 	}
 	d.badger.SetDiscardTs(d.version)
+	d.guard.Grow(int64(size))
 	return nil
 }
 

@@ -12,9 +12,10 @@ import (
 var ErrFull = tmpfile.ErrFull
 
 // sizes keeps account of what the folder takes without looking at it: what it took
-// when it was last measured, and by how much the disk has filled up since while
-// processes had the folder open and wrote to it. What other programs write counts
-// too, and what they remove does not show: whoever acts on it measures first.
+// when it was last measured, and by how much it has grown since. That is what was
+// put into the stores, or, where that is more (cache mounts grow too), by how much
+// the disk has filled up while processes had the folder open and wrote to it. What
+// other programs write counts too: whoever acts on it measures first.
 type sizes struct {
 	mu    sync.Mutex
 	known bool // whether note was read
@@ -92,7 +93,7 @@ func (c *Cache) Size() (bytes int64, measured time.Time, err error) {
 	if n.total < 0 {
 		return used, time.Time{}, nil
 	}
-	return min(used, n.total+n.grown+max(0, used-c.size.used)), n.measured, nil
+	return min(used, n.total+n.grown+max(c.guard.Grown(), used-c.size.used)), n.measured, nil
 }
 
 // measure gives what the folder takes, and notes it.
@@ -109,6 +110,7 @@ func (c *Cache) measure() (int64, error) {
 	defer c.size.mu.Unlock()
 	c.size.known, c.size.note = true, sizeNote{total: total, measured: c.opt.Clock()}
 	c.size.used = space.Total - space.Free
+	c.guard.ResetGrown()
 	return total, c.db.putClean(sizeKey, c.size.note.encode())
 }
 

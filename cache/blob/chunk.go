@@ -109,6 +109,7 @@ func (s *Store) putChunk(id *ChunkID, data []byte) error {
 		return err
 	}
 	s.guard.SetDirty()
+	s.guard.Grow(int64(len(data)))
 	if err := f.Link(int(s.chunks.Fd()), chunkName(id)); err != nil && !tmpfile.IsExist(err) {
 		return err
 	}

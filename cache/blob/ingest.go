@@ -143,6 +143,7 @@ func (w *Writer) Commit() error {
 	}
 	defer w.store.guard.Use((*[32]byte)(&w.digest)).RUnlock()
 	w.store.guard.SetDirty()
+	w.store.guard.Grow(w.size)
 	if err := unix.Renameat(partial, name, blobs, name); err != nil {
 		return fmt.Errorf("storing blob %s: %w", w.digest, tmpfile.Explain(err))
 	}

@@ -188,6 +188,7 @@ func (s *Store) put(ctx context.Context, d Digest, size int64, r io.Reader) erro
 	if err := check(d, size, n, h.Sum(nil)); err != nil {
 		return err
 	}
+	s.guard.Grow(size)
 	return s.publish(f, d)
 }
 

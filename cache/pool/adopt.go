@@ -44,6 +44,9 @@ func (p *Pool) adopt(e tree.Entry, dirfd int, name string) error {
 	p.guard.SetDirty()
 	for {
 		err = unix.Linkat(dirfd, name, pooldir, poolname, 0)
+		if err == nil {
+			p.guard.Grow(st.Blocks * 512)
+		}
 		if !errors.Is(err, unix.EEXIST) {
 			return err
 		}

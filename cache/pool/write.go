@@ -143,6 +143,9 @@ func (p *Pool) make(e tree.Entry, write func(*tmpfile.File) error) (*tmpfile.Fil
 func (p *Pool) name(f *tmpfile.File, e tree.Entry, dirfd int, name string) error {
 	p.guard.SetDirty()
 	err := f.Link(dirfd, name)
+	if err == nil {
+		p.guard.Grow((e.Size + 4095) &^ 4095)
+	}
 	if !tmpfile.IsExist(err) {
 		return err
 	}

@@ -38,6 +38,7 @@ const (
 // concurrent use.
 type Guard struct {
 	dirty  atomic.Bool
+	grown  atomic.Int64
 	shards [shards]struct {
 		sync.RWMutex
 		_ [40]byte // one cache line each
@@ -149,6 +150,15 @@ func (g *Guard) SetDirty() {
 		g.dirty.Store(true)
 	}
 }
+
+// Grow notes that an object was made that takes about so many bytes.
+func (g *Guard) Grow(bytes int64) { g.grown.Add(bytes) }
+
+// Grown gives how many bytes the objects take that were made since it was last reset.
+func (g *Guard) Grown() int64 { return g.grown.Load() }
+
+// ResetGrown begins to count anew.
+func (g *Guard) ResetGrown() { g.grown.Store(0) }
 
 // TakeDirty reports whether something was written since it was last called.
 func (g *Guard) TakeDirty() bool { return g.dirty.Swap(false) }
