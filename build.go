@@ -111,7 +111,7 @@ func (e *Engine) Build(ctx context.Context, r Request) (*Result, error) {
 	}
 	defer b.openCaches(ctx)()
 	for range maxSolves {
-		err = b.run(ctx, req, exporters)
+		err = b.run(ctx, &r, req, exporters)
 		var gone *cache.GoneError
 		if !errors.As(err, &gone) {
 			break
@@ -124,6 +124,9 @@ func (e *Engine) Build(ctx context.Context, r Request) (*Result, error) {
 	}
 	if err == nil && !b.chronicle.dryRun {
 		err = b.exportCaches(ctx)
+	}
+	if err == nil && r.Exported != nil {
+		err = r.Exported(ctx, b.result.Metadata)
 	}
 	err = b.hits(err)
 	if nerr := b.note(ctx, err); err == nil {
@@ -225,7 +228,7 @@ func (b *build) lend(r *Request, s worker.Session) {
 }
 
 // run compiles, solves and exports once.
-func (b *build) run(ctx context.Context, req frontend.Request, exporters []exporter.Exporter) error {
+func (b *build) run(ctx context.Context, r *Request, req frontend.Request, exporters []exporter.Exporter) error {
 	call := b.call(req)
 	compiled, err := b.frontend.Build(frontend.WithCall(ctx, call), req, b.bridge())
 	if err != nil {
@@ -259,6 +262,9 @@ func (b *build) run(ctx context.Context, req frontend.Request, exporters []expor
 	}
 	b.made, b.roots = m, m.chains[:len(m.images)]
 	b.result.Documents = nil
+	if exporters, err = b.allExporters(ctx, r, exporters, m); err != nil {
+		return err
+	}
 	result := b.exported(ctx, m)
 	b.addInline(ctx, &result)
 	for _, x := range exporters {

@@ -1,6 +1,7 @@
 package kiln
 
 import (
+	"context"
 	"fmt"
 	"maps"
 
@@ -12,8 +13,14 @@ import (
 // exporters makes what r's outputs are written with, before anything is built:
 // what is wrong with them is said at once.
 func (b *build) exporters(r *Request) ([]exporter.Exporter, error) {
+	return b.exportersOf(r, r.Outputs, 0)
+}
+
+// exportersOf makes exporters of outputs of which the first one has that number.
+func (b *build) exportersOf(r *Request, outputs []Output, first int) ([]exporter.Exporter, error) {
 	var out []exporter.Exporter
-	for i, o := range r.Outputs {
+	for i, o := range outputs {
+		i += first
 		env := exporter.Env{
 			Cache: b.engine.cache, Source: b.engine.worker.Reader(b.session), Registry: b.engine.registry, Credentials: b.credentials, Clock: b.engine.clock,
 		}
@@ -37,4 +44,18 @@ func (b *build) exporters(r *Request) ([]exporter.Exporter, error) {
 		out = append(out, x)
 	}
 	return out, nil
+}
+
+// allExporters gives those of the request and, once its result is there, those that
+// the caller names then.
+func (b *build) allExporters(ctx context.Context, r *Request, known []exporter.Exporter, m *made) ([]exporter.Exporter, error) {
+	if r.MoreOutputs == nil {
+		return known, nil
+	}
+	outputs, err := r.MoreOutputs(ctx, m.Result)
+	if err != nil {
+		return nil, err
+	}
+	more, err := b.exportersOf(r, outputs, len(r.Outputs))
+	return append(known[:len(known):len(known)], more...), err
 }

@@ -102,6 +102,11 @@ type Request struct {
 	SourcePolicy *spb.Policy
 	CheckSource  SourceCheck
 
+	// MoreOutputs is asked for further outputs once the result is there, and Exported
+	// told what all of them made of it; nil is nobody.
+	MoreOutputs func(ctx context.Context, r *frontend.Result) ([]Output, error)
+	Exported    func(ctx context.Context, metadata map[string]string) error
+
 	// Events is called with all that happens, in order, by one goroutine; nil hears nothing.
 	Events func(Event)
 }

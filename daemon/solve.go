@@ -67,6 +67,7 @@ func (s *Server) build(ctx context.Context, req *controlapi.SolveRequest, client
 	if err != nil {
 		return nil, err
 	}
+	more, exported := sessionExporter(req, client, compile)
 	lent := client.Session()
 	lent.Debug = compile != nil // a function may look at what a failed step has left
 	check, done := s.checkSource(req, client)
@@ -76,7 +77,7 @@ func (s *Server) build(ctx context.Context, req *controlapi.SolveRequest, client
 		Forward:   gateway.FromImage{Workers: s.gateway.Workers}.Forward,
 		CacheFrom: from, CacheTo: to, Allow: req.Entitlements, Outputs: outputs(req, client), Events: b.event,
 		Ref:          req.Ref,
-		SourcePolicy: req.SourcePolicy, CheckSource: check, Record: s.builds.kept != nil && !req.Internal,
+		SourcePolicy: req.SourcePolicy, CheckSource: check, MoreOutputs: more, Exported: exported, Record: s.builds.kept != nil && !req.Internal,
 	})
 }
 
@@ -138,6 +139,31 @@ func outputs(req *controlapi.SolveRequest, client *caller.Caller) []kiln.Output 
 	return out
 }
 
+// sessionExporter gives what the engine asks for outputs that the client names when
+// the result is there; nil where it does not want to. A client that drives the build
+// itself can look into the result by the names that it is told.
+func sessionExporter(req *controlapi.SolveRequest, client *caller.Caller, compile frontend.Frontend) (more func(context.Context, *frontend.Result) ([]kiln.Output, error), exported func(context.Context, map[string]string) error) {
+	if !req.EnableSessionExporter {
+		return nil, nil
+	}
+	more = func(ctx context.Context, r *frontend.Result) ([]kiln.Output, error) {
+		var refs []string
+		if f, ok := compile.(*gateway.Function); ok {
+			var err error
+			if refs, err = f.Name(r); err != nil {
+				return nil, err
+			}
+		}
+		found, err := client.FindExporters(ctx, r.Metadata, refs)
+		var out []kiln.Output
+		for i, x := range found {
+			out = append(out, kiln.Output{Type: x.Type, Attrs: x.Attrs, Target: client.Target(len(req.Exporters)+i, x.Type)})
+		}
+		return out, err
+	}
+	return more, client.FinalizeExport
+}
+
 // cacheImports is the attribute in which clients put the caches of builds that a
 // function of theirs drives, as JSON.
 const cacheImports = "cache-imports"
@@ -197,8 +223,6 @@ func (s *Server) refuse(req *controlapi.SolveRequest) error {
 	switch {
 	case req.Ref == "":
 		return fault.New(codes.InvalidArgument, "the request has no ref")
-	case req.EnableSessionExporter:
-		return unsupported("exporters that the session chooses are")
 	case req.ProxyNetwork:
 		return unsupported("the proxy network is")
 	}

@@ -16,7 +16,6 @@ var missing = []apicaps.CapID{
 	gwpb.CapSourceMetaResolverImageAttestations,
 
 	pb.CapBuildOpLLBFileName, pb.CapSourceImageBlob,
-	pb.CapSessionExporter,
 	pb.CapRemoteCacheGHA, pb.CapRemoteCacheS3, pb.CapRemoteCacheAzBlob,
 	pb.CapExecMetaNetworkProxy,
 	pb.CapSourceGitSignatureVerify, pb.CapSourceGitBundle, pb.CapSourceGitCheckoutBundle, pb.CapSourceHTTPSignatureVerify,

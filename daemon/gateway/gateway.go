@@ -153,6 +153,22 @@ func (f *Function) put(r *reference) (string, error) {
 	return id, nil
 }
 
+// Name gives the images of a result names by which calls can look into them.
+func (f *Function) Name(r *frontend.Result) ([]string, error) {
+	var names []string
+	for _, image := range r.Images {
+		if image.Root.IsScratch() {
+			continue
+		}
+		id, err := f.put(&reference{edge: image.Root, call: image.Call})
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, id)
+	}
+	return names, nil
+}
+
 // lookup finds a result by its name.
 func (f *Function) lookup(id string) (*reference, error) {
 	if id == "" {
