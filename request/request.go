@@ -51,6 +51,10 @@ type Request struct {
 	// "targets". The answer is in the result's metadata, as "result.json" and
 	// "result.txt"; "result.statuscode" is other than 0 where a check found something.
 	Call string
+	// Frontend compiles the build description: "dockerfile.v0", which is the default,
+	// "gateway.v0" for the one in the image that the attribute "source" names, or
+	// "exec:PATH" for a program of the engine's machine.
+	Frontend string
 	// Ref is the build's name in the engine's journal; empty has the engine make one up.
 	Ref string
 	// FailOnMiss are patterns of the names of steps that are to be cached: where one

@@ -97,6 +97,9 @@ func (c *Client) options(r *request.Request, in *request.Inputs) (*client.SolveO
 		LocalMounts: map[string]fsutil.FS{}, OCIStores: map[string]content.Store{},
 		CacheImports: caches(r.CacheFrom), CacheExports: caches(r.CacheTo),
 	}
+	if r.Frontend != "" {
+		opt.Frontend = r.Frontend
+	}
 	for name, dir := range in.Folders {
 		fs, err := fsutil.NewFS(dir)
 		if err != nil {
