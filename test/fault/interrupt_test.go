@@ -122,12 +122,12 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
-// TestInterruptWhileWaiting ends a kiln that waits for another's state folder; the
-// other goes on.
+// TestInterruptWhileWaiting ends a kiln that waits for another's state folder, as
+// --daemon=never has it; the other goes on.
 func TestInterruptWhileWaiting(t *testing.T) {
 	state := t.TempDir()
 	dir := dockerfile(t, "FROM %s/busybox\nRUN sleep 1000\n", registry.Addr)
-	first := exec.Command(kiln, "build", "--progress", "plain", dir)
+	first := exec.Command(kiln, "build", "--daemon", "never", "--progress", "plain", dir)
 	first.Env = append(os.Environ(), "KILN_ROOT="+state)
 	first.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	stderr, err := first.StderrPipe()
@@ -141,8 +141,8 @@ func TestInterruptWhileWaiting(t *testing.T) {
 	if _, err := lines.ReadString('\n'); err != nil { // it builds
 		t.Fatal(err)
 	}
-	got := interrupt(t, state, syscall.SIGINT, "waiting for process", "build", dir)
-	got.failed(t, 130, fmt.Sprintf(`waiting for process %d \(.*kiln build --progress plain %s\)`, first.Process.Pid, dir))
+	got := interrupt(t, state, syscall.SIGINT, "waiting for process", "build", "--daemon", "never", dir)
+	got.failed(t, 130, fmt.Sprintf(`waiting for process %d \(.*kiln build --daemon never --progress plain %s\)`, first.Process.Pid, dir))
 	if err := first.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Error(err)
 	}
