@@ -47,6 +47,7 @@ func (b *build) beginCaches(ctx context.Context, imports []*remote.Import) (end 
 		x := &cacheExport{target: t, wake: make(chan struct{}, 1), over: make(chan struct{})}
 		o := remote.ExportOptions{
 			Forms: b.forms(t), Sign: t.sign, Parallel: t.parallel,
+			Created:  func(id cache.LayerID) time.Time { return image.Created(b.engine.cache, id) },
 			Variants: func(l cache.Layer) []remote.Variant { return image.Variants(b.engine.cache, l) },
 		}
 		for n, s := range b.caches.sources {
@@ -86,7 +87,7 @@ func (b *build) forms(t cacheTarget) remote.Forms {
 	blobs := image.NewBlobs(env, t.options)
 	return func(ctx context.Context, chain cache.ChainID, l cache.Layer) (remote.Form, error) {
 		made, err := blobs.Layer(ctx, chain, l)
-		return remote.Form{DiffID: made.DiffID, Blob: made.Desc, Origins: made.Origins, Open: made.Open, Created: image.Created(b.engine.cache, l.ID)}, err
+		return remote.Form{DiffID: made.DiffID, Blob: made.Desc, Origins: made.Origins, Open: made.Open}, err
 	}
 }
 

@@ -184,6 +184,11 @@ func (x *Exporter) record(b *builder, e Entry, now time.Time, used map[id]int64)
 // described is a layer as the index has it.
 func (x *Exporter) described(p *place) layer {
 	l := p.out
+	if x.opt.Created != nil && l.Held && l.Created == 0 {
+		if at := x.opt.Created(p.known.ID); !at.IsZero() {
+			l.Created = max(at.UnixNano(), 0)
+		}
+	}
 	if x.opt.Variants != nil {
 		known := p.known
 		if now, err := x.cache.Layer(known.ID); err == nil {

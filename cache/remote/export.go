@@ -33,8 +33,6 @@ type Form struct {
 	Blob    blob.Descriptor
 	Origins []string
 	Open    func(context.Context) (io.ReadCloser, error)
-	// Created is when the layer was first exported in an image; zero is never.
-	Created time.Time
 }
 
 // Forms gives the blob of a layer of a chain, making it if need be.
@@ -51,6 +49,9 @@ type Variant struct {
 // ExportOptions are the settings of an export; the zero value works but for Forms.
 type ExportOptions struct {
 	Forms Forms
+	// Created gives when a layer was first exported in an image, zero for never; may
+	// be nil. It is asked when the build's outputs are written, and so is Variants.
+	Created func(id cache.LayerID) time.Time
 	// Variants gives those that are known of a layer; may be nil.
 	Variants func(l cache.Layer) []Variant
 	// Sign signs what is exported; nil signs nothing. Nothing of what the cache
@@ -353,9 +354,6 @@ func (x *Exporter) put(ctx context.Context, p *place, f Form) error {
 		return err
 	}
 	f.Blob.Annotations = nil
-	if !f.Created.IsZero() {
-		p.out.Created = max(f.Created.UnixNano(), 0)
-	}
 	p.out.DiffID, p.out.Blobs, p.out.Held, p.sent = f.DiffID, []blob.Descriptor{f.Blob}, true, true
 	return nil
 }

@@ -71,7 +71,7 @@ func forms(read *atomic.Int64) Forms {
 			return Form{}, err
 		}
 		d := blob.Descriptor{MediaType: "application/vnd.oci.image.layer.v1.tar", Digest: sha256.Sum256(buf.Bytes()), Size: int64(buf.Len())}
-		return Form{DiffID: d.Digest, Blob: d, Created: time.Unix(7, 0), Open: func(context.Context) (io.ReadCloser, error) {
+		return Form{DiffID: d.Digest, Blob: d, Open: func(context.Context) (io.ReadCloser, error) {
 			read.Add(1)
 			return io.NopCloser(&buf), nil
 		}}, nil
@@ -100,7 +100,7 @@ func TestExportAndImport(t *testing.T) {
 	store := NewLayout(filepath.Join(t.TempDir(), "c"), "", blob.Digest{})
 	var read atomic.Int64
 	entries := []Entry{entry(1, one), entry(2, two, cache.ChainID{})}
-	stats, err := Export(t.Context(), from, store, ExportOptions{Forms: forms(&read)}, entries, time.Unix(1000, 0))
+	stats, err := Export(t.Context(), from, store, ExportOptions{Forms: forms(&read), Created: func(cache.LayerID) time.Time { return time.Unix(7, 0) }}, entries, time.Unix(1000, 0))
 	if err != nil || stats.Records != 2 || stats.Sent != 2 || read.Load() != 2 {
 		t.Fatalf("got %+v and %d blobs read, %v; want 2 of each", stats, read.Load(), err)
 	}
@@ -134,7 +134,7 @@ func TestExportAndImport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if stats, err = Export(t.Context(), from, store, ExportOptions{Forms: forms(&read)}, entries, time.Unix(1000, 0)); err != nil || read.Load() != 2 || stats.Sent != 0 {
+	if stats, err = Export(t.Context(), from, store, ExportOptions{Forms: forms(&read), Created: func(cache.LayerID) time.Time { return time.Unix(7, 0) }}, entries, time.Unix(1000, 0)); err != nil || read.Load() != 2 || stats.Sent != 0 {
 		t.Errorf("the second export: %+v and %d blobs read, %v", stats, read.Load(), err)
 	}
 	if again, err := os.ReadFile(filepath.Join(store.dir, "index.json")); err != nil || !bytes.Equal(again, name) {
@@ -152,7 +152,7 @@ func TestLost(t *testing.T) {
 	}
 	store := NewLayout(filepath.Join(t.TempDir(), "c"), "", blob.Digest{})
 	var read atomic.Int64
-	if _, err := Export(t.Context(), from, store, ExportOptions{Forms: forms(&read)}, entries, time.Unix(1000, 0)); err != nil {
+	if _, err := Export(t.Context(), from, store, ExportOptions{Forms: forms(&read), Created: func(cache.LayerID) time.Time { return time.Unix(7, 0) }}, entries, time.Unix(1000, 0)); err != nil {
 		t.Fatal(err)
 	}
 	i := importFrom(t, to, store, Options{})
@@ -253,7 +253,7 @@ func TestLeftOut(t *testing.T) {
 	var read atomic.Int64
 	store := NewLayout(filepath.Join(t.TempDir(), "c"), "", blob.Digest{})
 	entries := []Entry{entry(1, good), entry(2, socket), entry(3, root)}
-	stats, err := Export(t.Context(), c, store, ExportOptions{Forms: forms(&read)}, entries, time.Unix(1000, 0))
+	stats, err := Export(t.Context(), c, store, ExportOptions{Forms: forms(&read), Created: func(cache.LayerID) time.Time { return time.Unix(7, 0) }}, entries, time.Unix(1000, 0))
 	if err != nil || stats.Records != 1 || stats.Skipped != 2 || !strings.Contains(stats.Reason, "cannot hold") {
 		t.Errorf("got %+v, %v; want one record and two that were left out", stats, err)
 	}

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/kiln-build/kiln/test/internal/peer"
 )
@@ -84,9 +85,13 @@ type outcome struct {
 type runner struct {
 	t    *testing.T
 	root string
+	env  []string // besides the test's own
 }
 
-func newRunner(t *testing.T) runner { return runner{t, t.TempDir()} }
+func newRunner(t *testing.T) runner { return runner{t: t, root: t.TempDir()} }
+
+// noTime is the time of what has none.
+var noTime time.Time
 
 // build builds dir with the flags.
 func (r runner) build(dir string, flags ...string) outcome {
@@ -94,7 +99,9 @@ func (r runner) build(dir string, flags ...string) outcome {
 	meta := filepath.Join(r.t.TempDir(), "meta.json")
 	args := append([]string{"build", "--root", r.root, "--progress", "plain", "--metadata-file", meta,
 		"--build-arg", "BASE=" + shared.base + "/busybox:latest", "--build-arg", "SOURCE_DATE_EPOCH=1700000000"}, flags...)
-	out, err := exec.Command(shared.kiln, append(args, dir)...).CombinedOutput()
+	cmd := exec.Command(shared.kiln, append(args, dir)...)
+	cmd.Env = append(os.Environ(), r.env...)
+	out, err := cmd.CombinedOutput()
 	o := outcome{text: string(out), err: err}
 	for line := range strings.Lines(o.text) {
 		if _, step, ok := strings.Cut(line, " ran "); ok && !strings.Contains(line, "RUN") {
@@ -147,6 +154,17 @@ func (o outcome) check(t *testing.T, ran []string, digest string) {
 	if o.digest != digest {
 		t.Errorf("the image is %s, want %s\n%s", o.digest, digest, o.text)
 	}
+}
+
+// s3Server starts an S3 server of the test's own.
+func s3Server(t *testing.T) *peer.S3 {
+	t.Helper()
+	s, err := peer.StartS3(t.TempDir(), "../peers/build.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Stop)
+	return s
 }
 
 // requests gives the lines of a registry's access log from an offset on, and
