@@ -4,7 +4,7 @@ GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 export CGO_ENABLED = 0
 
-.PHONY: bench bench-smoke help build demo test test-online parity conformance lint deps clean
+.PHONY: cross bench bench-smoke help build demo test test-online parity conformance lint deps clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -25,6 +25,13 @@ lint: deps ## gofmt, go vet, staticcheck
 	cd test/tools && $(GO) build -o ../../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
 	bin/staticcheck -checks all -tags parity,online ./...
 	cd test/fuzz && ../../bin/staticcheck -checks all ./...
+
+cross: ## the command for other systems, where it is a client, and for linux/arm64
+	@for t in linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64; do \
+		echo "cmd/kiln for $$t"; \
+		GOOS=$${t%/*} GOARCH=$${t#*/} $(GO) build -o /dev/null ./cmd/kiln && \
+		GOOS=$${t%/*} GOARCH=$${t#*/} $(GO) vet ./cmd/kiln/... || exit 1; \
+	done
 
 test: deps lint ## everything but what downloads
 	test/run.sh

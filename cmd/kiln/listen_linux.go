@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc/credentials"
+
+	"github.com/kiln-build/kiln/worker/executor/userns"
 )
 
 // Addresses of `kiln serve` besides unix:// and tcp://.
@@ -32,7 +34,9 @@ const (
 // defaultSocket is where kiln serves if nothing else is said: below /run for root,
 // else in the user's own run folder.
 func defaultSocket() string {
-	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" && os.Geteuid() != 0 {
+	// Root of a user namespace is the user who made it.
+	if _, nested := userns.IDs(); nested && os.Getenv("XDG_RUNTIME_DIR") != "" {
+		dir := os.Getenv("XDG_RUNTIME_DIR")
 		return filepath.Join(dir, "kiln", "kiln.sock")
 	}
 	return "/run/kiln/kiln.sock"
