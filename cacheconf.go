@@ -277,7 +277,7 @@ func (t *cacheTarget) set(a attrs, here, inline bool) (err error) {
 		}
 	}
 	layers := map[string]string{}
-	for _, name := range []string{"compression", "compression-level"} {
+	for _, name := range []string{"compression", "compression-level", "force-compression"} {
 		if v := a.take(name); v != "" {
 			layers[name] = v
 		}

@@ -69,6 +69,9 @@ func filterOf(op *pb.SourceOp) (f Filter, err error) {
 			}
 		}
 	}
+	if only := op.Attrs[pb.AttrMetadataTransfer]; only != "" && only != "false" {
+		return f, fmt.Errorf("attribute %s of %s: transfers of metadata alone are not supported by kiln", pb.AttrMetadataTransfer, op.Identifier)
+	}
 	return f, nil
 }
 
