@@ -18,7 +18,6 @@ import (
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/session"
-	tracev1 "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -106,7 +105,7 @@ func (s *Server) GRPC(creds credentials.TransportCredentials) *grpc.Server {
 	controlapi.RegisterControlServer(g, s)
 	s.gateway.Register(g)
 	(&content.Service{Store: s.engine.Blobs(), History: s.builds.kept}).Register(g)
-	tracev1.RegisterTraceServiceServer(g, traces{})
+	g.RegisterService(&traceService, nil)
 	grpc_health_v1.RegisterHealthServer(g, health.NewServer())
 	return g
 }

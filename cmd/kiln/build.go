@@ -39,7 +39,10 @@ type buildOptions struct {
 	metadataFile   string
 	call           string
 	check          bool
+	frontend       string
+	opts           []string
 	why            why
+	attests        attestOptions
 	stdin          io.Reader
 	stdout, stderr io.Writer
 }
@@ -52,7 +55,7 @@ func newBuildCommand() *cli.Command {
 		Usage:       "build an image from a Dockerfile",
 		ArgsUsage:   "PATH | URL | -",
 		Description: "PATH is the build context; - reads a Dockerfile or a tarball of a context from standard input.\n\n" + exitHelp,
-		Flags: append(slices.Concat(placeFlags(&o.place), cacheFlags(), whyFlags(&o.why)),
+		Flags: append(slices.Concat(placeFlags(&o.place), cacheFlags(), whyFlags(&o.why), attestFlags(&o.attests)),
 			&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "the Dockerfile (default: PATH/Dockerfile); - reads it from standard input", Destination: &o.file},
 			listFlag("tag", "name and tag of the image; may be repeated", "t"),
 			&cli.StringFlag{Name: "target", Usage: "the stage to build", Destination: &o.target},
@@ -79,6 +82,8 @@ func newBuildCommand() *cli.Command {
 			&cli.StringFlag{Name: "iidfile", Usage: "write the image's digest to this file", Destination: &o.iidfile},
 			&cli.StringFlag{Name: "metadata-file", Usage: "write what is known of the result to this file, as JSON", Destination: &o.metadataFile},
 			&cli.StringFlag{Name: "call", Usage: "build, or answer from the Dockerfile: check, outline or targets[,format=json][,ignorestatus]", Value: "build", Destination: &o.call},
+			&cli.StringFlag{Name: "frontend", Usage: "what reads the build description: dockerfile.v0, gateway.v0 for the image that --opt source=IMAGE names, or exec:PATH for a program of this machine", Destination: &o.frontend},
+			listFlag("opt", "option of the frontend, NAME=VALUE"),
 			&cli.BoolFlag{Name: "check", Usage: "shorthand for --call check", Destination: &o.check},
 		),
 		Action: func(c *cli.Context) error {
@@ -94,8 +99,8 @@ func (o *buildOptions) lists(c *cli.Context) {
 	for name, to := range map[string]*[]string{
 		"tag": &o.tags, "build-arg": &o.buildArgs, "build-context": &o.contexts, "label": &o.labels,
 		"annotation": &o.annotations, "cache-from": &o.cacheFrom, "cache-to": &o.cacheTo, "no-cache-filter": &o.noCacheFilter, "output": &o.outputs, "platform": &o.platforms,
-		"secret": &o.secrets, "ssh": &o.ssh, "add-host": &o.addHosts, "ulimit": &o.ulimits, "allow": &o.allow,
-		"fail-on-miss": &o.why.failOnMiss,
+		"secret": &o.secrets, "ssh": &o.ssh, "add-host": &o.addHosts, "ulimit": &o.ulimits, "allow": &o.allow, "attest": &o.attests.attest,
+		"opt": &o.opts, "fail-on-miss": &o.why.failOnMiss,
 	} {
 		*to = c.StringSlice(name)
 	}
@@ -112,6 +117,9 @@ func runBuild(ctx context.Context, o buildOptions, args []string) error {
 	}
 	req, err := o.request()
 	if err != nil {
+		return err
+	}
+	if err := o.stayHere(); err != nil {
 		return err
 	}
 	if req.Call = asked.name; req.Call != "" {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"maps"
 	"os"
 	"strings"
 
@@ -16,7 +17,10 @@ func (o *buildOptions) request() (request.Request, error) {
 		Pull: o.pull, AddHosts: o.addHosts, Ulimits: o.ulimits, CgroupParent: o.cgroupParent, Allow: splitAll(o.allow),
 		Attrs: map[string]string{},
 	}
-	var err error
+	err := o.attests.attrs(r.Attrs)
+	if err != nil {
+		return r, err
+	}
 	if r.BuildArgs, err = pairs("build-arg", o.buildArgs, os.LookupEnv); err != nil {
 		return r, err
 	}
@@ -24,6 +28,14 @@ func (o *buildOptions) request() (request.Request, error) {
 		return r, err
 	}
 	if r.Contexts, err = pairs("build-context", o.contexts, nil); err != nil {
+		return r, err
+	}
+	opts, err := pairs("opt", o.opts, nil)
+	if err != nil {
+		return r, err
+	}
+	maps.Copy(r.Attrs, opts)
+	if r.Frontend, err = o.frontendName(); err != nil {
 		return r, err
 	}
 	switch o.network {
