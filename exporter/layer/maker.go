@@ -249,12 +249,11 @@ func (r *run) work(j *job) {
 	defer rawReady()
 	needed := r.raw != nil && !j.skip // for the DiffID
 	if r.c != nil {
-		j.cid = j.id.chunk(r.how)
-		var err error
-		j.out, err = r.m.chunks.Chunk(j.cid)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			j.err = fmt.Errorf("reading a chunk of a layer: %w", err)
-			return
+		var known bool
+		if j.cid, known = r.m.chunkID(j.planned, r.how); known {
+			if j.err = r.find(j); j.err != nil {
+				return
+			}
 		}
 	}
 	missing := r.c != nil && j.out == nil
@@ -276,15 +275,40 @@ func (r *run) work(j *job) {
 		j.raw = b.raw
 		rawReady()
 	}
-	if !missing {
-		return
+	if missing {
+		j.err = r.compress(j)
 	}
-	if b.out, j.err = r.c.compress(b.out[:0], b.raw); j.err != nil {
-		return
+}
+
+// find looks for the chunk of a piece; one that is not there leaves j.out nil.
+func (r *run) find(j *job) (err error) {
+	if j.out, err = r.m.chunks.Chunk(j.cid); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("reading a chunk of a layer: %w", err)
 	}
-	j.out = b.out
+	return nil
+}
+
+// compress makes the chunk of a piece that was read, unless the same bytes were
+// compressed as another slice.
+func (r *run) compress(j *job) error {
+	if j.p.slice() {
+		content := contentID(j.buf.raw)
+		j.cid = content.chunk(r.how)
+		if err := r.m.remember(j.id, content); err != nil {
+			return fmt.Errorf("keeping the name of a chunk: %w", err)
+		}
+		if err := r.find(j); err != nil || j.out != nil {
+			return err
+		}
+	}
+	var err error
+	if j.buf.out, err = r.c.compress(j.buf.out[:0], j.buf.raw); err != nil {
+		return err
+	}
+	j.out = j.buf.out
 	r.compressed.Add(1)
 	if err := r.m.chunks.PutChunk(j.cid, j.out); err != nil {
-		j.err = fmt.Errorf("keeping a chunk of a layer: %w", err)
+		return fmt.Errorf("keeping a chunk of a layer: %w", err)
 	}
+	return nil
 }

@@ -102,6 +102,7 @@ func TestAnEditCompressesOnePiece(t *testing.T) {
 	s := newStore()
 	files := s.mixed(1500, 3)
 	maker := NewMaker(s.Files(), s, 2)
+	maker.States = &states{kept: map[string][]byte{}}
 	first, err := maker.Make(t.Context(), s.root(t, files), Options{}, Method{}, blob.Digest{})
 	if err != nil {
 		t.Fatal(err)

@@ -201,16 +201,15 @@ func (c *cutter) add(it item) error {
 	return nil
 }
 
-// large gives a file pieces of its own: between its first and last byte the cuts
-// are where they are in every layer that has the file.
+// large gives a file pieces of its own, without its header, so that they are the
+// same in every layer that has the file, whatever it is called there.
 func (c *cutter) large(it item) error {
+	c.piece().add(it.path, it.header, tree.Entry{}, 0, 0)
 	if err := c.flush(); err != nil {
 		return err
 	}
-	head := it.header
 	for off := int64(0); off < it.file.Size; off += sliceSize {
-		c.piece().add(it.path, head, it.file, off, min(sliceSize, it.file.Size-off))
-		head = nil
+		c.piece().add(it.path, nil, it.file, off, min(sliceSize, it.file.Size-off))
 		if err := c.flush(); err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package layer
 import (
 	"bytes"
 	"crypto/sha256"
+	"sync"
 	"testing"
 
 	"github.com/kiln-build/kiln/cache/blob"
@@ -11,11 +12,24 @@ import (
 
 // states is a fake of a bucket.
 type states struct {
+	mu   sync.Mutex
 	kept map[string][]byte
 	hits int
 }
 
+// ofStreams counts the states of hashes of streams.
+func (s *states) ofStreams() (n int) {
+	for k := range s.kept {
+		if len(k) == sha256.Size {
+			n++
+		}
+	}
+	return n
+}
+
 func (s *states) Get(key []byte) ([]byte, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	v, ok := s.kept[string(key)]
 	if ok {
 		s.hits++
@@ -24,6 +38,8 @@ func (s *states) Get(key []byte) ([]byte, bool) {
 }
 
 func (s *states) Put(key, value []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.kept[string(key)] = bytes.Clone(value)
 	return nil
 }
@@ -40,8 +56,8 @@ func TestStatesSpareReading(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(st.kept) != len(first.Chunks)/stateEvery || len(st.kept) < 3 {
-		t.Fatalf("%d states of %d pieces", len(st.kept), len(first.Chunks))
+	if n := st.ofStreams(); n != len(first.Chunks)/stateEvery || n < 3 {
+		t.Fatalf("%d states of %d pieces", n, len(first.Chunks))
 	}
 	all := s.opens
 	// Paths are sorted as text: dir0 comes first, dir9 last.
