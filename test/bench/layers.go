@@ -121,10 +121,12 @@ func pullRound(r *run) error {
 	return nil
 }
 
-// writeDockerfiles are the steps of W10: what they write is the same every time.
+// writeDockerfiles are the steps of W10. Each method of compression has a layer of
+// its own, with other contents: a layer that was exported by one method is given
+// out as it is by BuildKit where another is asked for.
 var writeDockerfiles = []struct{ id, text string }{
-	{"1 GB", "FROM %[1]s\nRUN mkdir /big && i=0 && while [ $i -lt 20 ]; do i=$((i+1)); { echo $i; cat /opt/layer0/dir*/*; } > /big/file$i; done\n"},
-	{"many", "FROM %[1]s\nRUN perl -e 'for $i (0..%[2]d) { mkdir \"/many\" if !$i; mkdir \"/many/\".int($i/100) if $i %% 100 == 0; open F, \">\", \"/many/\".int($i/100).\"/f$i\"; print F \"file $i of many\\n\" x (1 + $i %% 40); close F }'\n"},
+	{"1 GB", "FROM %[1]s\nRUN mkdir /big && i=0 && while [ $i -lt 20 ]; do i=$((i+1)); { echo %[3]s $i; cat /opt/layer0/dir*/*; } > /big/file$i; done\n"},
+	{"many", "FROM %[1]s\nRUN perl -e 'for $i (0..%[2]d) { mkdir \"/many\" if !$i; mkdir \"/many/\".int($i/100) if $i %% 100 == 0; open F, \">\", \"/many/\".int($i/100).\"/f$i\"; print F \"file $i of many %[3]s\\n\" x (1 + $i %% 40); close F }'\n"},
 }
 
 // writeRows are a row for each step, which has no goal of its own since most of
@@ -155,33 +157,35 @@ func writeRound(r *run) error {
 		return err
 	}
 	for _, d := range writeDockerfiles {
-		file, err := r.write("write-"+d.id[:1]+"/Dockerfile", fmt.Sprintf(d.text, writeBase(r.lab), r.scaled(100_000)-1))
-		if d.id == "1 GB" && err == nil {
-			file, err = r.write("write-1/Dockerfile", fmt.Sprintf(d.text, writeBase(r.lab)))
-		}
-		if err != nil {
-			return err
-		}
-		b := build{context: filepath.Dir(file), dockerfile: file}
-		if err := r.time("W10 "+d.id+" step", b); err != nil {
-			return err
-		}
 		for _, method := range []string{"gzip", "zstd", "uncompressed"} {
-			b.compression, b.oci = method, r.out("write")
-			os.Remove(b.oci)
-			if err := r.time("W10 "+d.id+" "+method, b); err != nil {
+			if err := r.writeAndExport(d.id, d.text, method); err != nil {
 				return err
 			}
-			both := r.samples["W10 "+d.id+" step"].plus(r.samples["W10 "+d.id+" "+method])
-			r.samples["W10 "+d.id+" step and "+method] = both
 		}
-		keep := r.out("write-" + d.id[:1])
-		if err := os.Rename(b.oci, keep); err != nil {
-			return err
-		}
-		r.images["W10 "+d.id+" uncompressed"] = keep
 	}
 	return nil
+}
+
+// writeAndExport runs a step of W10 without an output, and exports its layer then.
+func (r *run) writeAndExport(id, text, method string) error {
+	file, err := r.write("write-"+id[:1]+"-"+method+"/Dockerfile", fmt.Sprintf(text, writeBase(r.lab), r.scaled(100_000)-1, method))
+	if err != nil {
+		return err
+	}
+	b := build{context: filepath.Dir(file), dockerfile: file}
+	if err := r.time("W10 "+id+" step", b); err != nil {
+		return err
+	}
+	b.compression, b.oci = method, r.out("write")
+	os.Remove(b.oci)
+	if err := r.time("W10 "+id+" "+method, b); err != nil {
+		return err
+	}
+	both := r.samples["W10 "+id+" step"].plus(r.samples["W10 "+id+" "+method])
+	r.samples["W10 "+id+" step and "+method] = both
+	keep := r.out("write-" + id[:1] + "-" + method)
+	r.images["W10 "+id+" "+method] = keep
+	return os.Rename(b.oci, keep)
 }
 
 // pushRound pushes an image of ten layers, and then one that has another last layer.
