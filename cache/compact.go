@@ -78,12 +78,7 @@ func (d *database) rewrite() error {
 		return err
 	}
 	// The name must not reach the disk before what it is the name of.
-	root, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	if err := unix.Syncfs(int(root.Fd())); err != nil {
+	if err := syncFolder(dir); err != nil {
 		return err
 	}
 	d.life.Lock()
@@ -102,6 +97,24 @@ func (d *database) rewrite() error {
 		return nil
 	}
 	return exchange
+}
+
+// syncFolder makes a folder of files durable.
+func syncFolder(dir string) error {
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range append(files, dir) {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // copyTo writes all values to a new database in the folder dir.
