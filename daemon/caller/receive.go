@@ -43,6 +43,7 @@ type receiver struct {
 	links   []*types.Stat
 	pending map[uint32]*incoming
 	listed  bool // the whole list is here
+	room    room
 	asker   asker
 }
 
@@ -52,8 +53,12 @@ func receive(ctx context.Context, stream filesync.FileSync_DiffCopyClient, root 
 	if err != nil {
 		return err
 	}
+	free, err := roomAt(root.Name())
+	if err != nil {
+		return err
+	}
 	r := &receiver{
-		stream: stream, root: root, known: known,
+		stream: stream, root: root, known: known, room: free,
 		dir: ".", touched: make(map[string]bool), removed: make(map[string]bool), pending: make(map[uint32]*incoming),
 	}
 	r.asker.wake = sync.NewCond(&r.asker.mu)
@@ -184,6 +189,9 @@ func (r *receiver) put(id uint32, old, st *types.Stat) error {
 	case old != nil && same(old, st):
 		return nil
 	case mode.IsRegular():
+		if err := r.room.take(st.Size); err != nil {
+			return err
+		}
 		r.pending[id] = &incoming{stat: st}
 		r.asker.ask(id)
 		return nil

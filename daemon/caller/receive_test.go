@@ -126,6 +126,8 @@ func TestReceiveRefuses(t *testing.T) {
 		{"content that nobody asked for", []*types.Packet{data(7, "x")}, "was not asked for"},
 		{"more bytes than announced", []*types.Packet{stat("a", 0o644, 1), data(0, "xx")}, "changed at the client"},
 		{"fewer bytes than announced", []*types.Packet{stat("a", 0o644, 2), data(0, "x"), data(0, "")}, "changed at the client"},
+		{"a file without end", []*types.Packet{stat("a", 0o644, 1<<62), data(0, "x")}, "larger than what is free"},
+		{"files that are too much together", []*types.Packet{stat("a", 0o644, 1<<20), stat("b", 0o644, 1<<62)}, "larger than what is free"},
 		{"an end before the list's", []*types.Packet{stat("a", 0o644, 0), fin}, "before it had sent everything"},
 		{"more after the list's end", []*types.Packet{endOfList, stat("a", 0o644, 0)}, "after the end"},
 		{"an error of its own", []*types.Packet{{Type: types.PACKET_ERR, Data: []byte("sorry")}}, "sorry"},
