@@ -6,6 +6,7 @@
 //	serve FLAG…   starts `kiln serve` on the script's state folder; clients find it
 //	stop          ends the daemon as SIGTERM does, and waits for it
 //	mountless     fails where kiln left a mount behind
+//	secretless FILE DIR…  fails where a line of the file is in a file below DIR, packed or not
 //
 // and in its environment $REGISTRY, a registry that all scripts share, with
 // $BUSYBOX, a base image in it.
@@ -21,6 +22,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/kiln-build/kiln/test/internal/leak"
 	"github.com/kiln-build/kiln/test/internal/peer"
 )
 
@@ -85,6 +87,7 @@ func TestScripts(t *testing.T) {
 			"stop": func(ts *testscript.TestScript, neg bool, args []string) {
 				ts.Check(ts.Value(daemonKey{}).(*instance).stop())
 			},
+			"secretless": leak.Command,
 			"mountless": func(ts *testscript.TestScript, neg bool, args []string) {
 				ts.Check(mountless(ts.Value(daemonKey{}).(*instance).dir))
 			},

@@ -13,11 +13,13 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/kiln-build/kiln/test/internal/leak"
 	"github.com/kiln-build/kiln/test/internal/peer"
 )
 
 var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"registry":   cmdRegistry,
+	"frontend":   cmdFrontend,
 	"debian":     cmdDebian,
 	"ocirun":     cmdOCIRun,
 	"files":      cmdFiles,
@@ -25,7 +27,7 @@ var commands = map[string]func(*testscript.TestScript, bool, []string){
 	"tree":       cmdTree,
 	"arm64":      cmdARM64,
 	"web":        cmdWeb,
-	"secretless": cmdSecretless,
+	"secretless": leak.Command,
 	"emulated":   cmdEmulated,
 	"mountless":  cmdMountless,
 }

@@ -15,6 +15,7 @@
 //	                  and /private/ (for those who have $WEB_TOKEN) are not what they should be,
 //	                  /etag/ has the files with an ETag; .NAME.requests gets a line for each request
 //	secretless F DIR… fails where a line of the file F is in a file below DIR, packed or not
+//	frontend NAME     builds the example of a frontend, and sets $NAME to its path
 //	mountless         fails where kiln left a mount, a process or a cgroup behind
 //
 // and in its environment $REGISTRY, a registry that all scripts share, with
