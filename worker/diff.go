@@ -31,7 +31,7 @@ func (w *Worker) runDiff(ctx context.Context, job *solver.Job, op *pb.DiffOp) ([
 	if upper, err = w.solid(ctx, job, upper); err != nil {
 		return nil, err
 	}
-	out, ok, err := w.suffix(lower, upper)
+	out, ok, err := w.suffix(ctx, job, lower, upper)
 	if err == nil && !ok {
 		out, err = w.difference(ctx, job, lower, upper)
 	}
@@ -40,7 +40,7 @@ func (w *Worker) runDiff(ctx context.Context, job *solver.Job, op *pb.DiffOp) ([
 
 // suffix makes a chain of the layers that upper has on top of lower; ok is false
 // where it does not stand on lower.
-func (w *Worker) suffix(lower, upper cache.ChainID) (out cache.ChainID, ok bool, err error) {
+func (w *Worker) suffix(ctx context.Context, job *solver.Job, lower, upper cache.ChainID) (out cache.ChainID, ok bool, err error) {
 	var layers []cache.LayerID
 	for at := upper; at != lower; {
 		if at == (cache.ChainID{}) {
@@ -50,7 +50,11 @@ func (w *Worker) suffix(lower, upper cache.ChainID) (out cache.ChainID, ok bool,
 		if err != nil {
 			return out, false, err
 		}
-		layers = append(layers, c.Layer)
+		id, err := w.explicit(ctx, job, at, c)
+		if err != nil {
+			return out, false, err
+		}
+		layers = append(layers, id)
 		at = c.Parent
 	}
 	for _, l := range slices.Backward(layers) {
@@ -59,6 +63,27 @@ func (w *Worker) suffix(lower, upper cache.ChainID) (out cache.ChainID, ok bool,
 		}
 	}
 	return out, true, nil
+}
+
+// explicit gives the top layer of a chain in a form that removes, wherever else it is
+// put, only what it removes here. A step that replaces a folder leaves an opaque one,
+// which would hide all that another base has in it. Layers of images are what they
+// say they are.
+func (w *Worker) explicit(ctx context.Context, job *solver.Job, at cache.ChainID, c cache.Chain) (cache.LayerID, error) {
+	l, err := w.cache.Layer(c.Layer)
+	if err != nil || l.Root.Kind != tree.Dir || l.ID != cache.TreeLayerID(l.Root) {
+		return c.Layer, err
+	}
+	opaque, err := tree.HasOpaque(w.cache, l.Root)
+	if err != nil || !opaque {
+		return c.Layer, err
+	}
+	alone, err := w.difference(ctx, job, c.Parent, at)
+	if err != nil {
+		return c.Layer, err
+	}
+	made, err := w.cache.Chain(alone)
+	return made.Layer, err
 }
 
 func (w *Worker) difference(ctx context.Context, job *solver.Job, lower, upper cache.ChainID) (cache.ChainID, error) {

@@ -243,6 +243,18 @@ func TestMergeAndDiff(t *testing.T) {
 	if got, want := r.lines(r.top(apart)), "a gone\nb/\nb/y\n"; got != want {
 		t.Errorf("the diff of two states that share nothing is\n%swant\n%s", got, want)
 	}
+	// A folder that was replaced is put over another base by what went of it alone.
+	replaced := r.files(a, func(_ *llb.Files, s llb.FileState) llb.FileState {
+		s = s.Rm(&pb.FileActionRm{Path: "/a"})
+		return s.Mkdir(&pb.FileActionMkDir{Path: "/a", Mode: 0o755, Timestamp: -1}).Mkfile(&pb.FileActionMkFile{Path: "/a/new", Mode: 0o644, Timestamp: -1})
+	})
+	other := r.files(a, func(_ *llb.Files, s llb.FileState) llb.FileState {
+		return s.Mkfile(&pb.FileActionMkFile{Path: "/a/other", Mode: 0o644, Timestamp: -1})
+	})
+	rebased := vertex(r, must(llb.Merge([]llb.Edge{other, vertex(r, must(llb.Diff(a, replaced)))})))
+	if got, want := r.lines(r.state(rebased)), "a/\na/new\na/other\n"; got != want {
+		t.Errorf("the difference over another base is\n%swant\n%s", got, want)
+	}
 	if id := r.solve(vertex(r, must(llb.Diff(a, a)))); id != (cache.ChainID{}) {
 		t.Errorf("the diff of a state and itself is %s, want scratch", id)
 	}

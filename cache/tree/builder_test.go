@@ -82,6 +82,20 @@ func TestBuilderOpaque(t *testing.T) {
 	if !root.Children.ID.marked() {
 		t.Error("the tree is not marked as a layer's")
 	}
+	if found, err := HasOpaque(n, root); !found || err != nil {
+		t.Errorf("it has no opaque directory: %v, %v", found, err)
+	}
+	var whiteouts Builder
+	if err := whiteouts.Set("a/b", Entry{Kind: Whiteout}); err != nil {
+		t.Fatal(err)
+	}
+	without, err := whiteouts.Root(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found, err := HasOpaque(n, without); found || err != nil {
+		t.Errorf("a layer of a whiteout alone has an opaque directory: %v, %v", found, err)
+	}
 	lower := newModel()
 	lower.set("x", Entry{Kind: File})
 	r := rand.New(rand.NewPCG(1, 1))

@@ -111,6 +111,29 @@ func diff(n Nodes, lower, upper Entry, by By) (Entry, error) {
 	return upper, err
 }
 
+// HasOpaque reports whether a directory of a layer is opaque, the root left out.
+// Directories without marks are not looked into.
+func HasOpaque(n Nodes, layer Entry) (bool, error) {
+	if layer.Kind != Dir || !layer.Children.ID.marked() {
+		return false, nil
+	}
+	for e, err := range ReadDir(n, layer.Children) {
+		if err != nil {
+			return false, err
+		}
+		if e.Kind != Dir {
+			continue
+		}
+		if e.Opaque {
+			return true, nil
+		}
+		if found, err := HasOpaque(n, e); found || err != nil {
+			return found, err
+		}
+	}
+	return false, nil
+}
+
 // Squash makes one layer of several, bottom first: applying it is applying them
 // in turn.
 func Squash(n Nodes, layers ...Entry) (Entry, error) {
