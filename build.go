@@ -128,6 +128,7 @@ func (e *Engine) Build(ctx context.Context, r Request) (*Result, error) {
 	if err == nil && r.Exported != nil {
 		err = r.Exported(ctx, b.result.Metadata)
 	}
+	b.tell(ctx, &r, err)
 	err = b.hits(err)
 	if nerr := b.note(ctx, err); err == nil {
 		err = nerr
@@ -224,6 +225,7 @@ func (b *build) lend(r *Request, s worker.Session) {
 		granted[a] = true
 	}
 	s.Entitlements = granted
+	s.Debug = s.Debug || r.OnError != nil
 	b.engine.worker.OpenSession(b.session, s)
 }
 

@@ -107,6 +107,9 @@ type Request struct {
 	MoreOutputs func(ctx context.Context, r *frontend.Result) ([]Output, error)
 	Exported    func(ctx context.Context, metadata map[string]string) error
 
+	// OnError is called with a step that made the build fail, before Build returns; nil
+	// keeps nothing of such steps.
+	OnError func(ctx context.Context, s *FailedStep)
 	// Events is called with all that happens, in order, by one goroutine; nil hears nothing.
 	Events func(Event)
 }

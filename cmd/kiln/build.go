@@ -40,6 +40,7 @@ type buildOptions struct {
 	call           string
 	check          bool
 	frontend       string
+	onError        string
 	opts           []string
 	why            why
 	attests        attestOptions
@@ -84,6 +85,7 @@ func newBuildCommand() *cli.Command {
 			&cli.StringFlag{Name: "call", Usage: "build, or answer from the Dockerfile: check, outline or targets[,format=json][,ignorestatus]", Value: "build", Destination: &o.call},
 			&cli.StringFlag{Name: "frontend", Usage: "what reads the build description: dockerfile.v0, gateway.v0 for the image that --opt source=IMAGE names, or exec:PATH for a program of this machine", Destination: &o.frontend},
 			listFlag("opt", "option of the frontend, NAME=VALUE"),
+			&cli.StringFlag{Name: "on-error", Usage: "what to do when a step fails: end, or open a shell where it failed (shell)", Value: onErrorEnd, Destination: &o.onError},
 			&cli.BoolFlag{Name: "check", Usage: "shorthand for --call check", Destination: &o.check},
 		),
 		Action: func(c *cli.Context) error {
@@ -137,6 +139,9 @@ func runBuild(ctx context.Context, o buildOptions, args []string) error {
 	display, err := newDisplay(o.progress, o.quiet, o.stderr)
 	if err != nil {
 		return err
+	}
+	if o.place.shell != nil {
+		o.place.shell.before = func() { display.close(true) }
 	}
 	letInterrupt(ctx, req.Outputs)
 	result, err := buildAt(ctx, o.place, &req, display.status, o.stderr)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/util/progress/progressui"
@@ -11,9 +12,13 @@ import (
 
 // display shows a build's events as they come.
 type display struct {
-	out      io.Writer
-	ch       chan *client.SolveStatus
-	done     chan struct{}
+	out  io.Writer
+	ch   chan *client.SolveStatus
+	done chan struct{}
+
+	mu    sync.Mutex
+	ended bool // guarded by mu: nothing more is shown
+
 	warnings []client.VertexWarning // once done
 	tails    *tails                 // nil where the display shows output itself
 }
@@ -44,14 +49,27 @@ func newDisplay(mode string, quiet bool, stderr io.Writer) (*display, error) {
 
 // status shows what happened. It is called by one goroutine at a time.
 func (d *display) status(s *client.SolveStatus) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ended {
+		return
+	}
 	if d.tails != nil {
 		d.tails.status(s)
 	}
 	d.ch <- s
 }
 
-// close ends the display once it has shown everything, warnings last.
+// close ends the display once it has shown everything, warnings last. What is shown
+// afterwards is not.
 func (d *display) close(quiet bool) {
+	d.mu.Lock()
+	ended := d.ended
+	d.ended = true
+	d.mu.Unlock()
+	if ended {
+		return
+	}
 	close(d.ch)
 	<-d.done
 	if d.tails != nil {

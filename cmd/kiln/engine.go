@@ -33,6 +33,7 @@ type place struct {
 	root, config string
 	addr         remote.Address
 	daemon       string
+	shell        *shell // for an engine in this process; nil is none
 }
 
 // placeFlags are the flags of every command that needs an engine.

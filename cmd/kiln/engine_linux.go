@@ -62,7 +62,7 @@ func platformEngine(ctx context.Context, p place, stderr io.Writer) (engine, err
 		if err != nil {
 			return nil, err
 		}
-		return &here{engine: e, stderr: stderr}, nil
+		return &here{engine: e, stderr: stderr, shell: p.shell}, nil
 	case daemonAlways:
 		if err := startDaemon(ctx, root, p.config, stderr); err != nil {
 			return nil, err
@@ -189,6 +189,7 @@ type here struct {
 	root   string // empty serves nobody
 	stderr io.Writer
 	guests *guests
+	shell  *shell // for steps that fail; nil is none
 }
 
 // Build builds in this process.
@@ -196,7 +197,11 @@ func (h *here) Build(ctx context.Context, r *request.Request, show func(*client.
 	if h.root != "" {
 		h.guests = expectGuests(h.engine, h.root, h.stderr)
 	}
-	result, err := h.engine.Build(ctx, engineRequest(r, func(e kiln.Event) { show(status.Of(e)) }))
+	req := engineRequest(r, func(e kiln.Event) { show(status.Of(e)) })
+	if h.shell != nil {
+		req.OnError = h.shell.enter
+	}
+	result, err := h.engine.Build(ctx, req)
 	if err != nil {
 		return nil, err
 	}

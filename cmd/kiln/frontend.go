@@ -22,8 +22,11 @@ func (o *buildOptions) frontendName() (string, error) {
 }
 
 // stayHere has the build done by an engine in this process, where that is what the
-// flags need: a program of this machine as a frontend.
+// flags need: a program of this machine as a frontend, or a shell in a failed step.
 func (o *buildOptions) stayHere() error {
+	if err := o.openShell(); err != nil {
+		return err
+	}
 	if !strings.HasPrefix(o.frontend, programPrefix) {
 		return nil
 	}
