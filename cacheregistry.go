@@ -59,7 +59,11 @@ func (s *registryStore) Put(ctx context.Context, d blob.Descriptor, origins []st
 	return err
 }
 
-// Commit makes a registryStore a remote.Target. Registries know no conditions.
-func (s *registryStore) Commit(ctx context.Context, d blob.Descriptor, manifest []byte, _ blob.Digest) (bool, error) {
+// Commit makes a registryStore a remote.Target. Registries know no conditions: what
+// is there is looked at right before it is written over.
+func (s *registryStore) Commit(ctx context.Context, d blob.Descriptor, manifest []byte, old blob.Digest) (bool, error) {
+	if remote.Changed(ctx, s, old) {
+		return false, fmt.Errorf("%s: %w", s.ref, remote.ErrChanged)
+	}
 	return false, s.client.PushManifest(ctx, s.credentials, s.ref.String(), d, manifest)
 }

@@ -27,8 +27,16 @@ const (
 	usedGrain = 24 * time.Hour
 	// minLook is the least time before a store that knows no conditions is looked
 	// at again, see Exporter.settle.
-	minLook = 50 * time.Millisecond
+	minLook = 100 * time.Millisecond
 )
+
+// Changed reports whether a cache's name stands for another manifest than the one
+// called old, for stores that know no conditions. One that cannot be read is nothing
+// that could be kept.
+func Changed(ctx context.Context, s Store, old blob.Digest) bool {
+	now, err := s.Manifest(ctx, blob.Digest{})
+	return err == nil && sha256.Sum256(now) != old
+}
 
 // Finish writes entries, and cache mounts, down and waits for the layers that they
 // lead to. Of records that are there under the same keys the new ones stand.
@@ -222,14 +230,6 @@ func (x *Exporter) commit(ctx context.Context, entries []Entry, mounts []mount, 
 	old, name := x.old, x.name
 	for try := range maxCommits {
 		began := time.Now()
-		if try > 0 || old != nil {
-			// It was read a while ago, when the build began.
-			newer, d, err := x.reread(ctx, old, name)
-			if err != nil {
-				return err
-			}
-			old, name = newer, d
-		}
 		b := x.index(entries, mounts, old, now, s)
 		s.Manifest = name
 		if len(b.Records)+len(b.Mounts) == 0 || old != nil && old.covers(b, now) {
@@ -241,7 +241,10 @@ func (x *Exporter) commit(ctx context.Context, entries []Entry, mounts []mount, 
 		d, sure, err := x.write(ctx, b, name)
 		switch {
 		case errors.Is(err, ErrChanged):
-			if err := pause(ctx, jitter(minLook, try)); err != nil {
+			if err := pause(ctx, jitter(minLook/5, try)); err != nil {
+				return err
+			}
+			if old, name, err = x.reread(ctx, old, name); err != nil {
 				return err
 			}
 			continue

@@ -113,10 +113,14 @@ func (h *HTTP) Put(ctx context.Context, d blob.Descriptor, _ []string, open func
 	return err
 }
 
-// Commit makes an HTTP a Target. The protocol has no conditions.
-func (h *HTTP) Commit(ctx context.Context, d blob.Descriptor, manifest []byte, _ blob.Digest) (bool, error) {
+// Commit makes an HTTP a Target. The protocol has no conditions: what is there is
+// looked at right before it is written over.
+func (h *HTTP) Commit(ctx context.Context, d blob.Descriptor, manifest []byte, old blob.Digest) (bool, error) {
 	if err := h.Put(ctx, d, nil, opener(manifest)); err != nil {
 		return false, err
+	}
+	if Changed(ctx, h, old) {
+		return false, fmt.Errorf("%s: %w", h.Name(), ErrChanged)
 	}
 	result := resultOf(d)
 	_, err := h.exchange(ctx, http.MethodPut, "ac", h.key(), int64(len(result)), opener(result))

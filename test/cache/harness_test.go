@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -197,28 +198,35 @@ func blobsRead(lines []string, repo string) (n int) {
 	return n
 }
 
-// proxy stands between kiln and a registry, and lets requests fail.
+// proxy stands between kiln and a server, and lets requests fail.
 type proxy struct {
 	addr string
 
 	mu    sync.Mutex
 	count int
-	from  int // the first request that fails; -1 is none
+	when  func(r *http.Request) bool // which fail; nil is none
 	fault func(w http.ResponseWriter, r *http.Request, pass http.Handler)
 }
 
 func newProxy(t *testing.T, to string) *proxy {
 	t.Helper()
-	p := &proxy{from: -1}
-	rp := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: to})
-	rp.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { panic(http.ErrAbortHandler) }
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	p := new(proxy)
+	rp := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(&url.URL{Scheme: "http", Host: to})
+			r.Out.Host = r.In.Host // it may be signed
+		},
+		Transport:    &http.Transport{DisableCompression: true},
+		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
+		ErrorLog:     log.New(io.Discard, "", 0),
+	}
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.mu.Lock()
-		fault := p.fault
-		if p.from < 0 || p.count < p.from {
-			fault = nil
-		}
+		var fault func(http.ResponseWriter, *http.Request, http.Handler)
 		if r.URL.Path != "/v2/" {
+			if p.when != nil && p.when(r) {
+				fault = p.fault
+			}
 			p.count++
 		}
 		p.mu.Unlock()
@@ -228,16 +236,24 @@ func newProxy(t *testing.T, to string) *proxy {
 		}
 		rp.ServeHTTP(w, r)
 	}))
-	t.Cleanup(s.Close)
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.Start()
+	t.Cleanup(func() { s.CloseClientConnections(); s.Close() })
 	p.addr = s.Listener.Addr().String()
 	return p
 }
 
-// fail lets all requests from the nth on fail, counted from now; -1 is none.
-func (p *proxy) fail(n int, fault func(http.ResponseWriter, *http.Request, http.Handler)) {
+// fail lets the nth request fail, counted from now, and those after it too where on
+// is set; -1 is none.
+func (p *proxy) fail(n int, on bool, fault func(http.ResponseWriter, *http.Request, http.Handler)) {
+	p.failWhen(func(*http.Request) bool { return n >= 0 && (p.count == n || on && p.count > n) }, fault)
+}
+
+// failWhen lets requests fail for which when says so; it is called by one at a time.
+func (p *proxy) failWhen(when func(*http.Request) bool, fault func(http.ResponseWriter, *http.Request, http.Handler)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.count, p.from, p.fault = 0, n, fault
+	p.count, p.when, p.fault = 0, when, fault
 }
 
 func (p *proxy) seen() int {

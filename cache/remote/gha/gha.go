@@ -103,7 +103,7 @@ type Store struct {
 	client *http.Client
 
 	mu        sync.Mutex // guards what follows
-	number    int        // of the entry that the name stood for when it was last read
+	number    int        // of the entry that the name stood for when it was last read; -1 is unknown
 	conflicts int        // since the number was another
 	// addresses are those that blobs were last had from.
 	addresses map[string]string
@@ -117,7 +117,7 @@ func New(o Options) (*Store, error) {
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
 		return nil, errors.New("url_v2: want the address that ACTIONS_RESULTS_URL has")
 	}
-	return &Store{opt: o, base: u, client: &http.Client{Transport: pace.New()}, addresses: map[string]string{}}, nil
+	return &Store{opt: o, base: u, client: &http.Client{Transport: pace.New()}, number: -1, addresses: map[string]string{}}, nil
 }
 
 // Name gives what people call the cache.
@@ -275,6 +275,13 @@ func (s *Store) Manifest(ctx context.Context, d blob.Digest) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if prefix {
+		n, err := strconv.Atoi(strings.TrimPrefix(e.Key, key))
+		if err != nil || n < 1 {
+			return nil, &remote.FormatError{Reason: fmt.Sprintf("the entry %.200q has no number", e.Key)}
+		}
+		s.noteNumber(n)
+	}
 	r, err := s.get(ctx, e.Address, 0)
 	if err != nil {
 		return nil, err
@@ -288,13 +295,6 @@ func (s *Store) Manifest(ctx context.Context, d blob.Digest) ([]byte, error) {
 		return nil, &remote.FormatError{Reason: fmt.Sprintf("its manifest has more than the %d bytes that are read", maxManifest)}
 	case !prefix && sha256.Sum256(data) != d:
 		return nil, &remote.FormatError{Reason: fmt.Sprintf("its manifest %s is damaged", d)}
-	}
-	if prefix {
-		n, err := strconv.Atoi(strings.TrimPrefix(e.Key, key))
-		if err != nil || n < 1 {
-			return nil, &remote.FormatError{Reason: fmt.Sprintf("the entry %.200q has no number", e.Key)}
-		}
-		s.noteNumber(n)
 	}
 	return data, nil
 }

@@ -53,9 +53,15 @@ func isTaken(err error) bool {
 var errRefused = errors.New("the cache service does not take the key")
 
 // Commit makes a Store a remote.Target.
-func (s *Store) Commit(ctx context.Context, d blob.Descriptor, manifest []byte, _ blob.Digest) (sure bool, err error) {
+func (s *Store) Commit(ctx context.Context, d blob.Descriptor, manifest []byte, old blob.Digest) (sure bool, err error) {
 	s.mu.Lock()
-	n := s.number + 1
+	unknown := s.number < 0
+	s.mu.Unlock()
+	if unknown && remote.Changed(ctx, s, old) {
+		return false, fmt.Errorf("%s: %w", s.Name(), remote.ErrChanged)
+	}
+	s.mu.Lock()
+	n := max(s.number, 0) + 1
 	if s.conflicts > maxConflicts {
 		n += s.conflicts - maxConflicts
 	}

@@ -287,9 +287,14 @@ func (s *Store) Commit(ctx context.Context, d blob.Descriptor, manifest []byte, 
 	if err != nil {
 		return false, err
 	}
-	s.mu.Lock()
-	etag := s.etags[old]
-	s.mu.Unlock()
+	etag, ok := s.etag(old)
+	if !ok && !old.IsZero() {
+		// The index was read by another store, that of an import for one.
+		if remote.Changed(ctx, s, old) {
+			return false, fmt.Errorf("%s: %w", s.Name(), remote.ErrChanged)
+		}
+		etag, _ = s.etag(old)
+	}
 	in := s.putInput(s.nameKey(), d, manifest)
 	if old.IsZero() {
 		in.IfNoneMatch = aws.String("*")
@@ -308,6 +313,13 @@ func (s *Store) Commit(ctx context.Context, d blob.Descriptor, manifest []byte, 
 	// A server that refuses conditions, or whose object went away meanwhile.
 	_, err = c.PutObject(ctx, s.putInput(s.nameKey(), d, manifest))
 	return false, s.explain("writing", s.nameKey(), err)
+}
+
+func (s *Store) etag(manifest blob.Digest) (string, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	etag, ok := s.etags[manifest]
+	return etag, ok
 }
 
 func (s *Store) putInput(key string, d blob.Descriptor, data []byte) *s3.PutObjectInput {
