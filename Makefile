@@ -48,6 +48,9 @@ test-online: deps build ## builds that download packages; says so where there is
 bench: deps ## kiln beside BuildKit and buildah (WORKLOAD=W4 for one); writes docs/benchmarks.md
 	test/bench/run.sh -results out/bench.json -doc docs $(WORKLOAD)
 
+bench-cache: deps ## a runner that starts empty, with a cache in a registry: bytes, requests and seconds beside BuildKit's
+	test/bench/run.sh -results out/bench.json -doc docs -tools kiln,buildkit W16
+
 bench-smoke: deps ## W1 to W6 at a tenth of their size, for ratios in two minutes
 	test/bench/run.sh -scale 0.1 -rounds 3 -tools kiln,buildkit W1 W4
 

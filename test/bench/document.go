@@ -152,6 +152,7 @@ func (o *outcome) document(b *strings.Builder) {
 	}
 	b.WriteString("\n")
 	o.resources(b)
+	o.traffic(b)
 	o.loops(b)
 	for _, tool := range toolNames {
 		if why := o.Failed[tool]; why != "" {
@@ -181,6 +182,19 @@ func (o *outcome) resources(b *strings.Builder) {
 		rows = append(rows, line+" |\n")
 	}
 	b.WriteString("| peak, written, processor time | kiln | BuildKit | buildah |\n|---|---|---|---|\n" + strings.Join(rows, "") + "\n")
+}
+
+// traffic writes what went to and from the registry.
+func (o *outcome) traffic(b *strings.Builder) {
+	var rows []string
+	for _, r := range o.Rows {
+		if r.counted() {
+			rows = append(rows, fmt.Sprintf("| %s | %s | %s |\n", r.ID, r.traffic("kiln"), r.traffic("buildkit")))
+		}
+	}
+	if len(rows) > 0 {
+		b.WriteString("| to and from the registry, base, cache and image | kiln | BuildKit |\n|---|---|---|\n" + strings.Join(rows, "") + "\n")
+	}
 }
 
 func (o *outcome) loops(b *strings.Builder) {

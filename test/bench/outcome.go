@@ -124,10 +124,24 @@ func (r *rowOutcome) values(tool string, of func(sample) float64) []float64 {
 	return out
 }
 
-func seconds(s sample) float64 { return s.Seconds }
-func memory(s sample) float64  { return float64(s.Memory) }
-func cpu(s sample) float64     { return s.CPU }
-func written(s sample) float64 { return float64(s.Written) }
+func seconds(s sample) float64  { return s.Seconds }
+func memory(s sample) float64   { return float64(s.Memory) }
+func cpu(s sample) float64      { return s.CPU }
+func written(s sample) float64  { return float64(s.Written) }
+func moved(s sample) float64    { return float64(s.Moved) }
+func requests(s sample) float64 { return float64(s.Requests) }
+
+// counted reports whether what went to and from the registry was.
+func (r *rowOutcome) counted() bool {
+	for _, samples := range r.Samples {
+		for _, s := range samples {
+			if s.Requests > 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
 
 // time gives the median seconds of a tool, NaN without samples.
 func (r *rowOutcome) time(tool string) float64 {
@@ -164,6 +178,13 @@ func (o *outcome) print(w io.Writer) {
 			fmt.Fprintf(w, " %22s", r.cell(tool))
 		}
 		fmt.Fprintf(w, "  %7s %6s %s\n", r.figure(r.ratio()), r.figure(r.Goal), r.verdict())
+		if r.counted() {
+			for _, tool := range toolNames {
+				if len(r.Samples[tool]) > 0 {
+					fmt.Fprintf(w, "    %-40s %s\n", tool+" moved", r.traffic(tool))
+				}
+			}
+		}
 		for _, name := range r.Loops {
 			fmt.Fprintf(w, "    %-40s %.3f s\n", name, median(r.Plain[name]))
 		}
@@ -177,6 +198,14 @@ func (o *outcome) print(w io.Writer) {
 }
 
 var toolNames = []string{"kiln", "buildkit", "buildah"}
+
+// traffic says what went between a tool and the registry.
+func (r *rowOutcome) traffic(tool string) string {
+	if len(r.Samples[tool]) == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.1f MB in %.0f requests", median(r.values(tool, moved))/1e6, median(r.values(tool, requests)))
+}
 
 // cell gives the median of a tool with its spread.
 func (r *rowOutcome) cell(tool string) string {
@@ -231,6 +260,8 @@ func (r *rowOutcome) verdict() string {
 		return ""
 	case math.IsNaN(ratio):
 		return "not measured"
+	case r.counted() && median(r.values("kiln", moved)) > median(r.values("buildkit", moved)):
+		return "missed: it moves more bytes"
 	case ratio <= r.Goal:
 		return "reached"
 	default:

@@ -21,10 +21,16 @@ type sample struct {
 	CPU     float64 // seconds, of all processes
 	Memory  int64   // peak resident bytes of the largest process
 	Written int64   // bytes that the processes caused to be written
+	// Moved and Requests are what went to and from the registry, where that is
+	// counted.
+	Moved, Requests int64
 }
 
 func (s sample) plus(o sample) sample {
-	return sample{s.Seconds + o.Seconds, s.CPU + o.CPU, max(s.Memory, o.Memory), s.Written + o.Written}
+	return sample{
+		Seconds: s.Seconds + o.Seconds, CPU: s.CPU + o.CPU, Memory: max(s.Memory, o.Memory), Written: s.Written + o.Written,
+		Moved: s.Moved + o.Moved, Requests: s.Requests + o.Requests,
+	}
 }
 
 // measure runs a command and measures it with its children. The kernel counts the

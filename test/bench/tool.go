@@ -46,6 +46,7 @@ type build struct {
 	oci                 string            // tarball to write; empty writes none
 	compression         string            // of its layers; empty is gzip
 	push                string            // reference to push to; empty pushes nothing
+	cacheFrom, cacheTo  string            // remote caches; empty is none
 }
 
 // kilnTool is the command of this repository, a process for each build.
@@ -63,6 +64,12 @@ func (k *kilnTool) build(ctx context.Context, b build) (sample, error) {
 	}
 	if out := b.output(); out != "" {
 		args = append(args, "--output", out)
+	}
+	if b.cacheFrom != "" {
+		args = append(args, "--cache-from", b.cacheFrom)
+	}
+	if b.cacheTo != "" {
+		args = append(args, "--cache-to", b.cacheTo)
 	}
 	return measure(ctx, nil, k.bin, append(args, b.context)...)
 }
@@ -156,6 +163,12 @@ func (b *buildkit) build(ctx context.Context, w build) (sample, error) {
 	}
 	if out := w.output(); out != "" {
 		args = append(args, "--output", out)
+	}
+	if w.cacheFrom != "" {
+		args = append(args, "--import-cache", w.cacheFrom)
+	}
+	if w.cacheTo != "" {
+		args = append(args, "--export-cache", w.cacheTo)
 	}
 	return b.measure(func() (sample, error) { return measure(ctx, nil, b.ctl(), args...) })
 }

@@ -63,6 +63,15 @@ var workloads = []workload{
 		round: pushRound,
 	},
 	{
+		name: "A runner that starts empty, with a cache in a registry",
+		rows: []row{
+			{id: "W16 same", title: "nothing changed: pull, export the cache, push", goal: 0.33},
+			{id: "W16 edited", title: "one source line changed", goal: 0.33},
+		},
+		round:   runnerRound,
+		without: map[string]string{"buildah": "its caches in registries are images of single steps, and no measure of these"},
+	},
+	{
 		name:    "Twenty concurrent builds of five Dockerfiles that share stages",
 		rows:    []row{{id: "W14", title: "from the first that starts to the last that ends", goal: 0.3}},
 		round:   concurrentRound,
