@@ -3,6 +3,7 @@ package cgroup
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -106,5 +107,55 @@ func TestNoController(t *testing.T) {
 	m := &Manager{trees: map[string]string{}, devices: -1, owner: "x."}
 	if _, err := m.Create("x", Limits{PIDs: 5}, true); !errors.Is(err, ErrNoController) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestDevices gives a group a device more, to be read only, in the unified tree by a
+// filter of its own and in the older one by its rules.
+func TestDevices(t *testing.T) {
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		t.Fatal(err)
+	}
+	tried := 0
+	for _, older := range []bool{false, true} {
+		m, err := Find("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		unified, trees, devices := m.unified, m.trees, m.devices
+		whole := func() { m.unified, m.trees, m.devices = unified, trees, devices; m.Close() }
+		if older {
+			m.unified, m.devices = "", -1
+		} else {
+			m.trees = map[string]string{}
+		}
+		if older && m.trees["devices"] == "" || !older && m.devices < 0 {
+			whole()
+			continue // a machine with the other tree alone
+		}
+		tried++
+		g, err := m.Create("devices", Limits{Devices: []Device{{Major: 10, Minor: 229, Access: "r"}, {Block: true, Major: 250, Minor: 7, Access: "rwm"}}}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := g.unified
+		if older {
+			dir = g.trees["devices"]
+		}
+		out, err := exec.Command("sh", "-c", "echo $$ >"+dir+`/cgroup.procs || exit 1
+			for d in fuse urandom loop-control; do
+				(: </dev/$d) 2>/dev/null && echo read $d
+				(: >/dev/$d) 2>/dev/null && echo wrote $d
+			done; true`).CombinedOutput()
+		if want := "read fuse\nread urandom\nwrote urandom\n"; err != nil || string(out) != want {
+			t.Errorf("older tree %v: %v, got %q, want %q", older, err, out, want)
+		}
+		if err := g.Delete(); err != nil {
+			t.Error(err)
+		}
+		whole()
+	}
+	if tried == 0 {
+		t.Error("this machine filters no devices")
 	}
 }
