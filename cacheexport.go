@@ -41,7 +41,7 @@ type cacheExport struct {
 func (b *build) beginCaches(ctx context.Context, imports []*remote.Import) (end func()) {
 	var list []*cacheExport
 	for _, t := range b.caches.targets {
-		if t.store == nil {
+		if t.store == nil || b.chronicle.dryRun {
 			continue
 		}
 		x := &cacheExport{target: t, wake: make(chan struct{}, 1), over: make(chan struct{})}

@@ -220,9 +220,6 @@ func (v variant) same(w variant) bool {
 // addVariants adds new ones in front; one of the same kind stands in the place of
 // an older one.
 func addVariants(old, fresh []variant) []variant {
-	if len(fresh) == 0 || len(old) == 0 {
-		return append(slices.Clip(fresh), old...)
-	}
 	out := slices.Clip(fresh)
 	for _, v := range old {
 		if !slices.ContainsFunc(fresh, func(w variant) bool { return v.How == w.How }) {

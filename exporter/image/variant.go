@@ -1,10 +1,14 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/blob"
@@ -33,7 +37,8 @@ func SetVariant(c *cache.Cache, of blob.Digest, v remote.Variant) error {
 	return c.Bucket(variantsBucket).Put(append(of[:], v.How...), encodeMade(m))
 }
 
-// Variants gives what is known of the variants of a layer whose diff id is known.
+// Variants gives what is known of the variants of a layer whose diff id is known,
+// those with the latest times first.
 func Variants(c *cache.Cache, l cache.Layer) (out []remote.Variant) {
 	if l.DiffID.IsZero() {
 		return nil
@@ -47,6 +52,9 @@ func Variants(c *cache.Cache, l cache.Layer) (out []remote.Variant) {
 		}
 		return nil
 	})
+	defer func() {
+		slices.SortStableFunc(out, func(a, b remote.Variant) int { return cmp.Compare(clampOf(b), clampOf(a)) })
+	}()
 	if l.Root.Kind != tree.Dir {
 		return out
 	}
@@ -60,6 +68,13 @@ func Variants(c *cache.Cache, l cache.Layer) (out []remote.Variant) {
 		return nil
 	})
 	return out
+}
+
+// clampOf gives the time of a variant.
+func clampOf(v remote.Variant) int64 {
+	_, text, _ := strings.Cut(v.How, "@")
+	n, _ := strconv.ParseInt(text, 10, 64) // 0 where it is of another kind
+	return n
 }
 
 // parseMadeKey reads what follows the tree in a key of madeKey.

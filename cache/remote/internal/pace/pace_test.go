@@ -1,0 +1,117 @@
+package pace
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+func serve(t *testing.T, h http.HandlerFunc) (*http.Client, string) {
+	t.Helper()
+	s := httptest.NewServer(h)
+	t.Cleanup(func() { s.CloseClientConnections(); s.Close() })
+	p := New()
+	p.After = 50 * time.Millisecond
+	return &http.Client{Transport: p}, s.URL
+}
+
+func get(c *http.Client, url string) ([]byte, error) {
+	resp, err := c.Get(url)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return io.ReadAll(resp.Body)
+}
+
+// TestStandsStill has a server stop before it answers and in the middle; a slow one
+// that goes on is let be, and after two stops the server is not asked any more.
+func TestStandsStill(t *testing.T) {
+	var asked atomic.Int32
+	c, url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		switch r.URL.Path {
+		case "/slow":
+			for range 10 {
+				time.Sleep(10 * time.Millisecond)
+				_, _ = io.WriteString(w, "x")
+				w.(http.Flusher).Flush()
+			}
+			return
+		case "/middle":
+			_, _ = io.WriteString(w, "some")
+			w.(http.Flusher).Flush()
+		}
+		<-r.Context().Done()
+	})
+	if data, err := get(c, url+"/slow"); err != nil || len(data) != 10 {
+		t.Errorf("a slow server: %q, %v", data, err)
+	}
+	if _, err := get(c, url+"/first"); !errors.Is(err, ErrStalled) {
+		t.Errorf("before the answer: %v", err)
+	}
+	if data, err := get(c, url+"/middle"); !errors.Is(err, ErrStalled) || string(data) != "some" {
+		t.Errorf("in the middle: %q, %v", data, err)
+	}
+	before := asked.Load()
+	if _, err := get(c, url+"/slow"); !errors.Is(err, ErrStalled) || asked.Load() != before {
+		t.Errorf("after two: %v", err)
+	}
+}
+
+// TestDo counts the requests that an answer is worth.
+func TestDo(t *testing.T) {
+	for _, c := range []struct {
+		name, retryAfter string
+		status           int
+		want             int32 // requests
+	}{
+		{"a good answer", "", 200, 1},
+		{"one that stays", "", 404, 1},
+		{"what the server cannot", "", 501, 1},
+		{"an error that may pass", "", 503, 3},
+		{"too often", "0", 429, 3},
+		{"too often, for too long", "3600", 429, 1},
+		{"too often, before now", "-5", 429, 1},
+	} {
+		var asked atomic.Int32
+		client, url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			asked.Add(1)
+			if body, _ := io.ReadAll(r.Body); string(body) != "body" {
+				t.Errorf("%s: the body is %q", c.name, body)
+			}
+			w.Header().Set("Retry-After", c.retryAfter)
+			w.WriteHeader(c.status)
+		})
+		resp, err := Do(t.Context(), client, func() (*http.Request, error) {
+			return http.NewRequest(http.MethodPut, url, strings.NewReader("body"))
+		})
+		if err != nil || resp.StatusCode != c.status || asked.Load() != c.want {
+			t.Errorf("%s: %d requests, %v; want %d", c.name, asked.Load(), err, c.want)
+		}
+		if err == nil {
+			resp.Body.Close()
+		}
+	}
+}
+
+func TestDoIsCancelled(t *testing.T) {
+	client, url := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Retry-After", "5")
+		w.WriteHeader(http.StatusTooManyRequests)
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := Do(ctx, client, func() (*http.Request, error) {
+		time.AfterFunc(20*time.Millisecond, cancel)
+		return http.NewRequest(http.MethodGet, url, nil)
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want that it was cancelled", err)
+	}
+}
