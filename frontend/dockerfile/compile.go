@@ -40,6 +40,7 @@ type compiler struct {
 	stages    stageTable
 	epoch     *epoch
 	budget    budget
+	findings  findings // of the linter, where they are errors
 
 	ignored []string                       // patterns of the main context's ignore file
 	ignorer *patternmatcher.PatternMatcher // of ignored; nil if it is empty
@@ -62,7 +63,7 @@ func (c *compiler) compile(ctx context.Context) (*compiled, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := c.lint.Error(); err != nil {
+	if err := c.findings.locate(c.file, c.lint.Error()); err != nil {
 		return nil, err
 	}
 	out := &compiled{epoch: c.epoch}
@@ -192,7 +193,7 @@ func (c *compiler) parse() ([]instructions.Stage, []instructions.ArgCommand, err
 		return nil, nil, &Error{File: c.file, Err: errors.New("the Dockerfile cannot be empty")}
 	}
 	if n := bytes.Count(data, []byte("\n")); n > maxLines {
-		return nil, nil, &Error{File: c.file, Err: fmt.Errorf("the Dockerfile has %d lines, the limit is %d", n, maxLines)}
+		return nil, nil, &Error{File: c.file, Lines: []Lines{{maxLines + 1, maxLines + 1}}, Err: fmt.Errorf("the Dockerfile has %d lines, the limit is %d", n, maxLines)}
 	}
 	if n := longLine(data); n > 0 {
 		e := fmt.Errorf("dockerfile line greater than max allowed size of %d", maxLine)
@@ -206,7 +207,11 @@ func (c *compiler) parse() ([]instructions.Stage, []instructions.ArgCommand, err
 		return nil, nil, err
 	}
 	if err := c.budget.addSteps(len(ast.AST.Children)); err != nil {
-		return nil, nil, err
+		e := &Error{File: c.file, Err: err}
+		if first := ast.AST.Children[min(maxInstructions, len(ast.AST.Children)-1)]; first.StartLine > 0 {
+			e.Lines = []Lines{{first.StartLine, first.StartLine}} // the first that is too many
+		}
+		return nil, nil, e
 	}
 	for _, w := range ast.Warnings {
 		if w.URL == linter.RuleNoEmptyContinuation.URL {

@@ -181,7 +181,9 @@ func TestErrors(t *testing.T) {
 			>   1 | # check=foo
 			    2 | FROM base`},
 		{"warnings that are errors", lines("# check=error=true", "FROM base AS A"), nil, "", `
-			lint violation found for rules: StageNameCasing`},
+			Dockerfile:2: lint violation found for rules: StageNameCasing
+			    1 | # check=error=true
+			>   2 | FROM base AS A`},
 		{"another frontend", lines("# syntax=foo/bar", "FROM base"), nil, "", `
 			Dockerfile:1: frontend image foo/bar cannot be run here
 			>   1 | # syntax=foo/bar
@@ -243,7 +245,7 @@ func TestLimits(t *testing.T) {
 	for _, tt := range []struct{ name, dockerfile, want string }{
 		{"a value that doubles with every line", lines(doubling...), "exceed 67108864 bytes"},
 		{"a replacement that multiplies", lines("FROM base", "ENV A="+strings.Repeat("x", 60_000), "ENV B=${A//x/"+strings.Repeat("y", 60_000)+"}"), "exceed 67108864 bytes"},
-		{"instructions without end", "FROM base\n" + strings.Repeat("RUN a\n", maxInstructions), "comes to 50001 instructions, the limit is 50000"},
+		{"instructions without end", "FROM base\n" + strings.Repeat("RUN a\n", maxInstructions), "Dockerfile:50001: the Dockerfile comes to 50001 instructions, the limit is 50000"},
 		{"lines without end", "FROM base\n" + strings.Repeat("\n", maxLines), "500001 lines, the limit is 500000"},
 		{"ports without end", "FROM base\n" + strings.Repeat("EXPOSE 0-65535\n", 2000), "more than 1048576 ports are exposed"},
 		{"bytes without end", "FROM base\n#" + strings.Repeat("#\n", maxFile/2), "exceeds maximum allowed size of 16777216 bytes"},

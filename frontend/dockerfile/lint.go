@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
@@ -34,6 +35,43 @@ func warnThrough(b frontend.Bridge, file *llb.File) warnFunc {
 	}
 }
 
+// findings are the places that rules found fault with.
+type findings struct {
+	mu    sync.Mutex
+	lines []Lines // at most maxFindings
+}
+
+// maxFindings is how many places an error shows.
+const maxFindings = 5
+
+// note gives a warnFunc that notes the place, too.
+func (f *findings) note(warn warnFunc) warnFunc {
+	if warn == nil {
+		return nil
+	}
+	return func(rule, description, url, text string, at []parser.Range) {
+		warn(rule, description, url, text, at)
+		l, ok := linesOf(at)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if ok && len(f.lines) < maxFindings && !slices.Contains(f.lines, l) {
+			f.lines = append(f.lines, l)
+		}
+	}
+}
+
+// locate gives the linter's error the places that were found.
+func (f *findings) locate(file *llb.File, err error) error {
+	if err == nil {
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e := &Error{File: file, Lines: slices.Clone(f.lines), Err: err}
+	slices.SortFunc(e.Lines, func(a, b Lines) int { return a.Start - b.Start })
+	return e
+}
+
 // configureLint reads which rules hold: from the request, or from the Dockerfile's
 // check directive.
 func (c *compiler) configureLint() error {
@@ -48,7 +86,7 @@ func (c *compiler) configureLint() error {
 		}
 		config = parsed
 	}
-	config.Warn = c.warn
+	config.Warn = c.findings.note(c.warn)
 	c.lint = linter.New(config)
 	return nil
 }

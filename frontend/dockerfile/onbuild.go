@@ -39,7 +39,7 @@ func (c *compiler) addTriggers(s *stage) (needs bool, err error) {
 	s.steps = append(steps, s.steps...)
 	s.counter.total += len(steps)
 	if err := c.budget.addSteps(len(steps)); err != nil {
-		return false, err
+		return false, locate(c.file, err, s.location)
 	}
 	// A trigger may have closed a circle.
 	return needs, checkCircles(c.stages.list)

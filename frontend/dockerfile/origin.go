@@ -112,6 +112,9 @@ func (o *origin) readDockerfile(ctx context.Context) (*llb.File, error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			e.Hint = "name the file with --file, or the folder that holds it as the context"
 		}
+		if errors.As(err, new(*sizeError)) {
+			e.Hint = "is it a Dockerfile? long texts are better in files of their own, which COPY brings in"
+		}
 		return nil, e
 	}
 	own := o.filename + ignoreName
@@ -208,6 +211,11 @@ func readFile(ctx context.Context, ref frontend.Ref, name string) ([]byte, error
 	return data, nil
 }
 
-func tooLarge(name string) error {
-	return fmt.Errorf("%s exceeds maximum allowed size of %d bytes", name, maxFile)
+// sizeError is a file that is too large to be read into memory.
+type sizeError struct{ name string }
+
+func (e *sizeError) Error() string {
+	return fmt.Sprintf("%s exceeds maximum allowed size of %d bytes", e.name, maxFile)
 }
+
+func tooLarge(name string) error { return &sizeError{name} }
