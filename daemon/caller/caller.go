@@ -29,8 +29,12 @@ import (
 )
 
 // wait is how long a session may take to come, which a client opens beside its
-// request; as long as with BuildKit.
-const wait = 5 * time.Second
+// request; longer than with BuildKit, for a hundred clients at once on a machine
+// that is busy.
+const wait = 20 * time.Second
+
+// greeting is how long a build that is done waits for a session that it did not use.
+const greeting = time.Second
 
 // Caller is a client's session as one build uses it. It is safe for concurrent use.
 type Caller struct {
@@ -56,20 +60,23 @@ func New(m *session.Manager, id string, mirrors *Mirrors, temp string) *Caller {
 // it sees this machine's files as the daemon does. It is called before the build.
 func (c *Caller) ReadInPlace(folders map[string]string) { c.here = folders }
 
-// Arrived waits until the session of a client has come and has answered, where its
-// folders are read in place: it may not have been asked for anything. Clients that
-// are hung up on in the middle of their greeting take a second to notice.
+// Arrived waits until the session of a client that was not asked for anything has
+// come and has answered. Clients that are hung up on in the middle of their greeting
+// take a second to notice.
 func (c *Caller) Arrived(ctx context.Context) {
-	if len(c.here) == 0 {
+	c.mu.Lock()
+	asked := c.conn != nil
+	c.mu.Unlock()
+	if c.id == "" || asked {
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, greeting)
+	defer cancel()
 	conn, err := c.get(ctx)
 	if err != nil {
 		return // a client that does not come is not waited for
 	}
-	ctx, cancel := context.WithTimeout(conn.Context(ctx), wait)
-	defer cancel()
-	_, _ = grpc_health_v1.NewHealthClient(conn.Conn()).Check(ctx, &grpc_health_v1.HealthCheckRequest{})
+	_, _ = grpc_health_v1.NewHealthClient(conn.Conn()).Check(conn.Context(ctx), &grpc_health_v1.HealthCheckRequest{})
 }
 
 // Session gives what the client lends. A build without a session is lent nothing,
