@@ -133,7 +133,7 @@ func (b bridge) Solve(ctx context.Context, e llb.Edge) (frontend.Ref, error) {
 
 // Warn tells the user something.
 func (b bridge) Warn(w frontend.Warning) {
-	b.emit(FrontendWarning{Subject: solver.Subject{Time: b.engine.clock()}, Warning: w})
+	b.emit(FrontendWarning{Subject: solver.Subject{Vertex: w.Vertex, Time: b.engine.clock()}, Warning: w})
 }
 
 // SourceTime tells when the content of a git or http source was made.

@@ -89,6 +89,8 @@ type Warning struct {
 	URL      string
 	Level    int
 	Location *llb.Location
+	More     []llb.Location // further lines of Location's file
+	Vertex   llb.Digest     // what it is about; zero is the whole description
 }
 
 // Result is what a frontend made: one image for each platform, or no image where

@@ -61,7 +61,7 @@ func checkExec(o *pb.ExecOp, n int) (outputs int, err error) {
 	case pb.NetMode_name[int32(o.Network)] == "":
 		return 0, fmt.Errorf("exec op with the unknown network mode %d", o.Network)
 	case pb.SecurityMode_name[int32(o.Security)] == "":
-		return 0, fmt.Errorf("exec op with the unknown security mode %d", o.Security)
+		return 0, fmt.Errorf("exec op with the invalid security mode %d", o.Security)
 	case hasNil(o.Meta.ExtraHosts) || hasNil(o.Meta.Ulimit) || hasNil(o.Secretenv) || hasNil(o.CdiDevices):
 		return 0, errors.New("exec op with an empty element in a list")
 	}

@@ -3,6 +3,8 @@ package worker
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"strconv"
 	"sync"
 
@@ -96,6 +98,31 @@ func (c *cacheMounts) release(id string) {
 	c.freed = make(chan struct{})
 }
 
+// alone reports whether a folder has one user.
+func (c *cacheMounts) alone(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	u := c.used[id]
+	return u != nil && u.users == 1
+}
+
+// empty removes what is in a folder.
+func empty(dir string) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return fmt.Errorf("emptying a cache mount: %w", err)
+	}
+	defer root.Close()
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		err = errors.Join(err, root.RemoveAll(e.Name()))
+	}
+	if err != nil {
+		return fmt.Errorf("emptying a cache mount: %w", err)
+	}
+	return nil
+}
+
 // cacheMount mounts a folder that outlives the step. An input of the mount is
 // what the folder begins with.
 func (m *mounted) cacheMount(ctx context.Context, mnt *pb.Mount, dest string) error {
@@ -154,6 +181,17 @@ func (m *mounted) cacheFolder(ctx context.Context, key string, sharing pb.CacheS
 		return "", err
 	}
 	m.cleanup = append(m.cleanup, leave)
+	if m.job.Vertex.Meta().IgnoreCache && m.w.mounts.alone(id) {
+		// A build without caches is one without what earlier steps left here, too.
+		if err := empty(dir); err != nil {
+			return "", err
+		}
+		if fill != nil {
+			if err := fill(dir); err != nil {
+				return "", err
+			}
+		}
+	}
 	m.caches[key] = dir
 	return dir, nil
 }

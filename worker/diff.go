@@ -41,28 +41,39 @@ func (w *Worker) runDiff(ctx context.Context, job *solver.Job, op *pb.DiffOp) ([
 // suffix makes a chain of the layers that upper has on top of lower; ok is false
 // where it does not stand on lower.
 func (w *Worker) suffix(ctx context.Context, job *solver.Job, lower, upper cache.ChainID) (out cache.ChainID, ok bool, err error) {
-	var layers []cache.LayerID
-	for at := upper; at != lower; {
-		if at == (cache.ChainID{}) {
-			return out, false, nil
-		}
-		c, err := w.cache.Chain(at)
-		if err != nil {
-			return out, false, err
-		}
-		id, err := w.explicit(ctx, job, at, c)
-		if err != nil {
-			return out, false, err
-		}
-		layers = append(layers, id)
-		at = c.Parent
+	layers, ok, err := w.above(ctx, job, lower, upper)
+	if err != nil || !ok {
+		return out, false, err
 	}
-	for _, l := range slices.Backward(layers) {
+	for _, l := range layers {
 		if out, err = w.cache.Extend(out, l); err != nil {
 			return out, false, err
 		}
 	}
 	return out, true, nil
+}
+
+// above gives the layers that upper has on top of lower, bottom first, in a form
+// that can be put on top of something else; ok is false where it does not stand on
+// lower.
+func (w *Worker) above(ctx context.Context, job *solver.Job, lower, upper cache.ChainID) (layers []cache.LayerID, ok bool, err error) {
+	for at := upper; at != lower; {
+		if at == (cache.ChainID{}) {
+			return nil, false, nil
+		}
+		c, err := w.cache.Chain(at)
+		if err != nil {
+			return nil, false, err
+		}
+		id, err := w.explicit(ctx, job, at, c)
+		if err != nil {
+			return nil, false, err
+		}
+		layers = append(layers, id)
+		at = c.Parent
+	}
+	slices.Reverse(layers)
+	return layers, true, nil
 }
 
 // explicit gives the top layer of a chain in a form that removes, wherever else it is

@@ -23,12 +23,12 @@ func (w *Worker) runMerge(ctx context.Context, job *solver.Job, op *pb.MergeOp) 
 			out = id
 			continue
 		}
-		layers, err := w.cache.Layers(id)
+		layers, _, err := w.above(ctx, job, cache.ChainID{}, id)
 		if err != nil {
 			return nil, err
 		}
 		for _, l := range layers {
-			if out, err = w.cache.Extend(out, l.ID); err != nil {
+			if out, err = w.cache.Extend(out, l); err != nil {
 				return nil, err
 			}
 		}

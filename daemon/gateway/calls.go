@@ -164,10 +164,21 @@ func (f *Function) Warn(_ context.Context, req *gwpb.WarnRequest) (*gwpb.WarnRes
 			return nil, fault.New(codes.InvalidArgument, "invalid source range")
 		}
 	}
-	if i := req.Info; i != nil && len(req.Ranges) > 0 {
-		w.Location = &llb.Location{
-			File:  &llb.File{Name: i.Filename, Language: i.Language, Data: i.Data},
-			Start: int(req.Ranges[0].Start.Line), End: int(req.Ranges[0].End.Line),
+	if req.Digest != "" {
+		var err error
+		if w.Vertex, err = llb.ParseDigest(req.Digest); err != nil {
+			return nil, fault.New(codes.InvalidArgument, err.Error())
+		}
+	}
+	if i := req.Info; i != nil {
+		file := &llb.File{Name: i.Filename, Language: i.Language, Data: i.Data}
+		for n, r := range req.Ranges {
+			at := llb.Location{File: file, Start: int(r.Start.Line), End: int(r.End.Line)}
+			if n == 0 {
+				w.Location = &at
+			} else {
+				w.More = append(w.More, at)
+			}
 		}
 	}
 	f.engine().Warn(w)

@@ -78,7 +78,9 @@ func warning(s solver.Subject, w frontend.Warning) *client.VertexWarning {
 	}
 	if l := w.Location; l != nil {
 		out.SourceInfo = &pb.SourceInfo{Filename: l.File.Name, Data: l.File.Data, Language: l.File.Language}
-		out.Range = []*pb.Range{{Start: &pb.Position{Line: int32(l.Start)}, End: &pb.Position{Line: int32(l.End)}}}
+		for _, l := range append([]llb.Location{*l}, w.More...) {
+			out.Range = append(out.Range, &pb.Range{Start: &pb.Position{Line: int32(l.Start)}, End: &pb.Position{Line: int32(l.End)}})
+		}
 	}
 	return out
 }

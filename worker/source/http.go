@@ -294,7 +294,7 @@ func (s *HTTP) get(ctx context.Context, job *solver.Job, h *httpOp) (httpMemory,
 		}
 		return last, nil
 	case resp.StatusCode < 200 || resp.StatusCode > 299:
-		return last, fmt.Errorf("fetching %s: the server answered %s", h.redacted(), resp.Status)
+		return last, fmt.Errorf("fetching %s: the server answered %s (invalid response status %d)", h.redacted(), resp.Status, resp.StatusCode)
 	}
 	m, err := s.save(ctx, cancel, job, h, resp)
 	if err != nil {

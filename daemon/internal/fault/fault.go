@@ -11,6 +11,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/kiln-build/kiln/frontend/dockerfile"
+	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/solver"
 	"github.com/kiln-build/kiln/worker"
 	"github.com/kiln-build/kiln/worker/executor"
@@ -134,10 +136,34 @@ func Status(err error) *status.Status {
 		out.Details = appendDetail(out.Details, kind, value)
 	}
 	var placed *dockerfile.Error
-	if errors.As(err, &placed) && placed.File != nil && len(placed.Lines) > 0 {
+	if failed != nil && len(failed.Locations) > 0 {
+		// Clients unwrap the last one first.
+		for _, src := range slices.Backward(sources(failed.Locations)) {
+			out.Details = appendDetail(out.Details, "errdefs.Source+json", src)
+		}
+	} else if errors.As(err, &placed) && placed.File != nil && len(placed.Lines) > 0 {
 		out.Details = appendDetail(out.Details, "errdefs.Source+json", sourceOf(placed))
 	}
 	return status.FromProto(out)
+}
+
+// sources gives the locations of a vertex: lines of one file that stand together are
+// one of them.
+func sources(locations []llb.Location) []source {
+	var out []source
+	var file *llb.File
+	for _, l := range locations {
+		if l.File == nil {
+			continue
+		}
+		if l.File != file {
+			file = l.File
+			out = append(out, source{Info: &pb.SourceInfo{Filename: file.Name, Data: file.Data, Language: file.Language}})
+		}
+		last := &out[len(out)-1]
+		last.Ranges = append(last.Ranges, &pb.Range{Start: &pb.Position{Line: int32(l.Start)}, End: &pb.Position{Line: int32(l.End)}})
+	}
+	return out
 }
 
 func sourceOf(e *dockerfile.Error) source {
