@@ -88,6 +88,10 @@ func untrusted(err error) bool {
 func answered(doing, host, what string, resp *http.Response) error {
 	said := readErrors(resp)
 	kind, err := explain(host, resp.StatusCode, said, what)
+	if resp.StatusCode == http.StatusBadRequest && said == "" && resp.Request != nil && resp.Request.URL.Scheme == "http" {
+		// Servers that speak TLS answer so, and not in the distribution API's form.
+		err = fmt.Errorf("%w to plain HTTP; if it speaks TLS, say http = false in the table [registry.%q] of the registry configuration", err, host)
+	}
 	return &Error{Doing: doing, Host: host, Status: resp.StatusCode, Kind: kind, Err: err}
 }
 

@@ -270,6 +270,7 @@ func TestTLS(t *testing.T) {
 		{"an unknown certificate", host, registry.HostConfig{HTTP: &no}, "ca = "},
 		{"a certificate that is not to be verified", host, registry.HostConfig{HTTP: &no, Insecure: &yes}, ""},
 		{"TLS to a server without it", plainHost, registry.HostConfig{HTTP: &no}, "http = true"},
+		{"plain HTTP to a server with TLS", host, registry.HostConfig{HTTP: &yes}, "http = false"},
 		{"either, from a server without TLS", plainHost, registry.HostConfig{HTTP: &yes, Insecure: &yes}, ""},
 		{"either, from a server with TLS", host, registry.HostConfig{HTTP: &yes, Insecure: &yes}, ""},
 		{"a CA that is no certificate", host, registry.HostConfig{HTTP: &no, CAs: []string{"/etc/hostname"}}, "no PEM certificate"},

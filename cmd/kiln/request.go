@@ -52,6 +52,11 @@ func (o *buildOptions) request() (request.Request, error) {
 			return r, usagef("--shm-size %s is no size; 64m is one", o.shmSize)
 		}
 	}
+	for _, u := range o.ulimits {
+		if _, err := units.ParseUlimit(u); err != nil {
+			return r, usagef("--ulimit %s: %v; nofile=1024:2048 is one", u, err)
+		}
+	}
 	if r.Secrets, err = parseSecrets(o.secrets); err != nil {
 		return r, err
 	}
