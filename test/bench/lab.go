@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kiln-build/kiln/test/internal/peer"
 )
 
@@ -43,6 +45,9 @@ func openLab(ctx context.Context, s settings) (*lab, error) {
 	if l.dir, err = os.MkdirTemp(s.cache, "run-"); err != nil {
 		return nil, err
 	}
+	if err := spread(l.dir); err != nil {
+		return nil, err
+	}
 	for _, d := range []string{"out", "bin", "src"} {
 		if err := os.Mkdir(filepath.Join(l.dir, d), 0o755); err != nil {
 			return nil, err
@@ -61,20 +66,36 @@ func openLab(ctx context.Context, s settings) (*lab, error) {
 			return nil, err
 		}
 	}
-	l.kiln = &kilnTool{bin: bin, dir: l.dir}
+	at := func(tool string) states { return states{dir: l.dir, tool: tool} }
+	l.kiln = &kilnTool{states: at("kiln"), bin: bin}
 	for _, name := range strings.Split(s.tools, ",") {
 		switch name {
 		case "kiln":
 			l.tools = append(l.tools, l.kiln)
 		case "buildkit":
-			l.tools = append(l.tools, &buildkit{peers: s.peers, dir: l.dir})
+			l.tools = append(l.tools, &buildkit{states: at("buildkit"), peers: s.peers})
 		case "buildah":
-			l.tools = append(l.tools, &buildah{dir: l.dir})
+			l.tools = append(l.tools, &buildah{at("buildah")})
 		default:
 			return nil, fmt.Errorf("no tool %q: there are kiln, buildkit and buildah", name)
 		}
 	}
 	return l, nil
+}
+
+// spread has ext4 lay out the folders in dir all over the disk, by their names; other
+// file systems do not know the flag.
+func spread(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	const topDir = 0x20000 // FS_TOPDIR_FL, chattr +T
+	if flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS); err == nil {
+		_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags|topDir)
+	}
+	return nil
 }
 
 func (l *lab) closeTools() error {

@@ -132,7 +132,7 @@ func (f files) round(r *run) error {
 
 func (f files) plain(l *lab) (map[string][]part, error) {
 	dir := f.context(l)
-	scratch, err := os.MkdirTemp(l.dir, "trash-plain-") // see discard
+	scratch, err := os.MkdirTemp(l.dir, "state-plain-") // see states
 	if err != nil {
 		return nil, err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,20 +23,21 @@ type tool interface {
 	close() error
 }
 
-// discard moves a state away, to be removed when the workload has ended: ext4
-// passes over inodes that were deleted in the last seconds one by one, so that
-// whoever makes files after a large removal pays for it (a third of the time of
-// W4's first build, as measured).
-func discard(dir, state string) error {
-	if _, err := os.Lstat(state); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	trash, err := os.MkdirTemp(dir, "trash-")
-	if err != nil {
-		return err
-	}
-	return os.Rename(state, filepath.Join(trash, "state"))
+// states are the state folders of a tool, one for each round; they are removed
+// when a workload has ended. A new one has another name, by which ext4 lays it out
+// elsewhere (see openLab): where inodes were freed a moment ago it passes over them
+// one by one if it keeps no journal, so that whoever makes files after a large
+// removal pays for it (a third of the time of W4's first build, as measured).
+type states struct {
+	dir, tool string
+	n         int
 }
+
+// state is the folder of the present round.
+func (s *states) state() string { return filepath.Join(s.dir, fmt.Sprintf("state-%s-%d", s.tool, s.n)) }
+
+// next begins a round.
+func (s *states) next() { s.n++ }
 
 // build is what a tool is to build.
 type build struct {
@@ -50,12 +50,18 @@ type build struct {
 }
 
 // kilnTool is the command of this repository, a process for each build.
-type kilnTool struct{ bin, dir string }
+type kilnTool struct {
+	states
+	bin string
+}
 
-func (k *kilnTool) name() string                { return "kiln" }
-func (k *kilnTool) state() string               { return filepath.Join(k.dir, "kiln-state") }
-func (k *kilnTool) close() error                { return nil }
-func (k *kilnTool) reset(context.Context) error { return discard(k.dir, k.state()) }
+func (k *kilnTool) name() string { return "kiln" }
+func (k *kilnTool) close() error { return nil }
+
+func (k *kilnTool) reset(context.Context) error {
+	k.next()
+	return nil
+}
 
 func (k *kilnTool) build(ctx context.Context, b build) (sample, error) {
 	args := []string{"build", "--root", k.state(), "--progress", "plain", "--file", b.dockerfile}
@@ -93,22 +99,20 @@ func (b build) output() string {
 
 // buildkit is a daemon with runc and overlayfs, and its client.
 type buildkit struct {
-	peers, dir string
-	daemon     *exec.Cmd
+	states
+	peers  string
+	daemon *exec.Cmd
 }
 
-func (b *buildkit) name() string  { return "buildkit" }
-func (b *buildkit) state() string { return filepath.Join(b.dir, "buildkit-state") }
-func (b *buildkit) addr() string  { return "unix://" + filepath.Join(b.dir, "buildkitd.sock") }
-func (b *buildkit) ctl() string   { return filepath.Join(b.peers, "buildctl") }
+func (b *buildkit) name() string { return "buildkit" }
+func (b *buildkit) addr() string { return "unix://" + filepath.Join(b.dir, "buildkitd.sock") }
+func (b *buildkit) ctl() string  { return filepath.Join(b.peers, "buildctl") }
 
 func (b *buildkit) reset(ctx context.Context) error {
 	if err := b.close(); err != nil {
 		return err
 	}
-	if err := discard(b.dir, b.state()); err != nil {
-		return err
-	}
+	b.next()
 	if err := os.MkdirAll(b.state(), 0o700); err != nil {
 		return err
 	}
@@ -196,18 +200,15 @@ func (b *buildkit) measure(client func() (sample, error)) (sample, error) {
 }
 
 // buildah is Debian's, with overlayfs and a process for each build.
-type buildah struct{ dir string }
+type buildah struct{ states }
 
-func (b *buildah) name() string  { return "buildah" }
-func (b *buildah) state() string { return filepath.Join(b.dir, "buildah-state") }
+func (b *buildah) name() string { return "buildah" }
 
 func (b *buildah) reset(ctx context.Context) error {
 	if err := b.close(); err != nil {
 		return err
 	}
-	if err := discard(b.dir, b.state()); err != nil {
-		return err
-	}
+	b.next()
 	return os.MkdirAll(b.state(), 0o700)
 }
 

@@ -118,17 +118,16 @@ func (l *lab) run(w workload) (*outcome, error) {
 	return o, l.sweep()
 }
 
-// sweep removes what the rounds of a workload left, and lets the time pass in
-// which the file system remembers it (see discard).
+// sweep removes what the rounds of a workload left.
 func (l *lab) sweep() error {
 	if err := l.closeTools(); err != nil {
 		return err
 	}
-	trash, err := filepath.Glob(filepath.Join(l.dir, "trash-*"))
+	left, err := filepath.Glob(filepath.Join(l.dir, "state-*"))
 	if err != nil {
 		return err
 	}
-	for _, t := range append(trash, filepath.Join(l.dir, "src"), filepath.Join(l.dir, "out")) {
+	for _, t := range append(left, filepath.Join(l.dir, "src"), filepath.Join(l.dir, "out")) {
 		if err := os.RemoveAll(t); err != nil {
 			return err
 		}
@@ -139,7 +138,6 @@ func (l *lab) sweep() error {
 		}
 	}
 	settle()
-	time.Sleep(time.Duration(40 * min(l.scale, 1) * float64(time.Second)))
 	return nil
 }
 
