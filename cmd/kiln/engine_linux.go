@@ -166,7 +166,7 @@ func openEngine(ctx context.Context, root, config string, stderr io.Writer) (*ki
 // failure of a build whose output is there: the next build does more than it had to.
 func closeEngine(e *kiln.Engine, stderr io.Writer) {
 	if err := e.Close(); err != nil {
-		warnf(stderr, "writing the state folder: %v", err)
+		warnf(stderr, "not all that was done is kept, and the next build does it again: %v", err)
 	}
 }
 
