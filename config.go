@@ -109,6 +109,10 @@ type DNSConfig struct {
 
 // CDIConfig says where the devices are specified that builds may ask for.
 type CDIConfig struct {
+	// Disabled gives builds none.
+	Disabled bool `toml:"disabled"`
+	// AutoAllowed are devices and kinds that builds may have without being granted them.
+	AutoAllowed []string `toml:"autoAllowed"`
 	// SpecDirs are the folders; nil is /etc/cdi, /var/run/cdi and /etc/buildkit/cdi.
 	SpecDirs []string `toml:"specDirs"`
 }

@@ -34,7 +34,6 @@ var ignored = map[string]string{
 	"log.format":                      "kiln prints lines of text",
 	"proxyNetwork":                    "builds cannot be put behind a proxy",
 	"otel":                            "kiln sends no traces",
-	"cdi":                             "kiln gives steps no devices by CDI",
 	"system":                          "the worker's platforms are found when they are asked for, and connections are bounded for each registry",
 	"provenanceEnvDir":                "provenance takes nothing from files",
 	"cache.gha":                       "kiln has no cache at GitHub's service",

@@ -45,6 +45,7 @@ insecure-entitlements = [ "network.host", "security.insecure", "device" ]
 [cdi]
   disabled = true
   specDirs = ["/etc/cdi"]
+  autoAllowed = ["vendor.com/class"]
 [worker.oci]
   enabled = true
   platforms = [ "linux/amd64", "linux/arm64" ]
@@ -82,8 +83,11 @@ insecure-entitlements = [ "network.host", "security.insecure", "device" ]
 	if len(c.Unknown) > 0 {
 		t.Errorf("keys of BuildKit's are unknown: %v", c.Unknown)
 	}
+	if got := c.CDI; !got.Disabled || len(got.SpecDirs) != 1 || len(got.AutoAllowed) != 1 {
+		t.Errorf("got the devices %+v", got)
+	}
 	all := strings.Join(c.Ignored, "\n")
-	for _, key := range []string{"log.format", "otel", "cdi", "worker.oci.platforms", "worker.oci.snapshotter", "worker.oci.labels", "worker.containerd"} {
+	for _, key := range []string{"log.format", "otel", "worker.oci.platforms", "worker.oci.snapshotter", "worker.oci.labels", "worker.containerd"} {
 		if !strings.Contains(all, ": "+key) {
 			t.Errorf("%s is not named; got\n%s", key, all)
 		}

@@ -107,7 +107,10 @@ func (e *Engine) wire() error {
 		return err
 	}
 	e.records = &records{Cache: e.cache}
-	o := worker.Options{DeviceDirs: e.config.CDI.SpecDirs, Clock: e.clock, Images: source.ImagesOptions{Remote: e.records}, Mounts: e.records}
+	o := worker.Options{DeviceDirs: e.config.CDI.SpecDirs, DevicesAllowed: e.config.CDI.AutoAllowed, Clock: e.clock, Images: source.ImagesOptions{Remote: e.records}, Mounts: e.records}
+	if e.config.CDI.Disabled {
+		o.DeviceDirs = []string{}
+	}
 	if e.worker, err = worker.New(e.cache, e.registry, run, o); err != nil {
 		return err
 	}

@@ -27,6 +27,10 @@ func (w *Worker) devices(job *solver.Job, op *pb.ExecOp) ([]*cdi.Device, error) 
 	if len(op.CdiDevices) == 0 {
 		return nil, nil
 	}
+	where := "no specification in " + strings.Join(w.deviceDirs, ", ") + " has it"
+	if len(w.deviceDirs) == 0 {
+		where = "the configuration disables devices"
+	}
 	known, err := cdi.Read(w.deviceDirs...)
 	if err != nil {
 		return nil, err
@@ -35,7 +39,7 @@ func (w *Worker) devices(job *solver.Job, op *pb.ExecOp) ([]*cdi.Device, error) 
 	for _, asked := range op.CdiDevices {
 		found := known.Find(asked.Name)
 		if len(found) == 0 && !asked.Optional {
-			err := fmt.Errorf("required device %q is not registered: no specification in %s has it", asked.Name, strings.Join(w.deviceDirs, ", "))
+			err := fmt.Errorf("required device %q is not registered: %s", asked.Name, where)
 			return nil, errors.Join(err, known.Broken())
 		}
 		if len(found) == 0 {
@@ -64,8 +68,11 @@ func unsupported(d *cdi.Device) string {
 }
 
 // grantsDevice reports whether a session of the job was granted a device: all, by
-// the name that the step has for it, by its own, or by its kind.
+// the name that the step has for it, by its own, or by its kind; or all builds are.
 func (w *Worker) grantsDevice(job *solver.Job, asked string, d *cdi.Device) bool {
+	if slices.Contains(w.devicesAllowed, d.Name) || slices.Contains(w.devicesAllowed, d.Kind()) {
+		return true
+	}
 	return slices.ContainsFunc(w.of(job), func(s *session) bool {
 		return s.Entitlements[deviceEntitlement] || slices.ContainsFunc([]string{asked, d.Name, d.Kind()}, func(name string) bool {
 			return s.Entitlements[deviceEntitlement+"="+name]

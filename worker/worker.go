@@ -35,8 +35,10 @@ type Options struct {
 	// folder.
 	Keyring string
 	// DeviceDirs are the folders with specifications of devices, those that count
-	// more coming later; nil is cdi.DefaultDirs.
+	// more coming later; nil is cdi.DefaultDirs, and none that there are no devices.
 	DeviceDirs []string
+	// DevicesAllowed are devices and kinds of them that need not be granted.
+	DevicesAllowed []string
 }
 
 // Worker runs operations. It is safe for concurrent use.
@@ -56,7 +58,7 @@ type Worker struct {
 	web     *source.HTTP
 	doubt   atomic.Bool // see Doubt
 	// deviceDirs have the specifications of devices.
-	deviceDirs []string
+	deviceDirs, devicesAllowed []string
 
 	mu       sync.Mutex
 	sessions []*session // in the order in which they were opened
@@ -74,7 +76,7 @@ func New(c *cache.Cache, reg *registry.Client, ex executor.Executor, o Options) 
 	}
 	w := &Worker{
 		cache: c, images: source.NewImages(c, reg, o.Images), exec: ex,
-		folders: layer.NewFolders(c), clock: o.Clock, keyring: keyring(c, o.Keyring), deviceDirs: o.DeviceDirs,
+		folders: layer.NewFolders(c), clock: o.Clock, keyring: keyring(c, o.Keyring), deviceDirs: o.DeviceDirs, devicesAllowed: o.DevicesAllowed,
 		afar:    o.Mounts,
 		scanner: &local.Scanner{Nodes: c, Stats: c.Bucket("stat"), Clock: o.Clock},
 	}
