@@ -59,7 +59,7 @@ func build(ctx context.Context, c client.Client) (*client.Result, error) {
 		case "start":
 			image.Config.Cmd = []string{"/bin/sh", "-c", rest}
 		default:
-			return nil, fmt.Errorf("Kilnfile: step %d: there is no instruction %q", i+1, word)
+			return nil, fmt.Errorf("step %d: there is no instruction %q", i+1, word)
 		}
 	}
 	graph, err := state.Marshal(ctx)
@@ -86,7 +86,7 @@ func from(ctx context.Context, c client.Client, name string) (llb.State, ocispec
 		err = json.Unmarshal(config, &image)
 	}
 	if err != nil {
-		return llb.State{}, image, fmt.Errorf("Kilnfile: from %s: %w", name, err)
+		return llb.State{}, image, fmt.Errorf("from %s: %w", name, err)
 	}
 	state, err := llb.Image(name).WithImageConfig(config)
 	return state, image, err

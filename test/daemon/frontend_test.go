@@ -1,12 +1,17 @@
 package daemon
 
 import (
+	"context"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/llb"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/identity"
 	"github.com/tonistiigi/fsutil"
 )
 
@@ -79,6 +84,43 @@ func TestFrontendInImage(t *testing.T) {
 		_, err := c.Solve(t.Context(), nil, client.SolveOpt{Frontend: "dockerfile.v0", LocalMounts: lent}, nil)
 		if err == nil {
 			t.Error("it built something")
+		}
+	})
+}
+
+// TestFrontendReachesItsBuildOnly runs a frontend that tries to reach more, from
+// inside a build whose results it would like to see.
+func TestFrontendReachesItsBuildOnly(t *testing.T) {
+	c, _ := newClient(t)
+	dir := t.TempDir()
+	build := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, "prober"), "./testdata/prober")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building the prober: %v\n%s", err, out)
+	}
+	image := shared.registry.Addr + "/prober:1"
+	file := folder(t, map[string]string{"Dockerfile": "FROM scratch\nCOPY prober /prober\nLABEL moby.buildkit.frontend.network.none=true\nENTRYPOINT [\"/prober\"]\n"})
+	_, err := c.Solve(t.Context(), nil, client.SolveOpt{
+		Frontend: "dockerfile.v0", LocalMounts: map[string]fsutil.FS{"context": mount(t, dir), "dockerfile": mount(t, file)},
+		Exports: []client.ExportEntry{{Type: client.ExporterImage, Attrs: map[string]string{"name": image, "push": "true"}}},
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := identity.NewID()
+	function(t, c, client.SolveOpt{Ref: ref}, func(ctx context.Context, g gateway.Client) {
+		solve(ctx, t, g, llb.Scratch().File(llb.Mkfile("/private", 0o644, []byte("secret"))))
+		_, err := c.Solve(ctx, nil, client.SolveOpt{Frontend: "gateway.v0", FrontendAttrs: map[string]string{"source": image, "other": ref}}, nil)
+		if err == nil {
+			t.Fatal("the prober built something")
+		}
+		for _, want := range []string{
+			"itself: docker-image://" + image + "@sha256:", "control: Unimplemented", "other build: no such ref", "host network: network.host is not allowed",
+			"files: [dev etc prober proc run sys] <nil>", "process: 1\n", "networks: 1 <nil>",
+		} {
+			if !strings.Contains(err.Error()+"\n", want) {
+				t.Errorf("the prober reports\n%v\nwant %s", err, want)
+			}
 		}
 	})
 }

@@ -6,39 +6,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/kiln-build/kiln/test/internal/peer"
 )
-
-// terminal opens a terminal of 40 by 132 and gives both of its ends.
-func terminal(t *testing.T) (ours, theirs *os.File) {
-	t.Helper()
-	ours, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ours.Close() })
-	if err := unix.IoctlSetPointerInt(int(ours.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	n, err := unix.IoctlGetInt(int(ours.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.IoctlSetWinsize(int(ours.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 40, Col: 132}); err != nil {
-		t.Fatal(err)
-	}
-	theirs, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ours, theirs
-}
 
 const failing = `ARG BASE
 FROM $BASE
@@ -53,7 +27,7 @@ func TestShellOnError(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(failing), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	ours, theirs := terminal(t)
+	ours, theirs := peer.Terminal(t)
 	cmd := exec.Command(filepath.Join(shared.bin, "kiln"), "build", "--on-error=shell", "--progress=plain", "--secret", "id=token,env=TOKEN",
 		"--build-arg", "BASE="+shared.registry.Addr+"/busybox:latest", "--root", t.TempDir(), dir)
 	cmd.Env = append(os.Environ(), "TOKEN=secret")
