@@ -8,6 +8,7 @@ import (
 	"maps"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/platforms"
@@ -32,6 +33,14 @@ const (
 	scanCore        = "sbom"
 )
 
+// scanArgs are build arguments that ask for more to be scanned than the image.
+var scanArgs = []string{"BUILDKIT_SBOM_SCAN_STAGE", "BUILDKIT_SBOM_SCAN_CONTEXT"}
+
+func isFalse(v string) bool {
+	on, err := strconv.ParseBool(v)
+	return v == "" || err == nil && !on
+}
+
 // sbomOptions say how the contents of images are listed.
 type sbomOptions struct {
 	generator string // in full
@@ -52,6 +61,12 @@ func parseSBOM(fields, attrs map[string]string) (*sbomOptions, error) {
 	}
 	if o.generator == "" {
 		return nil, errors.New("sbom generator cannot be empty")
+	}
+	for _, arg := range scanArgs {
+		// A list of stages is as good as "true".
+		if v, ok := attrs["build-arg:"+arg]; ok && !isFalse(v) {
+			return nil, fmt.Errorf("the build argument %s=%s is not supported by kiln: what the build made is scanned, and nothing else", arg, v)
+		}
 	}
 	named, err := reference.ParseNormalizedNamed(o.generator)
 	if err != nil {
