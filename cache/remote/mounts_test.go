@@ -94,10 +94,10 @@ func fillMount(t *testing.T, dir string) {
 	}
 }
 
-// counted counts the blobs that were written to a store, and the bytes read of it.
+// counted counts the pieces that were written to a store.
 type counted struct {
 	*Layout
-	put, read int
+	put int
 }
 
 func (c *counted) Put(ctx context.Context, d blob.Descriptor, o []string, open func(context.Context) (io.ReadCloser, error)) error {

@@ -91,7 +91,7 @@ func (a *actions) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		a.entries = append(a.entries, &actionsEntry{scope: scopes[0], key: in.Key, version: in.Version})
-		answer = map[string]any{"ok": true, "signed_upload_url": a.sign(len(a.entries) - 1)}
+		answer = map[string]any{"ok": true, "signed_upload_url": a.sign(r.Host, len(a.entries)-1)}
 	case "FinalizeCacheEntryUpload":
 		n := a.entry(scopes[0], in.Key, in.Version)
 		if n >= 0 && a.entries[n].stored && int64(len(a.entries[n].data)) == in.Size {
@@ -100,7 +100,7 @@ func (a *actions) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	case "GetCacheEntryDownloadURL":
 		if n := a.lookUp(scopes, in.Key, in.Version, in.RestoreKeys); n >= 0 {
-			answer = map[string]any{"ok": true, "signed_download_url": a.sign(n), "matched_key": a.entries[n].key}
+			answer = map[string]any{"ok": true, "signed_download_url": a.sign(r.Host, n), "matched_key": a.entries[n].key}
 		}
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -129,8 +129,9 @@ func (a *actions) lookUp(scopes []string, key, version string, prefixes []string
 	return -1
 }
 
-func (a *actions) sign(n int) string {
-	return fmt.Sprintf("%s/store/%d?sig=%x", a.URL, n, sha256.Sum256(fmt.Appendf(nil, "sig %d", n)))
+// sign gives the address of an entry, at the name by which the service was reached.
+func (a *actions) sign(host string, n int) string {
+	return fmt.Sprintf("http://%s/store/%d?sig=%x", host, n, sha256.Sum256(fmt.Appendf(nil, "sig %d", n)))
 }
 
 // storage is Azure's: a blob in one request, or in blocks that are then listed.
@@ -139,7 +140,7 @@ func (a *actions) storage(w http.ResponseWriter, r *http.Request) {
 	_, err := fmt.Sscanf(r.URL.Path, "/store/%d", &n)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if err != nil || n < 0 || n >= len(a.entries) || !strings.HasSuffix(a.sign(n), "sig="+r.URL.Query().Get("sig")) || r.Header.Get("Authorization") != "" {
+	if err != nil || n < 0 || n >= len(a.entries) || !strings.HasSuffix(a.sign(r.Host, n), "sig="+r.URL.Query().Get("sig")) || r.Header.Get("Authorization") != "" {
 		w.WriteHeader(http.StatusForbidden)
 		return
 	}
