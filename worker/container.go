@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/solver"
 	"github.com/kiln-build/kiln/worker/executor"
 	"github.com/moby/buildkit/solver/pb"
@@ -71,7 +72,14 @@ var ErrReleased = fmt.Errorf("the container was released: %w", context.Canceled)
 func (w *Worker) NewContainer(ctx context.Context, session solver.SessionID, spec ContainerSpec) (*Container, error) {
 	c := &Container{w: w, spec: spec, up: make(chan struct{})}
 	op := &pb.ExecOp{Meta: &pb.Meta{}}
+	// What prepares mounts asks the vertex how it treats caches: as one of no wishes.
+	like := llb.Exec{Meta: &pb.Meta{Args: []string{"container"}}, Mounts: []llb.Mount{llb.BindWritable(llb.Edge{}, "", pb.RootMount, false)}}
+	v, err := like.Vertex()
+	if err != nil {
+		return nil, err
+	}
 	c.job = &solver.Job{
+		Vertex:   v,
 		Lease:    w.cache.Lease(),
 		Sessions: func() []solver.SessionID { return []solver.SessionID{session} },
 		Log:      func(int) io.Writer { return io.Discard },
@@ -89,7 +97,6 @@ func (w *Worker) NewContainer(ctx context.Context, session solver.SessionID, spe
 		op.Mounts = append(op.Mounts, mnt)
 	}
 	c.ctx, c.cancel = context.WithCancelCause(ctx)
-	var err error
 	if c.mounted, err = w.mount(c.ctx, c.job, op); err != nil {
 		c.cancel(nil)
 		c.job.Lease.Release()

@@ -56,9 +56,9 @@ func (w *Worker) debugging(job *solver.Job) bool {
 }
 
 // failed keeps what a process has left, if it failed for somebody who debugs. A
-// step that was cancelled is nobody's to look at.
+// step that was cancelled is nobody's to look at, and a container is no step.
 func (m *mounted) failed(ctx context.Context, op *pb.ExecOp, err error) error {
-	if ctx.Err() != nil || m.job.Vertex == nil || !m.w.debugging(m.job) {
+	if ctx.Err() != nil || m.job.Vertex.Op().GetExec() != op || !m.w.debugging(m.job) {
 		return err
 	}
 	e := &StepError{Vertex: m.job.Vertex, Err: err, Inputs: make([]cache.ChainID, len(op.Mounts)), Left: make([]cache.ChainID, len(op.Mounts))}

@@ -60,7 +60,7 @@ func TestBuildxDebug(t *testing.T) {
 	if err := cmd.Wait(); err == nil {
 		t.Error("the build of a failing step went well")
 	}
-	if !strings.Contains(seen, "half\r\nmarked") {
+	if !strings.Contains(seen, "\nhalf\r") || !strings.Contains(seen, "\nmarked\r") {
 		t.Errorf("the debugger showed\n%s", seen)
 	}
 }
