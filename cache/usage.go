@@ -18,7 +18,7 @@ type Usage struct {
 	Kind        string // one of the Kind constants
 	Description string // the vertex's name, the mount's id
 	Size        int64  // bytes on disk that it adds to what those have that it stands on
-	Shared      bool   // parts of it are used by others too
+	Shared      bool   // others stand on it, or have the same layer
 	InUse       bool   // a build holds it
 	Created     time.Time
 	LastUsed    time.Time
@@ -190,18 +190,13 @@ func (c *Cache) looseLayers(items []item, s *census) ([]item, error) {
 	return items, err
 }
 
-// markShared tells which records have chains or layers that others have too.
-// Whose chain is shared has all below it shared; a layer may be shared alone.
+// markShared tells on which records others stand, or whose layer others have too.
 func (s *census) markShared(items []item) {
 	for i := range items {
-		for _, at := range items[i].chains {
-			for at != (ChainID{}) && !items[i].Shared {
-				ch, err := s.c.chain(at)
-				if err != nil {
-					break
-				}
-				items[i].Shared = s.chains[at] == several || s.layers[ch.Layer] == several
-				at = ch.Parent
+		for _, id := range items[i].chains {
+			ch, err := s.c.chain(id)
+			if err == nil && (s.chains[id] == several || s.layers[ch.Layer] == several) {
+				items[i].Shared = true
 			}
 		}
 	}

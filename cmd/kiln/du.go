@@ -28,7 +28,7 @@ func newDiskUsageCommand() *cli.Command {
 		Name:  "du",
 		Usage: "list what the state folder holds",
 		Description: "The size of a record is what it adds on the disk to what those have that it stands on; a * says that others\n" +
-			"stand on it, or share a part.\n\n" + filterHelp + "\n\n" + exitHelp,
+			"stand on it, or have the same layer.\n\n" + filterHelp + "\n\n" + exitHelp,
 		Flags: append(placeFlags(&o.place),
 			&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "all that is known of each", Destination: &o.verbose},
 			&cli.BoolFlag{Name: "json", Usage: "print JSON, an object a line", Destination: &o.json},
