@@ -16,7 +16,7 @@ var missing = []apicaps.CapID{
 	gwpb.CapSourceMetaResolverImageAttestations,
 
 	pb.CapBuildOpLLBFileName, pb.CapSourceImageBlob,
-	pb.CapRemoteCacheGHA, pb.CapRemoteCacheS3, pb.CapRemoteCacheAzBlob,
+	pb.CapRemoteCacheAzBlob,
 	pb.CapExecMetaNetworkProxy,
 	pb.CapSourceGitSignatureVerify, pb.CapSourceGitBundle, pb.CapSourceGitCheckoutBundle, pb.CapSourceHTTPSignatureVerify,
 	pb.CapSourceMetadataTransfer,
