@@ -88,7 +88,7 @@ func (r *Result) tell(x *explain.Explanation) error {
 func (b *build) chronicled(ctx context.Context, r *Request, attrs map[string]string) (context.Context, context.CancelFunc, error) {
 	c := &b.chronicle
 	c.entry = journal.Build{ID: r.Ref, Started: b.result.Started, Project: project(r, attrs)}
-	if c.entry.ID == "" {
+	if !isName(c.entry.ID) {
 		c.entry.ID = strings.ToLower(string(b.session))
 	}
 	b.result.Metadata[request.AttrBuild] = c.entry.ID
@@ -103,6 +103,9 @@ func (b *build) chronicled(ctx context.Context, r *Request, attrs map[string]str
 			return nil, nil, fmt.Errorf("attribute %s: %w", request.AttrFailOnMiss, err)
 		}
 	}
+	if len(c.failOn) > maxPatterns || slices.ContainsFunc(c.failOn, func(p string) bool { return len(p) > maxPattern }) {
+		return nil, nil, fmt.Errorf("--fail-on-miss takes %d patterns of %d bytes at most", maxPatterns, maxPattern)
+	}
 	for name := range attrs {
 		if arg, ok := strings.CutPrefix(name, "build-arg:"); ok {
 			c.args = append(c.args, arg)
@@ -112,6 +115,20 @@ func (b *build) chronicled(ctx context.Context, r *Request, attrs map[string]str
 	ctx, fail := context.WithCancelCause(ctx)
 	c.fail = fail
 	return ctx, func() { fail(nil) }, nil
+}
+
+// What --fail-on-miss takes. Each pattern is tried with the name of each step.
+const (
+	maxPatterns = 64
+	maxPattern  = 512
+)
+
+// isName says whether a client's name for a build can be its name in the journal.
+func isName(ref string) bool {
+	ok := func(r rune) bool {
+		return r == '-' || r == '_' || r == '.' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
+	}
+	return ref != "" && len(ref) <= 128 && strings.IndexFunc(ref, func(r rune) bool { return !ok(r) }) < 0
 }
 
 // project says what a build is of: nothing, where that is a folder of a client's.
