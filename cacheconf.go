@@ -270,10 +270,10 @@ func (t *cacheTarget) set(a attrs, here, inline bool) (err error) {
 	if inline && (t.mounts || t.sign != nil) {
 		return errors.New("an inline cache has neither cache mounts nor signatures")
 	}
-	// These choose between BuildKit's own forms; kiln's caches have one, whatever they say.
-	for _, name := range []string{"oci-mediatypes", "image-manifest", "oci-artifact"} {
-		if _, err := a.bool(name, true); err != nil {
-			return err
+	// What caches are in anyway.
+	for _, name := range []string{"oci-mediatypes", "image-manifest"} {
+		if v, err := a.bool(name, true); err != nil || !v {
+			return errors.Join(err, fmt.Errorf("%s=false: caches are OCI image manifests", name))
 		}
 	}
 	layers := map[string]string{}
