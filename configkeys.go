@@ -36,7 +36,7 @@ var ignored = map[string]string{
 	"otel":                            "kiln sends no traces",
 	"system":                          "the worker's platforms are found when they are asked for, and connections are bounded for each registry",
 	"provenanceEnvDir":                "provenance takes nothing from files",
-	"cache.gha":                       "kiln has no cache at GitHub's service",
+	"cache.gha":                       "the cache at GitHub's service has no settings",
 	"grpc.securityDescriptor":         "it is for Windows",
 	"worker.containerd":               "kiln runs steps itself",
 	"worker.oci.labels":               "the worker has labels of its own",

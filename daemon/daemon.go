@@ -36,6 +36,8 @@ type Options struct {
 	// Entitlements are what builds may ask for: "network.host",
 	// "security.insecure", "device". None is allowed that does not stand here.
 	Entitlements []string
+	// Frontends say which frontends builds may use.
+	Frontends gateway.Limits
 	// Version is kiln's own, for clients that ask.
 	Version string
 	// Log is told of every call that fails; nil drops it.

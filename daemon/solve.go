@@ -74,7 +74,7 @@ func (s *Server) build(ctx context.Context, req *controlapi.SolveRequest, client
 	defer done()
 	return s.engine.Build(ctx, kiln.Request{
 		Attrs: req.FrontendAttrs, Frontend: compile, Inputs: inputs, Session: &lent,
-		Forward:   gateway.FromImage{Workers: s.gateway.Workers}.Forward,
+		Forward:   gateway.FromImage{Workers: s.gateway.Workers, Limits: s.o.Frontends}.Forward,
 		CacheFrom: from, CacheTo: to, Allow: req.Entitlements, Outputs: outputs(req, client), Events: b.event,
 		Ref:          req.Ref,
 		SourcePolicy: req.SourcePolicy, CheckSource: check, MoreOutputs: more, Exported: exported, Record: s.builds.kept != nil && !req.Internal,
@@ -88,11 +88,11 @@ func (s *Server) frontend(req *controlapi.SolveRequest) (compile frontend.Fronte
 	remove = func() {}
 	switch {
 	case req.Frontend == gateway.DockerfileFrontend && !hasGraph:
-		return nil, remove, nil
+		return nil, remove, s.o.Frontends.Check(req.Frontend, "")
 	case req.Frontend != "" && hasGraph:
 		return nil, nil, fault.New(codes.InvalidArgument, "cannot solve with Definition and Frontend specified")
 	case req.Frontend == gateway.ImageFrontend:
-		return gateway.FromImage{Workers: s.gateway.Workers}, remove, nil
+		return gateway.FromImage{Workers: s.gateway.Workers, Limits: s.o.Frontends}, remove, nil
 	case strings.HasPrefix(req.Frontend, gateway.ProgramPrefix):
 		path, _ := gateway.ProgramOf(req.Frontend)
 		if !slices.Contains(s.engine.Config().Frontends.Exec.Programs, path) {
@@ -109,6 +109,7 @@ func (s *Server) frontend(req *controlapi.SolveRequest) (compile frontend.Fronte
 		return graph{e}, remove, nil
 	}
 	f := gateway.NewFunction(req.FrontendInputs, s.gateway.Workers)
+	f.Limits = s.o.Frontends
 	return f, s.gateway.Add(req.Ref, f), nil
 }
 

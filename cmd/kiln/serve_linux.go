@@ -16,6 +16,7 @@ import (
 
 	"github.com/kiln-build/kiln"
 	"github.com/kiln-build/kiln/daemon"
+	"github.com/kiln-build/kiln/daemon/gateway"
 )
 
 // serveOptions are the flags of `kiln serve` as they were written.
@@ -80,6 +81,8 @@ func runServe(ctx context.Context, o serveOptions) error {
 	}
 	defer closeEngine(engine, o.stderr)
 	d := daemon.Options{Version: version, Entitlements: append(o.allow, config.Entitlements...)}
+	front := config.Frontends
+	d.Frontends = gateway.Limits{NoDockerfile: off(front.Dockerfile), NoImages: off(front.Gateway), Repositories: front.Gateway.AllowedRepositories}
 	if o.debug {
 		d.Log = func(method string, err error) { fmt.Fprintf(o.stderr, "kiln: %s: %v\n", method, err) }
 	}
@@ -100,6 +103,9 @@ func runServe(ctx context.Context, o serveOptions) error {
 	defer stopProfiles()
 	return serve(ctx, server, listeners, creds, o)
 }
+
+// off reports whether a frontend is switched off.
+func off(c kiln.FrontendConfig) bool { return c.Enabled != nil && !*c.Enabled }
 
 // complete takes from the configuration what no flag says.
 func (o *serveOptions) complete(c kiln.Config) {

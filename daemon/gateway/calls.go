@@ -70,6 +70,9 @@ func (f *Function) compile(ctx context.Context, req *gwpb.SolveRequest) (*fronte
 	case hasGraph:
 		return nil, fault.New(codes.InvalidArgument, "cannot solve with Definition and Frontend specified")
 	case req.Frontend == DockerfileFrontend:
+		if err := f.Limits.Check(req.Frontend, ""); err != nil {
+			return nil, err
+		}
 		inputs, err := LoadInputs(req.FrontendInputs)
 		if err != nil {
 			return nil, err
@@ -85,7 +88,7 @@ func (f *Function) compile(ctx context.Context, req *gwpb.SolveRequest) (*fronte
 		}
 		inner := frontend.Request{Opts: req.FrontendOpt, Inputs: inputs}
 		ctx, call := frontend.Sub(ctx, req.Frontend, inner)
-		res, err := FromImage{Workers: f.workers}.Build(ctx, inner, f.engine())
+		res, err := FromImage{Workers: f.workers, Limits: f.Limits}.Build(ctx, inner, f.engine())
 		return call.Made(res), err
 	}
 	return nil, fault.New(codes.NotFound, fmt.Sprintf("invalid frontend: %s", req.Frontend))

@@ -43,6 +43,7 @@ type Runner interface {
 // standard input and output. It reaches nothing but its own build.
 type FromImage struct {
 	Workers []*types.WorkerRecord
+	Limits  Limits
 }
 
 var _ frontend.Frontend = FromImage{}
@@ -82,6 +83,9 @@ func (i FromImage) Build(ctx context.Context, req frontend.Request, b frontend.B
 	source := req.Opts["source"]
 	if source == "" {
 		return nil, fault.New(codes.InvalidArgument, "no source specified for gateway")
+	}
+	if err := i.Limits.Check(ImageFrontend, source); err != nil {
+		return nil, err
 	}
 	runner, ok := b.(Runner)
 	if !ok {
@@ -124,6 +128,7 @@ func (i FromImage) Build(ctx context.Context, req frontend.Request, b frontend.B
 		return nil, err
 	}
 	f := NewFunction(inputs, i.Workers)
+	f.Limits = i.Limits
 	return f.runIn(ctx, req, b, func(ctx context.Context, conn net.Conn, stderr io.Writer) error {
 		return runner.RunProgram(ctx, Program{
 			Root: root.Output(0), Meta: meta, Network: network, Metadata: map[string][]byte{itselfFile: stored},

@@ -30,6 +30,8 @@ const maxReferences = 100_000
 
 // Function is a frontend that runs elsewhere. It is safe for concurrent use.
 type Function struct {
+	// Limits say which frontends it may call; they are set before it begins.
+	Limits  Limits
 	inputs  map[string]*pb.Definition
 	workers []*types.WorkerRecord
 	begun   chan struct{} // closed when ctx, request and bridge are set

@@ -15,7 +15,6 @@ import (
 	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/secrets/secretsprovider"
-	"github.com/moby/buildkit/solver/pb"
 	"github.com/tonistiigi/fsutil"
 )
 
@@ -263,26 +262,5 @@ func TestBuildFunctionFails(t *testing.T) {
 	}, nil)
 	if err == nil || !strings.Contains(err.Error(), mine.Error()) {
 		t.Errorf("got %v, want %v", err, mine)
-	}
-}
-
-// TestHostileDefinitions sends definitions that do not hold together.
-func TestHostileDefinitions(t *testing.T) {
-	c, _ := newClient(t)
-	good := marshal(t, llb.Scratch().File(llb.Mkfile("/f", 0o644, nil)))
-	for name, def := range map[string][][]byte{
-		"bytes that are no op":         {[]byte("\xff\xff\xff")},
-		"an op without what it needs":  {good.Def[len(good.Def)-1]},
-		"the last op missing":          good.Def[:1],
-		"an empty op between the good": append([][]byte{{}}, good.Def...),
-	} {
-		_, err := c.ControlClient().Solve(t.Context(), solveRequest(&pb.Definition{Def: def}))
-		if err == nil && name != "the last op missing" {
-			t.Errorf("%s: no error", name)
-		}
-	}
-	// The daemon goes on.
-	if _, err := c.Solve(t.Context(), good, client.SolveOpt{}, nil); err != nil {
-		t.Errorf("after all that: %v", err)
 	}
 }
