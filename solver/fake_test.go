@@ -133,7 +133,8 @@ func (w *fakeWorker) Pin(ctx context.Context, job *Job) (string, error) {
 }
 
 // fakeContent is what ops see of a chain: of the fake ones, the chain itself.
-func (w *fakeWorker) Content(_ context.Context, _ *llb.Vertex, _ int, chain cache.ChainID) (cache.ContentID, error) {
+func (w *fakeWorker) Content(_ context.Context, job *Job, input int) (cache.ContentID, error) {
+	chain := job.Inputs[input]
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.missing[chain] {

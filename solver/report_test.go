@@ -17,7 +17,7 @@ func (p peeker) Standing(_ context.Context, job *Job) (cache.ChainID, bool, erro
 }
 
 func (p peeker) Peek(ctx context.Context, job *Job, input int) (cache.ContentID, bool, error) {
-	id, err := p.Content(ctx, job.Vertex, input, job.Inputs[input])
+	id, err := p.Content(ctx, job, input)
 	return id, true, err
 }
 

@@ -52,21 +52,20 @@ func (s *Solver) identify(t *task) {
 // contents asks the worker what the vertex sees of each input.
 func (s *Solver) contents(t *task) ([]cache.ContentID, error) {
 	out := make([]cache.ContentID, len(t.inputs))
+	job := s.job(t)
 	if len(out) == 1 {
-		return out, s.content(t.ctx, t, 0, out)
+		return out, s.content(t.ctx, job, 0, out)
 	}
 	group, ctx := errgroup.WithContext(t.ctx)
 	group.SetLimit(2 * runtime.GOMAXPROCS(0))
 	for i := range out {
-		group.Go(func() error { return s.content(ctx, t, i, out) })
+		group.Go(func() error { return s.content(ctx, job, i, out) })
 	}
 	return out, group.Wait()
 }
 
-func (s *Solver) content(ctx context.Context, t *task, i int, out []cache.ContentID) error {
-	id, err := guarded(func() (cache.ContentID, error) {
-		return s.worker.Content(ctx, t.vertex, i, t.inputs[i].chain)
-	})
+func (s *Solver) content(ctx context.Context, job *Job, i int, out []cache.ContentID) error {
+	id, err := guarded(func() (cache.ContentID, error) { return s.worker.Content(ctx, job, i) })
 	out[i] = id
 	return err
 }
@@ -98,13 +97,12 @@ func (s *Solver) run(t *task) {
 	s.solve(t, outputs, answered{})
 }
 
-// outputs runs the vertex. A passthrough has nothing to run.
-func (s *Solver) outputs(t *task, lease Lease) ([]cache.ChainID, error) {
+// job gives what the worker is told of a task whose inputs are solved.
+func (s *Solver) job(t *task) *Job {
 	job := &Job{
 		Vertex: t.vertex,
 		Pin:    t.pin,
 		Inputs: make([]cache.ChainID, len(t.inputs)),
-		Lease:  lease,
 		Sessions: func() []SessionID {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -116,12 +114,18 @@ func (s *Solver) outputs(t *task, lease Lease) ([]cache.ChainID, error) {
 		Log: func(stream int) io.Writer {
 			return writerFunc(func(data []byte) { s.log(t, stream, data) })
 		},
-		Progress: func(p Progress) { s.progress(t, p) },
-		Warn:     func(text string) { s.warn(t, text) },
+		Warn: func(text string) { s.warn(t, text) },
 	}
 	for i, in := range t.inputs {
 		job.Inputs[i] = in.chain
 	}
+	return job
+}
+
+// outputs runs the vertex. A passthrough has nothing to run.
+func (s *Solver) outputs(t *task, lease Lease) ([]cache.ChainID, error) {
+	job := s.job(t)
+	job.Lease, job.Progress = lease, func(p Progress) { s.progress(t, p) }
 	if o, ok := t.vertex.Op().Op.(*pb.Op_Passthrough); ok {
 		out := make([]cache.ChainID, len(o.Passthrough.Outputs))
 		for i, in := range o.Passthrough.Outputs {

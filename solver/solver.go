@@ -45,9 +45,10 @@ type Worker interface {
 	// definition keys. The job's Pin and Inputs are unset. A pin is asked for once
 	// in a session.
 	Pin(ctx context.Context, job *Job) (string, error)
-	// Content identifies what v sees of its input (an index into v.Inputs()),
-	// which is chain, narrowed to the paths that v reads of it.
-	Content(ctx context.Context, v *llb.Vertex, input int, chain cache.ChainID) (cache.ContentID, error)
+	// Content identifies what the job's vertex sees of one of its inputs (an index
+	// into Vertex.Inputs()), narrowed to the paths that it reads of it. The job has
+	// no lease, and nobody to tell of progress.
+	Content(ctx context.Context, job *Job, input int) (cache.ContentID, error)
 	// Run runs a vertex and gives its outputs, complete in the cache. An error
 	// that wraps a *cache.GoneError makes the solver forget that layer and go
 	// back for it. When ctx ends, so must Run.

@@ -11,7 +11,7 @@ import (
 
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/tree"
-	"github.com/kiln-build/kiln/llb"
+	"github.com/kiln-build/kiln/solver"
 	"github.com/kiln-build/kiln/worker/fileop"
 	"github.com/moby/buildkit/solver/pb"
 )
@@ -19,12 +19,14 @@ import (
 // NotFoundError says that a path that an operation reads is not in its source.
 type NotFoundError = fileop.NotFoundError
 
-// Content identifies what v sees of one of its inputs: the chain, or, where v
-// reads some paths of it only, what is there.
-func (w *Worker) Content(ctx context.Context, v *llb.Vertex, input int, chain cache.ChainID) (cache.ContentID, error) {
-	id, err := w.content(v.Op(), input, chain, func() (tree.Entry, error) { return w.state(ctx, nil, chain) })
+// Content identifies what a job sees of one of its inputs: the chain, or, where it
+// reads some paths of it only, what is there. What has to be pulled for that is
+// pulled with the logins of those who want the job.
+func (w *Worker) Content(ctx context.Context, job *solver.Job, input int) (cache.ContentID, error) {
+	v, chain := job.Vertex, job.Inputs[input]
+	id, err := w.content(v.Op(), input, chain, func() (tree.Entry, error) { return w.state(ctx, job, chain) })
 	var missing *NotFoundError
-	if errors.As(err, &missing) && w.debugging(nil) {
+	if errors.As(err, &missing) && w.debugging(job) {
 		err = &StepError{Vertex: v, Subject: SubjectInput, Index: input, Inputs: []cache.ChainID{chain}, Err: err}
 	}
 	return id, err

@@ -122,7 +122,7 @@ func (r *rig) try(e llb.Edge) (cache.ChainID, error) {
 			return id, err
 		}
 		job.Inputs = append(job.Inputs, id)
-		if _, err := r.w.Content(context.Background(), e.Vertex, i, id); err != nil {
+		if _, err := r.w.Content(context.Background(), job, i); err != nil {
 			return id, err
 		}
 	}
@@ -338,4 +338,13 @@ func (s secrets) Secret(_ context.Context, id string) ([]byte, error) {
 		return nil, fs.ErrNotExist
 	}
 	return []byte(v), nil
+}
+
+// content gives what a vertex sees of one of its inputs, which is chain.
+func (r *rig) content(v *llb.Vertex, input int, chain cache.ChainID) (cache.ContentID, error) {
+	job := r.job(v)
+	defer job.Lease.Release()
+	job.Inputs = make([]cache.ChainID, len(v.Inputs()))
+	job.Inputs[input] = chain
+	return r.w.Content(context.Background(), job, input)
 }

@@ -284,7 +284,7 @@ func TestContent(t *testing.T) {
 		t.Helper()
 		var ids []cache.ContentID
 		for _, e := range []llb.Edge{first, second} {
-			id, err := r.w.Content(context.Background(), v.Vertex, input, r.solve(e))
+			id, err := r.content(v.Vertex, input, r.solve(e))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -325,7 +325,7 @@ func TestContent(t *testing.T) {
 		}
 	}
 	missing := r.copied(llb.Edge{}, first, "/nope", "/")
-	_, err := r.w.Content(context.Background(), missing.Vertex, 0, r.solve(first))
+	_, err := r.content(missing.Vertex, 0, r.solve(first))
 	var notFound *NotFoundError
 	if !errors.As(err, &notFound) || notFound.Path != "/nope" {
 		t.Errorf("the content of a missing path gives %v, want a NotFoundError", err)
