@@ -110,7 +110,7 @@ func NewImages(c *cache.Cache, r *registry.Client, o ImagesOptions) *Images {
 
 // Resolve finds the image that ref names for a platform (the zero Platform is this
 // machine's), whose config and manifests it fetches unless they are here. A reference by digest whose manifests
-// are here needs no network.
+// are here, and came from its repository, needs no network.
 func (s *Images) Resolve(ctx context.Context, cred registry.Credentials, ref string, p ocispecs.Platform, mode Mode) (Image, error) {
 	r, err := registry.ParseReference(ref)
 	if err != nil {
@@ -149,15 +149,22 @@ type fetchFunc func(d blob.Descriptor) ([]byte, error)
 // named gives the descriptor and bytes of what r names.
 func (s *Images) named(ctx context.Context, cred registry.Credentials, r registry.Reference, mode Mode) (blob.Descriptor, []byte, error) {
 	if !r.Digest.IsZero() {
-		if d, data, err := s.kept(r.Digest); err == nil {
-			return d, data, nil
+		if s.vouched(r, r.Digest) {
+			if d, data, err := s.kept(r.Digest); err == nil {
+				return d, data, nil
+			}
 		}
-		return s.fetchNamed(ctx, cred, r)
+		d, data, err := s.fetchNamed(ctx, cred, r)
+		if err == nil {
+			s.vouch(r, r.Digest)
+		}
+		return d, data, err
 	}
 	known, ok := s.recall(r)
 	if ok {
 		d, data, err := s.kept(known)
 		if ok = err == nil; ok && mode == ModeLocal {
+			s.vouch(r, known)
 			return d, data, nil
 		}
 	}
@@ -270,6 +277,25 @@ func (s *Images) drop(d blob.Digest) error {
 func (s *Images) remember(r registry.Reference, d blob.Digest) {
 	// Losing it costs a request, and offline a clear error.
 	_ = s.tags.Put([]byte(r.String()), d[:])
+	s.vouch(r, d)
+}
+
+// vouch notes that a repository gave what has that digest. Who knows a digest can
+// have what is here from a repository that gave it, and from no other: what one
+// login was good for is not for all.
+func (s *Images) vouch(r registry.Reference, d blob.Digest) {
+	if !s.vouched(r, d) {
+		_ = s.tags.Put(voucher(r, d), d[:]) // losing it costs a request
+	}
+}
+
+func (s *Images) vouched(r registry.Reference, d blob.Digest) bool {
+	_, ok := s.tags.Get(voucher(r, d))
+	return ok
+}
+
+func voucher(r registry.Reference, d blob.Digest) []byte {
+	return []byte(r.Repository() + "@" + d.String())
 }
 
 // recall gives what a tag meant when it was last asked for.
