@@ -118,8 +118,9 @@ func (x *Exporter) index(entries []Entry, mounts []mount, old *index, now time.T
 	b := newBuilder()
 	s.Records, s.Skipped = 0, 0
 	used := usedOf(old, now)
+	signed := x.signedOf(old)
 	for _, e := range entries {
-		if err := x.record(b, e, now, used); err != nil {
+		if err := x.record(b, e, now, used, signed); err != nil {
 			s.Skipped++
 			s.Reason = fmt.Sprintf("%s: %v", e.Record.Name, err)
 			continue
@@ -147,8 +148,23 @@ func usedOf(old *index, now time.Time) map[id]int64 {
 	return used
 }
 
+// signedOf gives the keys of records that are signed, where the export signs
+// nothing: it takes nothing away from those who want signatures.
+func (x *Exporter) signedOf(old *index) map[id]bool {
+	signed := map[id]bool{}
+	if old == nil || x.opt.Sign != nil {
+		return signed
+	}
+	for _, r := range old.Records {
+		for _, k := range r.Keys {
+			signed[k] = len(r.Signatures) > 0
+		}
+	}
+	return signed
+}
+
 // record adds an entry whose layers can all be had.
-func (x *Exporter) record(b *builder, e Entry, now time.Time, used map[id]int64) error {
+func (x *Exporter) record(b *builder, e Entry, now time.Time, used map[id]int64, signed map[id]bool) error {
 	plans := make([]chainPlan, len(e.Record.Outputs))
 	for i, o := range e.Record.Outputs {
 		p := x.chains[o]
@@ -171,6 +187,15 @@ func (x *Exporter) record(b *builder, e Entry, now time.Time, used map[id]int64)
 	}
 	if at, ok := used[r.Keys[0]]; ok {
 		r.Used = at
+	}
+	r.Keys = slices.DeleteFunc(r.Keys, func(k id) bool {
+		if signed[k] {
+			b.met[k] = r.Used
+		}
+		return signed[k]
+	})
+	if len(r.Keys) == 0 {
+		return nil
 	}
 	for _, p := range plans {
 		at := -1
@@ -232,7 +257,7 @@ func (x *Exporter) commit(ctx context.Context, entries []Entry, mounts []mount, 
 		began := time.Now()
 		b := x.index(entries, mounts, old, now, s)
 		s.Manifest = name
-		if len(b.Records)+len(b.Mounts) == 0 || old != nil && old.covers(b, now) {
+		if len(b.Records)+len(b.Mounts)+len(b.met) == 0 || old != nil && old.covers(b, now) {
 			return nil // there is nothing to add
 		}
 		if old != nil {
@@ -406,6 +431,11 @@ func (x *index) covers(b *builder, now time.Time) bool {
 	}
 	for _, l := range b.Layers {
 		if !layers[l.ID].covers(l) {
+			return false
+		}
+	}
+	for k := range b.met {
+		if x.Records[records[k]].Used < now.Add(-usedGrain).Unix() {
 			return false
 		}
 	}

@@ -176,12 +176,14 @@ type builder struct {
 	layers map[id]int
 	chains map[link]int
 	keys   map[id]struct{}
+	// met are records of the index that is merged in which are met now, by key.
+	met map[id]int64
 }
 
 func newBuilder() *builder {
 	return &builder{
 		index:  index{Version: version, Layers: []layer{}, Chains: []link{}, Records: []record{}},
-		layers: map[id]int{}, chains: map[link]int{}, keys: map[id]struct{}{},
+		layers: map[id]int{}, chains: map[link]int{}, keys: map[id]struct{}{}, met: map[id]int64{},
 	}
 }
 
@@ -195,9 +197,13 @@ func (b *builder) layer(l layer) int {
 		return n
 	}
 	have := &b.Layers[n]
-	if l.Held && !have.Held && signersCover(l.Signatures, have.Signatures) {
-		// What is held stands: blobs that are elsewhere may go away.
-		have.Held, have.DiffID, have.Blobs, have.Signatures = true, l.DiffID, l.Blobs, l.Signatures
+	switch same := have.sameBlobs(l); {
+	case same:
+		have.Held = have.Held || l.Held
+		have.Signatures = addSignatures(have.Signatures, l.Signatures)
+	case len(l.Signatures) > 0 && len(have.Signatures) == 0, l.Held && !have.Held && signersCover(l.Signatures, have.Signatures):
+		// What is signed stands, and what is held: blobs that are elsewhere may go away.
+		have.Held, have.DiffID, have.Blobs, have.Signatures, have.Variants = l.Held, l.DiffID, l.Blobs, l.Signatures, nil
 	}
 	if have.DiffID == l.DiffID {
 		have.Variants = addVariants(l.Variants, have.Variants)
@@ -211,6 +217,13 @@ func (b *builder) layer(l layer) int {
 		}
 	}
 	return n
+}
+
+// sameBlobs reports whether two say the same of a layer's blobs.
+func (l layer) sameBlobs(o layer) bool {
+	return l.DiffID == o.DiffID && slices.EqualFunc(l.Blobs, o.Blobs, func(a, b blob.Descriptor) bool {
+		return a.Digest == b.Digest && a.Size == b.Size && a.MediaType == b.MediaType
+	})
 }
 
 func (v variant) same(w variant) bool {
@@ -259,6 +272,11 @@ func (b *builder) record(r record) {
 // is room and back to a time in seconds since 1970. What is there already stands.
 func (b *builder) merge(x *index, since int64) {
 	records := slices.Clone(x.Records)
+	for i := range records {
+		for _, k := range records[i].Keys {
+			records[i].Used = max(records[i].Used, b.met[k])
+		}
+	}
 	slices.SortStableFunc(records, func(a, b record) int { return cmp.Compare(b.Used, a.Used) })
 	for _, m := range x.Mounts {
 		if m.Used >= since && len(b.Mounts) < maxMounts && !slices.ContainsFunc(b.Mounts, func(o mount) bool { return o.ID == m.ID }) {

@@ -101,6 +101,10 @@ func (x *Exporter) sendMounts(ctx context.Context, mounts []Mount, now time.Time
 	for _, m := range mounts {
 		before, have := old[m.ID]
 		snapshot := before
+		if m.Dir != "" && x.opt.Sign == nil && len(before.Signatures) > 0 {
+			s.Unsaved = append(s.Unsaved, fmt.Sprintf("the cache mount %q was not saved: its snapshot is signed, and this export signs nothing", m.ID))
+			m.Dir = ""
+		}
 		switch {
 		case m.Dir != "":
 			if snapshot, err = x.saveMount(ctx, m, known); err != nil {

@@ -74,6 +74,16 @@ func signersCover(have, want []signature) bool {
 	})
 }
 
+// addSignatures gives those of both.
+func addSignatures(have, more []signature) []signature {
+	for _, s := range more {
+		if len(have) < maxSignatures && !signaturesCover(have, []signature{s}) {
+			have = append(slices.Clip(have), s)
+		}
+	}
+	return have
+}
+
 // maxSignatures bounds those of one item.
 const maxSignatures = 16
 

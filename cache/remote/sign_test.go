@@ -145,8 +145,9 @@ func TestSignedAdds(t *testing.T) {
 	if s := export(signed, entry(1, one)); s.Sent != 0 {
 		t.Errorf("%d layers were sent that the same key had signed", s.Sent)
 	}
-	// One without a key takes no signature away.
+	// One without a key takes no signature away, also not with a record of its own.
 	export(unsigned, entry(2, two))
+	export(unsigned, entry(1, two), entry(3, one))
 	i := importFrom(t, openCache(t), store, Options{Verify: public})
 	if _, err := i.Lookup(cache.Key{1}); err != nil {
 		t.Errorf("the signed record: %v", err)

@@ -191,3 +191,37 @@ func TestServersHang(t *testing.T) {
 	}
 	group.Wait()
 }
+
+// TestInterrupted ends a build whose cache stands still while it is written. Nothing
+// is harmed: what was built is there, and so is what the cache held.
+func TestInterrupted(t *testing.T) {
+	t.Parallel()
+	b := backends["http"](t)
+	p := newProxy(t, b.addr)
+	ref := b.ref(p.addr, "app")
+	newRunner(t).must(smallContext(t, "one\n"), "--cache-to", ref+",mode=max")
+	stuck := make(chan struct{}, 100)
+	p.failWhen(func(r *http.Request) bool { return r.Method == http.MethodPut }, func(_ http.ResponseWriter, r *http.Request, _ http.Handler) {
+		stuck <- struct{}{}
+		<-r.Context().Done()
+	})
+	r := newRunner(t)
+	changed := smallContext(t, "two\n")
+	cmd := r.command(changed, "--cache-from", ref, "--cache-to", ref+",mode=max")
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-stuck
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Errorf("a build that was interrupted succeeded\n%s", out.String())
+	}
+	p.failWhen(func(*http.Request) bool { return false }, nil)
+	o := newRunner(t).must(changed, append(tarball(t), "--cache-from", ref)...)
+	o.check(t, []string{"app"}, wanted(t, changed))
+	r.must(changed, append(tarball(t), "--cache-from", ref)...)
+}

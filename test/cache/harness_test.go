@@ -94,15 +94,20 @@ func newRunner(t *testing.T) runner { return runner{t: t, root: t.TempDir()} }
 // noTime is the time of what has none.
 var noTime time.Time
 
+// command is a build of dir with the flags.
+func (r runner) command(dir string, flags ...string) *exec.Cmd {
+	args := append([]string{"build", "--root", r.root, "--progress", "plain",
+		"--build-arg", "BASE=" + shared.base + "/busybox:latest", "--build-arg", "SOURCE_DATE_EPOCH=1700000000"}, flags...)
+	cmd := exec.Command(shared.kiln, append(args, dir)...)
+	cmd.Env = append(os.Environ(), r.env...)
+	return cmd
+}
+
 // build builds dir with the flags.
 func (r runner) build(dir string, flags ...string) outcome {
 	r.t.Helper()
 	meta := filepath.Join(r.t.TempDir(), "meta.json")
-	args := append([]string{"build", "--root", r.root, "--progress", "plain", "--metadata-file", meta,
-		"--build-arg", "BASE=" + shared.base + "/busybox:latest", "--build-arg", "SOURCE_DATE_EPOCH=1700000000"}, flags...)
-	cmd := exec.Command(shared.kiln, append(args, dir)...)
-	cmd.Env = append(os.Environ(), r.env...)
-	out, err := cmd.CombinedOutput()
+	out, err := r.command(dir, append([]string{"--metadata-file", meta}, flags...)...).CombinedOutput()
 	o := outcome{text: string(out), err: err}
 	for line := range strings.Lines(o.text) {
 		if _, step, ok := strings.Cut(line, " ran "); ok && !strings.Contains(line, "RUN") {

@@ -13,14 +13,14 @@ import (
 const mountsDockerfile = `ARG BASE
 FROM $BASE
 COPY app.txt /
-RUN --mount=type=cache,target=/c,id=things cat /app.txt >> /c/log && echo "ran log" && cat /c/log | tr '\n' ,
+RUN --mount=type=cache,target=/c,id=things cat /app.txt >> /c/log && echo "ran log" && echo "found $(tr '\n' , < /c/log)"
 `
 
 // logOf gives what the step found in its cache mount, and added.
 func logOf(o outcome) string {
 	for line := range strings.Lines(o.text) {
-		if f := strings.Fields(line); len(f) > 0 && strings.HasSuffix(f[len(f)-1], ",") {
-			return f[len(f)-1]
+		if _, found, ok := strings.Cut(line, " found "); ok && !strings.Contains(line, "RUN") {
+			return strings.TrimSpace(found)
 		}
 	}
 	return ""
