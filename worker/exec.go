@@ -77,8 +77,11 @@ func (w *Worker) process(ctx context.Context, spec executor.Spec, meta *pb.Meta)
 	switch {
 	case err == nil:
 		exit = &executor.ExitError{}
-	case !errors.As(err, &exit):
+	case !errors.As(err, &exit) && ctx.Err() != nil:
 		return err
+	case !errors.As(err, &exit):
+		// It never ran; BuildKit says it like this all the same.
+		return fmt.Errorf("process %q did not complete successfully: %w", strings.Join(meta.Args, " "), err)
 	}
 	if len(meta.ValidExitCodes) == 0 && exit.Code == 0 && err == nil || slices.Contains(meta.ValidExitCodes, int32(exit.Code)) {
 		return nil
