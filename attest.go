@@ -298,6 +298,25 @@ func (b *build) call(req frontend.Request) *frontend.Call {
 	return c
 }
 
+// attested finds what is said of an image that was resolved.
+func (b *build) attested(ctx context.Context, image frontend.Image, o frontend.SourceOptions) (*frontend.Attested, error) {
+	name, _, _ := strings.Cut(image.Ref, "@")
+	found, err := b.engine.worker.Images().Attested(ctx, b.credentials, name+"@"+image.Digest, o.Platform, source.ModeLocal, o.Predicates)
+	if err != nil || found == nil {
+		return nil, err
+	}
+	out := &frontend.Attested{Root: found.Root.String(), Image: found.Image.String()}
+	if !found.Manifest.IsZero() {
+		out.Manifest = found.Manifest.String()
+	}
+	for _, a := range found.Blobs {
+		out.Blobs = append(out.Blobs, frontend.AttestedBlob{
+			MediaType: a.Desc.MediaType, Digest: a.Desc.Digest.String(), Annotations: a.Desc.Annotations, Data: a.Data,
+		})
+	}
+	return out, nil
+}
+
 // asked gives an image that a frontend asked about.
 func asked(image frontend.Image, o frontend.ResolveOptions) frontend.Asked {
 	a := frontend.Asked{Image: image, Layout: o.Layout != ""}

@@ -253,6 +253,9 @@ func (b *build) describe(ctx context.Context, op *pb.SourceOp, o frontend.Source
 		}
 		image, err := b.resolveImage(ctx, ref, o.ResolveOptions)
 		m.Image = &image
+		if err == nil && o.Attested && o.Layout == "" {
+			m.Attested, err = b.attested(ctx, image, o)
+		}
 		return m, err
 	}
 	name := o.LogName

@@ -32,6 +32,10 @@ type SourceOptions struct {
 	// behind the file's bytes.
 	Checksum       string
 	ChecksumSuffix []byte
+	// Attested asks for what is said of an image beside it, and Predicates for the
+	// statements with predicates of these types.
+	Attested   bool
+	Predicates []string
 }
 
 // SourceMeta says what a source stands for. One of the pointers is set.
@@ -40,6 +44,23 @@ type SourceMeta struct {
 	Image *Image
 	Git   *GitMeta
 	HTTP  *HTTPMeta
+	// Attested goes with Image, where it was asked for and the image is in an index.
+	Attested *Attested
+}
+
+// Attested is what is said of an image beside it: the digests of the index, of the
+// manifest of the platform's image, and of that of its attestations, which is empty
+// where there are none; and the bytes of those that matter.
+type Attested struct {
+	Root, Image, Manifest string
+	Blobs                 []AttestedBlob
+}
+
+// AttestedBlob is a document, by its descriptor.
+type AttestedBlob struct {
+	MediaType, Digest string
+	Annotations       map[string]string
+	Data              []byte
 }
 
 // GitMeta is what a git source stands for.

@@ -134,3 +134,19 @@ func (f *Function) encodeAttestations(r *frontend.Result, list platformList) (ma
 	}
 	return out, nil
 }
+
+// chainOf gives what is said of an image as gateway clients have it. Signatures are
+// not looked for.
+func chainOf(a *frontend.Attested) *gwpb.AttestationChain {
+	if a == nil {
+		return nil
+	}
+	out := &gwpb.AttestationChain{Root: a.Root, ImageManifest: a.Image, AttestationManifest: a.Manifest, Blobs: map[string]*gwpb.Blob{}}
+	for _, b := range a.Blobs {
+		out.Blobs[b.Digest] = &gwpb.Blob{
+			Descriptor_: &gwpb.Descriptor{MediaType: b.MediaType, Digest: b.Digest, Size: int64(len(b.Data)), Annotations: b.Annotations},
+			Data:        b.Data,
+		}
+	}
+	return out
+}

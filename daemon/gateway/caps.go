@@ -13,14 +13,13 @@ import (
 // ask for them before they use them.
 var missing = []apicaps.CapID{
 	gwpb.CapImportCaches,
-	gwpb.CapSourceMetaResolverImageAttestations,
 
 	pb.CapBuildOpLLBFileName, pb.CapSourceImageBlob,
 	pb.CapRemoteCacheAzBlob,
 	pb.CapExecMetaNetworkProxy,
 	pb.CapSourceGitSignatureVerify, pb.CapSourceGitBundle, pb.CapSourceGitCheckoutBundle, pb.CapSourceHTTPSignatureVerify,
 	pb.CapSourceMetadataTransfer,
-	pb.CapGCFreeSpaceFilter, pb.CapHistoryFilters,
+	pb.CapGCFreeSpaceFilter,
 }
 
 // offered gives the capabilities of a list that kiln has.

@@ -74,12 +74,11 @@ var algorithms = map[gwpb.ChecksumRequest_ChecksumAlgo]string{
 // SourceOptions gives what a request asks of a source.
 func SourceOptions(req *gwpb.ResolveSourceMetaRequest) (frontend.SourceOptions, error) {
 	o := frontend.SourceOptions{Policies: req.SourcePolicies, GitObjects: req.Git.GetReturnObject()}
-	switch {
-	case req.Source == nil:
+	if req.Source == nil {
 		return o, fault.New(codes.InvalidArgument, "source is required")
-	case req.Image.GetAttestationChain() || len(req.Image.GetResolveAttestations()) > 0:
-		return o, fault.New(codes.Unimplemented, "resolving attestations is not supported by kiln")
 	}
+	o.Predicates = req.Image.GetResolveAttestations()
+	o.Attested = req.Image.GetAttestationChain() || len(o.Predicates) > 0
 	o.ResolveOptions = resolveOptions(req.Platform, req.ResolveMode, req.LogName)
 	if c := req.HTTP.GetChecksumRequest(); c != nil {
 		if o.Checksum = algorithms[c.Algo]; o.Checksum == "" {
@@ -98,6 +97,7 @@ func SourceResponse(req *gwpb.ResolveSourceMetaRequest, m frontend.SourceMeta) *
 		if !req.Image.GetNoConfig() {
 			resp.Image.Config = i.Config
 		}
+		resp.Image.AttestationChain = chainOf(m.Attested)
 	}
 	if g := m.Git; g != nil {
 		resp.Git = &gwpb.ResolveSourceGitResponse{
