@@ -128,7 +128,7 @@ func (w *writer) entry(ctx context.Context, d *folder, of tree.Entry, path strin
 	}
 	if w.owner != nil {
 		if other, ok := w.owner[path]; ok {
-			return fmt.Errorf("both %s and %s have it, and platform-split=false puts them into one folder", other, w.platform)
+			return fmt.Errorf("cannot overwrite %s from %s with that from %s when split option is disabled (platform-split=false)", path, other, w.platform)
 		}
 		w.owner[path] = w.platform
 	}

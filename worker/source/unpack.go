@@ -148,7 +148,7 @@ func (s *Images) disown(l cache.Layer, wrong []blob.Descriptor) error {
 type diffError struct{ got, want blob.Digest }
 
 func (e *diffError) Error() string {
-	return fmt.Sprintf("its content has the diff id %s, and the image's config says %s", e.got, e.want)
+	return fmt.Sprintf("failed to verify layer: its content has the diff id %s, and the image's config says %s", e.got, e.want)
 }
 
 // unpackBlob fetches one blob, keeps it, and unpacks it while it comes in.
