@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -40,11 +41,17 @@ func (o *buildOptions) report(r *request.Result) error {
 func metadataJSON(r *request.Result) map[string]any {
 	out := map[string]any{}
 	for k, v := range r.Metadata {
-		if raw := []byte(v); len(raw) > 0 && (raw[0] == '{' || raw[0] == '[') && json.Valid(raw) {
+		out[k] = v
+		if raw := []byte(v); isObject(raw) {
 			out[k] = json.RawMessage(raw)
-		} else {
-			out[k] = v
+		} else if raw, err := base64.StdEncoding.DecodeString(v); err == nil && isObject(raw) {
+			out[k] = json.RawMessage(raw) // descriptors come so
 		}
 	}
 	return out
+}
+
+// isObject reports whether data is an object or a list in JSON.
+func isObject(data []byte) bool {
+	return len(data) > 0 && (data[0] == '{' || data[0] == '[') && json.Valid(data)
 }

@@ -18,6 +18,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/containerd/log"
 	"github.com/moby/buildkit/client"
 	_ "github.com/moby/buildkit/client/connhelper/dockercontainer" // docker-container://
 	_ "github.com/moby/buildkit/client/connhelper/kubepod"         // kube-pod://
@@ -69,6 +70,10 @@ func Dial(ctx context.Context, a Address) (*Client, error) {
 func Open(ctx context.Context, a Address) (*Client, error) { return open(ctx, a) }
 
 func open(ctx context.Context, a Address) (*Client, error) {
+	// The libraries print what they find odd; what went wrong comes as an error.
+	if err := log.SetLevel("error"); err != nil {
+		return nil, err
+	}
 	var opts []client.ClientOpt
 	if a.CA != "" || a.Cert != "" || a.Key != "" || a.ServerName != "" {
 		if a.CA != "" {
