@@ -34,7 +34,10 @@ func (x *Explainer) Explain(b Build, r *Report) (*explain.Explanation, error) {
 		Build: explain.BuildInfo{ID: b.ID, Project: b.Project, Started: b.Started.UTC(), Completed: b.Completed.UTC(), Status: b.Status},
 		Steps: make([]explain.StepExplanation, len(r.Steps)),
 	}
-	c := &comparison{x: x, report: r, pasts: pasts}
+	c := &comparison{x: x, report: r, pasts: pasts, ours: map[Sum]bool{}}
+	for i := range r.Steps {
+		c.ours[r.Steps[i].Op] = true
+	}
 	for i := range r.Steps {
 		s := &r.Steps[i]
 		out := describe(s)
@@ -113,6 +116,7 @@ type comparison struct {
 	x      *Explainer
 	report *Report
 	pasts  []*past
+	ours   map[Sum]bool // the ops of the report's steps
 }
 
 // miss says why there was no record of a step.
@@ -122,7 +126,7 @@ func (c *comparison) miss(s *Step) *explain.Miss {
 		m.Reasons = []explain.Reason{{Kind: explain.NoCache}}
 		return m
 	}
-	n := nearest(c.report, s, c.pasts)
+	n := nearest(c.report, s, c.pasts, c.ours)
 	if n == nil {
 		if m.Reasons = c.fresh(s); m.Reasons == nil {
 			m.Reasons = []explain.Reason{{Kind: explain.NeverSeen}}

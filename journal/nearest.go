@@ -15,6 +15,7 @@ type past struct {
 	age     int  // 0 is the newest
 	project bool // it is of the same project
 	akin    bool // it is of that, or has much in common
+	index   *index
 }
 
 // run is a step of such a build, and how near it is. The nearest is the least, by
@@ -82,33 +83,85 @@ func (x *Explainer) pasts(b Build, r *Report) ([]*past, error) {
 	return out, nil
 }
 
-// nearest finds the earlier run that a step differs from least; nil is none. A run
-// of a build that has little in common counts only where it is the same.
-func nearest(r *Report, s *Step, pasts []*past) *run {
-	ours := map[Sum]bool{}
-	for i := range r.Steps {
-		ours[r.Steps[i].Op] = true
+// index finds the steps of a report that may be an earlier run of another step.
+type index struct {
+	definition, op map[Sum][]*Step
+	number, stage  map[explain.Place][]*Step // by place and instruction; stage leaves the number out
+}
+
+func newIndex(r *Report) *index {
+	x := &index{
+		definition: map[Sum][]*Step{}, op: map[Sum][]*Step{},
+		number: map[explain.Place][]*Step{}, stage: map[explain.Place][]*Step{},
 	}
+	for i := range r.Steps {
+		s := &r.Steps[i]
+		number, stage := spots(s)
+		x.definition[s.Definition] = append(x.definition[s.Definition], s)
+		x.op[s.Op] = append(x.op[s.Op], s)
+		x.number[number] = append(x.number[number], s)
+		x.stage[stage] = append(x.stage[stage], s)
+	}
+	return x
+}
+
+// spots gives what steps at one place with one instruction have in common.
+func spots(s *Step) (number, stage explain.Place) {
+	p := explain.PlaceOf(s.Name)
+	stage = explain.Place{Stage: p.Stage, Rest: p.Instruction()}
+	number = stage
+	number.Number = p.Number
+	return number, stage
+}
+
+const (
+	// alikeBuilds is how many builds are looked through for a step that is alike,
+	// and alikeSteps how many steps of a stage: every pair is compared by word.
+	alikeBuilds = 4
+	alikeSteps  = 200
+)
+
+// candidates gives the steps of a build that may be an earlier run of s.
+func (p *past) candidates(s *Step) [][]*Step {
+	if p.index == nil {
+		p.index = newIndex(p.report)
+	}
+	number, stage := spots(s)
+	lists := [][]*Step{p.index.definition[s.Definition], p.index.op[s.Op], p.index.number[number]}
+	if alike := p.index.stage[stage]; p.age < alikeBuilds && len(alike) <= alikeSteps {
+		lists = append(lists, alike)
+	}
+	return lists
+}
+
+// nearest finds the earlier run that a step differs from least; nil is none. A run
+// of a build that has little in common counts only where it is the same. ours are
+// the ops of the report's steps.
+func nearest(r *Report, s *Step, pasts []*past, ours map[Sum]bool) *run {
 	var best *run
+	consider := func(p *past, t *Step) {
+		c := none
+		if t.Kind == s.Kind {
+			c = classOf(s, t, ours)
+		}
+		if c == none || c != same && !p.akin {
+			return
+		}
+		found := &run{
+			class: c, unfinished: t.Outcome == solver.Pending || t.Outcome == solver.Failed,
+			elsewhere: !p.project, age: p.age, past: p, step: t,
+		}
+		if c == sameOp {
+			found.inputs = differing(r, s, p.report, t)
+		}
+		if best == nil || found.compare(best) < 0 {
+			best = found
+		}
+	}
 	for _, p := range pasts {
-		for i := range p.report.Steps {
-			t := &p.report.Steps[i]
-			if t.Kind != s.Kind {
-				continue
-			}
-			c := classOf(s, t, ours)
-			if c == none || c != same && !p.akin {
-				continue
-			}
-			found := &run{
-				class: c, unfinished: t.Outcome == solver.Pending || t.Outcome == solver.Failed,
-				elsewhere: !p.project, age: p.age, past: p, step: t,
-			}
-			if c == sameOp {
-				found.inputs = differing(r, s, p.report, t)
-			}
-			if best == nil || found.compare(best) < 0 {
-				best = found
+		for _, list := range p.candidates(s) {
+			for _, t := range list {
+				consider(p, t)
 			}
 		}
 	}
