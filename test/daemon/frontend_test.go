@@ -124,3 +124,34 @@ func TestFrontendReachesItsBuildOnly(t *testing.T) {
 		}
 	})
 }
+
+// TestFrontendIsAProgram builds by a program of the daemon's machine, which its
+// configuration has to name.
+func TestFrontendIsAProgram(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "frontend")
+	build := exec.Command("go", "build", "-trimpath", "-o", program, "../../examples/frontend")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building the example: %v\n%s", err, out)
+	}
+	config := filepath.Join(folder(t, map[string]string{"kiln.toml": "[frontend.exec]\nprograms = [\"" + program + "\"]\n"}), "kiln.toml")
+	c, _ := newClient(t, "--config", config)
+	src := folder(t, map[string]string{"Kilnfile": "copy file /copied\n", "file": "content"})
+	by := func(frontend, out string) error {
+		lent := map[string]fsutil.FS{"context": mount(t, src), "dockerfile": mount(t, src)}
+		_, err := c.Solve(t.Context(), nil, client.SolveOpt{Frontend: frontend, LocalMounts: lent, Exports: toFolder(out)}, nil)
+		return err
+	}
+	out := t.TempDir()
+	if err := by("exec:"+program, out); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, filepath.Join(out, "copied")); got != "content" {
+		t.Errorf("the result holds %q", got)
+	}
+	for _, other := range []string{"/bin/true", filepath.Dir(program) + "/./frontend", "frontend", ""} {
+		if err := by("exec:"+other, t.TempDir()); err == nil || !strings.Contains(err.Error(), "does not allow the frontend") {
+			t.Errorf("%q: %v, want that it is not allowed", other, err)
+		}
+	}
+}
