@@ -143,6 +143,8 @@ func (b *build) cacheSources(from RemoteCache, here bool) ([]cacheSource, error)
 	for i := range sources {
 		sources[i].verify = key
 	}
+	// What a cache is written with, in lists that are used for both.
+	a.take("mode")
 	return sources, a.end()
 }
 
