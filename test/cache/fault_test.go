@@ -49,6 +49,13 @@ var faults = []fault{
 	{"500", status(http.StatusInternalServerError)},
 }
 
+// hang answers nothing. It takes the body: the end of a connection whose body nobody
+// reads shows nowhere.
+func hang(_ http.ResponseWriter, r *http.Request, _ http.Handler) {
+	_, _ = io.Copy(io.Discard, r.Body)
+	<-r.Context().Done()
+}
+
 // changer changes a byte of a body, or cuts the body off.
 type changer struct {
 	http.ResponseWriter
@@ -175,7 +182,7 @@ func TestServersHang(t *testing.T) {
 					return from == "start" || from == "layer" && gets > 3
 				}
 				return true
-			}, func(_ http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() })
+			}, hang)
 			flags := append(tarball(t), "--cache-from", b.ref(p.addr, "warm"), "--cache-to", b.ref(p.addr, "to-"+from)+",mode=max")
 			runner := newRunner(t)
 			group.Go(func() {
@@ -201,9 +208,9 @@ func TestInterrupted(t *testing.T) {
 	ref := b.ref(p.addr, "app")
 	newRunner(t).must(smallContext(t, "one\n"), "--cache-to", ref+",mode=max")
 	stuck := make(chan struct{}, 100)
-	p.failWhen(func(r *http.Request) bool { return r.Method == http.MethodPut }, func(_ http.ResponseWriter, r *http.Request, _ http.Handler) {
+	p.failWhen(func(r *http.Request) bool { return r.Method == http.MethodPut }, func(w http.ResponseWriter, r *http.Request, pass http.Handler) {
 		stuck <- struct{}{}
-		<-r.Context().Done()
+		hang(w, r, pass)
 	})
 	r := newRunner(t)
 	changed := smallContext(t, "two\n")
