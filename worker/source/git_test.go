@@ -423,6 +423,7 @@ func TestGitLogin(t *testing.T) {
 	header := "basic " + base64.StdEncoding.EncodeToString([]byte("x:token"))
 	token, headers := map[string]string{pb.AttrAuthTokenSecret: "TOKEN"}, map[string]string{pb.AttrAuthHeaderSecret: "HEADER"}
 	both := map[string]string{pb.AttrAuthTokenSecret: "TOKEN", pb.AttrAuthHeaderSecret: "HEADER"}
+	job := &solver.Job{Sessions: func() []solver.SessionID { return nil }}
 	for _, test := range []struct {
 		attrs, secrets map[string]string
 		works          bool
@@ -445,7 +446,7 @@ func TestGitLogin(t *testing.T) {
 			}
 			return nil, fs.ErrNotExist
 		}
-		_, err := s.Pin(t.Context(), &solver.Job{}, srv.op("app", "", test.attrs))
+		_, err := s.Pin(t.Context(), job, srv.op("app", "", test.attrs))
 		if (err == nil) != test.works || err != nil && strings.Contains(err.Error(), "nothing") {
 			t.Errorf("%v with %v: got %v, want it to work: %v", test.attrs, test.secrets, err, test.works)
 		}

@@ -225,7 +225,7 @@ func TestHTTPLogin(t *testing.T) {
 		got = r.Header.Get("Authorization")
 		fmt.Fprint(rw, "x")
 	}
-	job := &solver.Job{}
+	job := &solver.Job{Sessions: func() []solver.SessionID { return nil }}
 	for _, test := range []struct{ secret, id, value, want string }{
 		{"", "HTTP_AUTH_TOKEN_127.0.0.1", "t", "Bearer t"},
 		{"", "HTTP_AUTH_HEADER_127.0.0.1", "Basic x", "Basic x"},
