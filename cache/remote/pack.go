@@ -214,7 +214,7 @@ func unpack(ctx context.Context, root *os.Root, list []byte, r io.Reader) error 
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := make1(root, e, r); err != nil {
+		if err := create(root, e, r); err != nil {
 			return fmt.Errorf("%.200q: %w", e.Path, err)
 		}
 		if e.Kind == "dir" {
@@ -230,8 +230,8 @@ func unpack(ctx context.Context, root *os.Root, list []byte, r io.Reader) error 
 	return nil
 }
 
-// make1 makes one file. The root lets none be made outside of it.
-func make1(root *os.Root, e listed, r io.Reader) error {
+// create makes one file. The root lets none be made outside of it.
+func create(root *os.Root, e listed, r io.Reader) error {
 	if e.Size < 0 || e.Size > maxBlob || e.Mode > 0o7777 {
 		return formatf("it makes no sense")
 	}
