@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/dgraph-io/badger/v4"
+	"github.com/kiln-build/kiln/cache/internal/tmpfile"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,7 +26,9 @@ const slack = 256 << 10
 // for ever. So what is left is written to a new database, which takes the old
 // one's place at once, or, if the machine stops, not at all.
 func (d *database) compact(atLeast int) error {
-	if err := d.flush(); err != nil {
+	if err := d.flush(); errors.Is(err, tmpfile.ErrFull) {
+		return nil // first there has to be room
+	} else if err != nil {
 		return err
 	}
 	d.flushMu.Lock()

@@ -203,10 +203,14 @@ func (d *database) put(key, value []byte) error {
 // putClean is put for a value that needs no epoch to be closed for it.
 func (d *database) putClean(key, value []byte) error { return d.write(string(key), value) }
 
-// delete removes a value.
+// delete removes a value. That the disk is full is no error of it: what is removed
+// makes room, and what could not be written down as removed is found not to be there.
 func (d *database) delete(key []byte) error {
 	d.guard.SetDirty()
-	return d.write(string(key), nil)
+	if err := d.write(string(key), nil); !errors.Is(err, tmpfile.ErrFull) {
+		return err
+	}
+	return nil
 }
 
 func (d *database) write(key string, value []byte) error {

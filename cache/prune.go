@@ -476,5 +476,8 @@ func (c *Cache) tidy() error {
 	}
 	c.removals.Wait()
 	err = c.used.rewrite(func(id [16]byte) bool { return known[id] })
+	if errors.Is(err, tmpfile.ErrFull) {
+		err = nil // it stays as it was
+	}
 	return errors.Join(err, c.db.compact(compactAfter))
 }

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"encoding/binary"
+	"errors"
 	"sync"
 	"time"
 
@@ -111,7 +112,10 @@ func (c *Cache) measure() (int64, error) {
 	c.size.known, c.size.note = true, sizeNote{total: total, measured: c.opt.Clock()}
 	c.size.used = space.Total - space.Free
 	c.guard.ResetGrown()
-	return total, c.db.putClean(sizeKey, c.size.note.encode())
+	if err := c.db.putClean(sizeKey, c.size.note.encode()); err != nil && !errors.Is(err, ErrFull) {
+		return total, err
+	}
+	return total, nil
 }
 
 // endSizes notes by how much the folder has grown, where this process wrote to it.

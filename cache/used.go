@@ -150,6 +150,7 @@ func (u *usedLog) rewrite(keep func([16]byte) bool) error {
 		err = os.Rename(temp, u.path)
 	}
 	if err != nil {
+		_ = os.Remove(temp)
 		return fmt.Errorf("noting what was used: %w", tmpfile.Explain(err))
 	}
 	u.new = nil

@@ -3,7 +3,9 @@ package fault
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -73,6 +75,34 @@ func TestDiskThatFills(t *testing.T) {
 			run(t, state, nil, "build", "--no-cache", small).worked(t)
 			run(t, state, nil, "prune", "--all", "--force").worked(t)
 			run(t, state, nil, "build", small).worked(t)
+		})
+	}
+}
+
+// TestDiskIsKeptFree has builds that fit on a disk one at a time and not together:
+// each works, since what earlier ones left makes room.
+func TestDiskIsKeptFree(t *testing.T) {
+	for _, tt := range []struct{ name, dockerfile string }{
+		{"steps", "FROM %s/busybox\nRUN dd if=/dev/urandom of=/large bs=1M count=30 && echo %d\n"},
+		// A copy finds out how large it is when the disk is full.
+		{"copies", "FROM %s/busybox\nCOPY large /large%d\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			state := filepath.Join(smallDisk(t, 110), "state")
+			for n := range 5 {
+				dir := dockerfile(t, tt.dockerfile, registry.Addr, n)
+				data := make([]byte, 34<<20)
+				rng := rand.New(rand.NewPCG(1, uint64(n)))
+				for i := 0; i < len(data); i += 8 {
+					binary.LittleEndian.PutUint64(data[i:], rng.Uint64())
+				}
+				if err := os.WriteFile(filepath.Join(dir, "large"), data, 0o644); err != nil {
+					t.Fatal(err)
+				}
+				run(t, state, nil, "build", dir).worked(t)
+				clean(t, state)
+			}
 		})
 	}
 }
