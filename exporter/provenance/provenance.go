@@ -202,20 +202,31 @@ func (c *Capture) materials() ([]Material, error) {
 	return out, nil
 }
 
-// layers gives the blobs of each step's outputs, as far as they are known.
+// maxLayers bounds the blobs that layers gives. Each step has those of all below it,
+// so that they grow with the square of the steps: looking up those of 1,500 took a
+// daemon 20 s, and a statement of so many is read by nobody.
+const maxLayers = 20_000
+
+// layers gives the blobs of each step's outputs, as far as they are known, and up to
+// maxLayers, from the sources up.
 func layers(e llb.Edge, c *BuildConfig, known func(llb.Edge) []ocispecs.Descriptor) map[string][][]ocispecs.Descriptor {
 	if known == nil {
 		return nil
 	}
 	var out map[string][][]ocispecs.Descriptor
 	seen := map[string]bool{}
+	total := 0
 	note := func(at llb.Edge) {
+		if total > maxLayers {
+			return
+		}
 		key := fmt.Sprintf("%s:%d", c.DigestMapping[at.Vertex.Digest().String()], at.Output)
 		if seen[key] {
 			return
 		}
 		seen[key] = true
 		if blobs := known(at); len(blobs) > 0 {
+			total += len(blobs)
 			if out == nil {
 				out = map[string][][]ocispecs.Descriptor{}
 			}
