@@ -2,6 +2,7 @@ package kiln
 
 import (
 	"context"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -30,32 +31,62 @@ func (b *build) layersOf(ctx context.Context, m *made) func(exporter.Blobs) func
 		}
 	}
 	return func(blobs exporter.Blobs) func(llb.Edge) []ocispecs.Descriptor {
+		d := &described{cache: b.engine.cache, blobs: blobs, known: map[cache.ChainID][]ocispecs.Descriptor{{}: nil}}
 		return func(e llb.Edge) []ocispecs.Descriptor {
 			outputs := chains[e.Vertex.Digest()]
 			if e.Output >= len(outputs) {
 				return nil
 			}
-			return b.engine.descriptors(outputs[e.Output], blobs)
+			return d.of(outputs[e.Output])
 		}
 	}
 }
 
-// descriptors gives the blobs of a chain's layers; nil where one has none.
-func (e *Engine) descriptors(id cache.ChainID, blobs exporter.Blobs) []ocispecs.Descriptor {
-	layers, err := e.cache.Layers(id)
+// described names the blobs of chains. The steps of a build stand on each other, so
+// that what is known of one is most of what the next one needs.
+type described struct {
+	cache *cache.Cache
+	blobs exporter.Blobs
+	known map[cache.ChainID][]ocispecs.Descriptor
+}
+
+// of gives the blobs of a chain's layers, bottom first; nil where one has none.
+func (d *described) of(id cache.ChainID) []ocispecs.Descriptor {
+	var above []cache.ChainID
+	at := id
+	for {
+		if _, ok := d.known[at]; ok {
+			break
+		}
+		ch, err := d.cache.Chain(at)
+		if err != nil {
+			return nil
+		}
+		above, at = append(above, at), ch.Parent
+	}
+	for _, at := range slices.Backward(above) {
+		d.known[at] = d.describe(at)
+	}
+	return d.known[id]
+}
+
+// describe adds a chain's top layer to what is known of the chain below.
+func (d *described) describe(id cache.ChainID) []ocispecs.Descriptor {
+	ch, err := d.cache.Chain(id)
 	if err != nil {
 		return nil
 	}
-	var out []ocispecs.Descriptor
-	for _, l := range layers {
-		d, ok := blobs[l.ID]
-		if !ok {
-			if len(l.Blobs) == 0 {
-				return nil
-			}
-			d = l.Blobs[0]
-		}
-		out = append(out, ocispecs.Descriptor{MediaType: d.MediaType, Digest: digest.Digest(d.Digest.String()), Size: d.Size})
+	below := d.known[ch.Parent]
+	if below == nil && ch.Parent != (cache.ChainID{}) {
+		return nil
 	}
-	return out
+	blob, ok := d.blobs[ch.Layer]
+	if !ok {
+		l, err := d.cache.Layer(ch.Layer)
+		if err != nil || len(l.Blobs) == 0 {
+			return nil
+		}
+		blob = l.Blobs[0]
+	}
+	return append(slices.Clip(below), ocispecs.Descriptor{MediaType: blob.MediaType, Digest: digest.Digest(blob.Digest.String()), Size: blob.Size})
 }
