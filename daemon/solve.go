@@ -107,6 +107,8 @@ func (s *Server) frontend(req *controlapi.SolveRequest) (compile frontend.Fronte
 			return nil, nil, fault.New(codes.InvalidArgument, err.Error())
 		}
 		return graph{e}, remove, nil
+	case req.Definition != nil:
+		return graph{}, remove, nil // a graph without ops is scratch
 	}
 	f := gateway.NewFunction(req.FrontendInputs, s.gateway.Workers)
 	f.Limits = s.o.Frontends
