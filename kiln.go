@@ -20,6 +20,7 @@ import (
 	"github.com/kiln-build/kiln/registry"
 	"github.com/kiln-build/kiln/solver"
 	"github.com/kiln-build/kiln/worker"
+	"github.com/kiln-build/kiln/worker/cdi"
 	"github.com/kiln-build/kiln/worker/executor"
 	"github.com/kiln-build/kiln/worker/executor/userns"
 	"github.com/kiln-build/kiln/worker/source"
@@ -162,6 +163,9 @@ func (e *Engine) Close() error {
 
 // Path gives the path of a file or folder in the state folder.
 func (e *Engine) Path(elem ...string) string { return e.cache.Path(elem...) }
+
+// Devices gives the devices of this machine that steps can ask for, by name.
+func (e *Engine) Devices() ([]cdi.Device, error) { return e.worker.Devices() }
 
 // Config is the configuration that the engine was opened with.
 func (e *Engine) Config() Config { return e.config }

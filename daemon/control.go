@@ -86,8 +86,15 @@ func (s *Server) ListWorkers(_ context.Context, req *controlapi.ListWorkersReque
 	if err != nil {
 		return nil, err
 	}
+	devices, err := s.engine.Devices()
+	if err != nil {
+		return nil, err
+	}
 	for _, w := range s.workers() {
 		w.GCPolicy = policies
+		for _, d := range devices {
+			w.CDIDevices = append(w.CDIDevices, &types.CDIDevice{Name: d.Name, AutoAllow: d.Allowed, Annotations: d.Annotations})
+		}
 		if filter.Match(workerFields(w)) {
 			resp.Record = append(resp.Record, w)
 		}

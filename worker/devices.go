@@ -46,8 +46,8 @@ func (w *Worker) devices(job *solver.Job, op *pb.ExecOp) ([]*cdi.Device, error) 
 			fmt.Fprintf(job.Log(2), "the device %q is not registered, and the step goes without\n", asked.Name)
 		}
 		for _, d := range found {
-			if !d.Allowed && !w.grantsDevice(job, asked.Name, d) {
-				return nil, fmt.Errorf("the device %s is not allowed: allow it by --allow device, or --allow device=%s", d.Name, d.Name)
+			if !w.allowsDevice(d) && !w.grantsDevice(job, asked.Name, d) {
+				return nil, fmt.Errorf("the device %s is requested by the build but not allowed: allow it by --allow device, or --allow device=%s", d.Name, d.Name)
 			}
 			if what := unsupported(d); what != "" {
 				return nil, fmt.Errorf("the device %s (%s) needs %s, which kiln does not set up", d.Name, d.File, what)
@@ -67,12 +67,30 @@ func unsupported(d *cdi.Device) string {
 	return d.Common.Unsupported()
 }
 
-// grantsDevice reports whether a session of the job was granted a device: all, by
-// the name that the step has for it, by its own, or by its kind; or all builds are.
-func (w *Worker) grantsDevice(job *solver.Job, asked string, d *cdi.Device) bool {
-	if slices.Contains(w.devicesAllowed, d.Name) || slices.Contains(w.devicesAllowed, d.Kind()) {
-		return true
+// Devices gives the devices of this machine, by name, with Allowed as this worker
+// has it. They are looked up anew each time.
+func (w *Worker) Devices() ([]cdi.Device, error) {
+	known, err := cdi.Read(w.deviceDirs...)
+	if err != nil {
+		return nil, err
 	}
+	var out []cdi.Device
+	for _, d := range known.All() {
+		device := *d
+		device.Allowed = w.allowsDevice(d)
+		out = append(out, device)
+	}
+	return out, nil
+}
+
+// allowsDevice reports whether every build may have a device.
+func (w *Worker) allowsDevice(d *cdi.Device) bool {
+	return d.Allowed || slices.Contains(w.devicesAllowed, d.Name) || slices.Contains(w.devicesAllowed, d.Kind())
+}
+
+// grantsDevice reports whether a session of the job was granted a device: all, by
+// the name that the step has for it, by its own, or by its kind.
+func (w *Worker) grantsDevice(job *solver.Job, asked string, d *cdi.Device) bool {
 	return slices.ContainsFunc(w.of(job), func(s *session) bool {
 		return s.Entitlements[deviceEntitlement] || slices.ContainsFunc([]string{asked, d.Name, d.Kind()}, func(name string) bool {
 			return s.Entitlements[deviceEntitlement+"="+name]

@@ -81,6 +81,10 @@ func runServe(ctx context.Context, o serveOptions) error {
 	}
 	defer closeEngine(engine, o.stderr)
 	d := daemon.Options{Version: version, Entitlements: append(o.allow, config.Entitlements...)}
+	if !config.CDI.Disabled {
+		// Which devices there are is the machine's to say, as with buildkitd.
+		d.Entitlements = append(d.Entitlements, "device")
+	}
 	front := config.Frontends
 	d.Frontends = gateway.Limits{NoDockerfile: off(front.Dockerfile), NoImages: off(front.Gateway), Repositories: front.Gateway.AllowedRepositories}
 	if o.debug {

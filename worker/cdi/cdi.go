@@ -15,7 +15,6 @@
 package cdi
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -50,6 +49,8 @@ type Device struct {
 	Class string
 	// Allowed says that builds may have it without being granted it.
 	Allowed bool
+	// Annotations are its own and those of its specification.
+	Annotations map[string]string
 	// Edits are the device's own, and Common those of its specification.
 	Edits, Common Edits
 	// File is where it is specified.
@@ -179,10 +180,13 @@ func parse(data []byte) ([]*Device, error) {
 		if err := d.Edits.check(); err != nil {
 			return nil, fmt.Errorf("device %q: %w", d.Name, err)
 		}
-		allowed, _ := strconv.ParseBool(cmp.Or(d.Annotations[allowAnnotation], spec.Annotations[allowAnnotation]))
+		annotations := map[string]string{}
+		maps.Copy(annotations, spec.Annotations)
+		maps.Copy(annotations, d.Annotations)
+		allowed, _ := strconv.ParseBool(annotations[allowAnnotation])
 		out = append(out, &Device{
-			Name: name, Edits: d.Edits, Common: spec.Edits, Allowed: allowed,
-			Class: cmp.Or(d.Annotations[classAnnotation], spec.Annotations[classAnnotation]),
+			Name: name, Edits: d.Edits, Common: spec.Edits, Annotations: annotations,
+			Allowed: allowed, Class: annotations[classAnnotation],
 		})
 	}
 	return out, nil
@@ -193,6 +197,15 @@ func isName(s, more string) bool {
 	return s != "" && strings.IndexFunc(s, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("._-"+more, r)
 	}) < 0
+}
+
+// All gives the devices by name.
+func (s *Specs) All() []*Device {
+	out := make([]*Device, len(s.order))
+	for i, name := range s.order {
+		out[i] = s.devices[name]
+	}
+	return out
 }
 
 // Find gives the devices that a name stands for, none if there is no such device.
