@@ -10,7 +10,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"golang.org/x/sys/unix"
@@ -24,6 +26,13 @@ import (
 // maxQueued is how many messages wait for a process, or for the client. A client
 // that sends more waits, with all its processes on the stream.
 const maxQueued = 16
+
+// pace is for how long after its beginning a process is held back behind the first
+// that it writes. BuildKit's clients take the messages of a stream one by one, and
+// wait where a process has written into a pipe that nobody reads yet: if the reader
+// is a process of the same stream, it never hears that it has begun. Other engines
+// take longer than this to run a process.
+const pace = 50 * time.Millisecond
 
 // processes are those that a client runs over one stream. Each begins with the
 // client's Init, which is answered by Started. What it writes follows, then the
@@ -43,6 +52,23 @@ type process struct {
 	resize  chan executor.WindowSize
 	signals chan os.Signal
 	done    chan struct{} // closed when it has ended
+
+	begun chan struct{} // closed when the client knows that it has begun
+	paced time.Time     // when it need not be held back any more; set before begun is closed
+	wrote atomic.Bool
+}
+
+// hold waits where the process has written and has only just begun.
+func (p *process) hold(ctx context.Context) {
+	if !p.wrote.Swap(true) {
+		return
+	}
+	wait := time.NewTimer(time.Until(p.paced))
+	defer wait.Stop()
+	select {
+	case <-wait.C:
+	case <-ctx.Done():
+	}
 }
 
 // execProcess runs processes in the function's containers.
@@ -197,12 +223,15 @@ func parseSignal(name string) (syscall.Signal, error) {
 
 // start runs a process beside the others.
 func (ps *processes) start(id string, init *gwpb.InitMessage) {
-	p := &process{resize: make(chan executor.WindowSize, maxQueued), signals: make(chan os.Signal, maxQueued), done: make(chan struct{})}
+	p := &process{
+		resize: make(chan executor.WindowSize, maxQueued), signals: make(chan os.Signal, maxQueued),
+		done: make(chan struct{}), begun: make(chan struct{}),
+	}
 	ps.byName[id] = p
-	begun := make(chan struct{})
 	begin := sync.OnceFunc(func() {
 		ps.send(&gwpb.ExecMessage{ProcessID: id, Input: &gwpb.ExecMessage_Started{Started: &gwpb.StartedMessage{}}})
-		close(begun)
+		p.paced = time.Now().Add(pace)
+		close(p.begun)
 	})
 	run := worker.ContainerProcess{Meta: init.Meta, Security: init.Security, SecretEnv: init.Secretenv, Signals: p.signals, Started: begin}
 	if init.Tty {
@@ -215,9 +244,9 @@ func (ps *processes) start(id string, init *gwpb.InitMessage) {
 			p.stdin = make(chan []byte, maxQueued)
 			run.Stdin = &input{p: p, ctx: ps.ctx}
 		case 1:
-			run.Stdout = &output{ps, id, fd, begun, container}
+			run.Stdout = &output{ps, p, id, fd, container}
 		case 2:
-			run.Stderr = &output{ps, id, fd, begun, container}
+			run.Stderr = &output{ps, p, id, fd, container}
 		default:
 			refused = fault.New(codes.Unimplemented, fmt.Sprintf("fd %d: processes of containers have 0, 1 and 2 only", fd))
 		}
@@ -229,6 +258,9 @@ func (ps *processes) start(id string, init *gwpb.InitMessage) {
 		}
 		close(p.done)
 		begin()
+		if p.wrote.Load() {
+			p.hold(ps.ctx)
+		}
 		ps.exit(id, init.Fds, err)
 	})
 }
@@ -263,14 +295,15 @@ func (ps *processes) send(m *gwpb.ExecMessage) {
 // output is a file that a process writes to.
 type output struct {
 	ps        *processes
+	p         *process
 	id        string
 	fd        uint32
-	begun     <-chan struct{}
 	container *worker.Container
 }
 
 func (o *output) Write(b []byte) (int, error) {
-	<-o.begun // the client takes nothing before
+	<-o.p.begun // the client takes nothing before
+	o.p.hold(o.ps.ctx)
 	m := &gwpb.ExecMessage{ProcessID: o.id, Input: &gwpb.ExecMessage_File{File: &gwpb.FdMessage{Fd: o.fd, Data: bytes.Clone(b)}}}
 	select {
 	case o.ps.out <- m:
