@@ -349,11 +349,17 @@ func (b *build) addInline(ctx context.Context, r *exporter.Result) {
 	entries, err := b.cacheEntries(ctx)
 	for i := range r.Images {
 		img := &r.Images[i]
-		if err != nil || len(img.Config) == 0 {
+		if err != nil {
 			continue
 		}
-		var config []byte
-		if config, err = remote.Inline(b.engine.cache, img.Config, img.Root, entries); err == nil {
+		config := img.Config
+		if len(config) == 0 { // of a graph that no frontend made
+			config, err = image.DefaultConfig(img.Platform)
+		}
+		if err == nil {
+			config, err = remote.Inline(b.engine.cache, config, img.Root, entries)
+		}
+		if err == nil {
 			img.Config = config
 		}
 	}

@@ -15,8 +15,8 @@ import (
 // defaultPath is the PATH of an image that no frontend made a config for.
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// defaultConfig gives the config of a root file system alone.
-func defaultConfig(p ocispecs.Platform) ([]byte, error) {
+// DefaultConfig gives the config of a root file system alone.
+func DefaultConfig(p ocispecs.Platform) ([]byte, error) {
 	img := ocispecs.Image{Platform: p}
 	img.RootFS.Type = "layers"
 	img.Config.WorkingDir = "/"

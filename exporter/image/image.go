@@ -234,7 +234,7 @@ func (a *assembly) manifest(i int, layers []Layer, p exporter.Progress) (Manifes
 		config = img.Config
 	}
 	if len(config) == 0 {
-		config, err = defaultConfig(img.Platform)
+		config, err = DefaultConfig(img.Platform)
 	} else {
 		config, err = withPlatform(config, img.Platform)
 	}
