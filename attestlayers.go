@@ -52,9 +52,12 @@ type described struct {
 
 // of gives the blobs of a chain's layers, bottom first; nil where one has none.
 func (d *described) of(id cache.ChainID) []ocispecs.Descriptor {
-	var above []cache.ChainID
-	at := id
-	for {
+	type link struct {
+		at cache.ChainID
+		cache.Chain
+	}
+	var above []link
+	for at := id; ; {
 		if _, ok := d.known[at]; ok {
 			break
 		}
@@ -62,20 +65,16 @@ func (d *described) of(id cache.ChainID) []ocispecs.Descriptor {
 		if err != nil {
 			return nil
 		}
-		above, at = append(above, at), ch.Parent
+		above, at = append(above, link{at, ch}), ch.Parent
 	}
-	for _, at := range slices.Backward(above) {
-		d.known[at] = d.describe(at)
+	for _, l := range slices.Backward(above) {
+		d.known[l.at] = d.describe(l.Chain)
 	}
 	return d.known[id]
 }
 
 // describe adds a chain's top layer to what is known of the chain below.
-func (d *described) describe(id cache.ChainID) []ocispecs.Descriptor {
-	ch, err := d.cache.Chain(id)
-	if err != nil {
-		return nil
-	}
+func (d *described) describe(ch cache.Chain) []ocispecs.Descriptor {
 	below := d.known[ch.Parent]
 	if below == nil && ch.Parent != (cache.ChainID{}) {
 		return nil

@@ -54,9 +54,10 @@ type Request struct {
 	// CgroupParent is the cgroup that steps run below.
 	CgroupParent string
 	// Call asks about the build description, and builds nothing: "lint", "outline" or
-	// "targets". "dry-run" says what the build would do, and runs no step; that
-	// answer is under request.ExplanationKey. The answer is in the result's metadata, as "result.json" and
+	// "targets". The answer is in the result's metadata, as "result.json" and
 	// "result.txt"; "result.statuscode" is other than 0 where a check found something.
+	// "dry-run" says what the build would do, and runs no step; its answer is under
+	// request.ExplanationKey.
 	Call string
 	// Attrs are further frontend attributes, in the names of BuildKit's clients.
 	Attrs map[string]string
