@@ -83,19 +83,6 @@ type Meta struct {
 	Locations []Location
 }
 
-// Location is a range of lines, from 1, of a source file.
-type Location struct {
-	File       *File
-	Start, End int
-}
-
-// File is the text that vertices were compiled from. It is compared by pointer.
-type File struct {
-	Name     string
-	Language string
-	Data     []byte
-}
-
 // New makes a vertex of op, whose Inputs it sets from inputs, and refuses an op
 // that is not well formed. The op must not be changed afterwards. Scratch is no
 // input: where an op reads scratch its input index is -1 (pb.Empty).

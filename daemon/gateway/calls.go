@@ -174,9 +174,9 @@ func (f *Function) Warn(_ context.Context, req *gwpb.WarnRequest) (*gwpb.WarnRes
 		}
 	}
 	if i := req.Info; i != nil {
-		file := &llb.File{Name: i.Filename, Language: i.Language, Data: i.Data}
+		file := llb.NewFile(i)
 		for n, r := range req.Ranges {
-			at := llb.Location{File: file, Start: int(r.Start.Line), End: int(r.End.Line)}
+			at := file.At(r)
 			if n == 0 {
 				w.Location = &at
 			} else {

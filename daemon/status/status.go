@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/moby/buildkit/client"
-	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/kiln-build/kiln"
@@ -77,9 +76,9 @@ func warning(s solver.Subject, w frontend.Warning) *client.VertexWarning {
 		out.Detail = append(out.Detail, []byte(d))
 	}
 	if l := w.Location; l != nil {
-		out.SourceInfo = &pb.SourceInfo{Filename: l.File.Name, Data: l.File.Data, Language: l.File.Language}
+		out.SourceInfo = l.File.Info()
 		for _, l := range append([]llb.Location{*l}, w.More...) {
-			out.Range = append(out.Range, &pb.Range{Start: &pb.Position{Line: int32(l.Start)}, End: &pb.Position{Line: int32(l.End)}})
+			out.Range = append(out.Range, l.Range())
 		}
 	}
 	return out

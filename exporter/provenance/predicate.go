@@ -180,9 +180,11 @@ type Source struct {
 	Infos     []SourceInfo             `json:"infos,omitempty"`
 }
 
-// SourceInfo is a file of that text.
+// SourceInfo is a file of that text, with the graph of the file system that it
+// was read from.
 type SourceInfo struct {
 	Filename string `json:"filename,omitempty"`
 	Language string `json:"language,omitempty"`
 	Data     []byte `json:"data,omitempty"`
+	BuildConfig
 }

@@ -21,8 +21,21 @@ const (
 
 var (
 	amd64 = &pb.Platform{OS: "linux", Architecture: "amd64"}
-	file  = &llb.File{Name: "Dockerfile", Data: []byte("FROM busybox")}
+	file  = &llb.File{Name: "Dockerfile", Data: []byte("FROM busybox"), Definition: folder()}
 )
+
+// folder is the graph of where the file is from.
+func folder() *pb.Definition {
+	v, err := llb.Source("local://dockerfile", map[string]string{pb.AttrLocalSessionID: "session"})
+	if err != nil {
+		panic(err)
+	}
+	def, err := llb.Marshal(v.Output(0))
+	if err != nil {
+		panic(err)
+	}
+	return def
+}
 
 func from(t *testing.T, id string, attrs map[string]string) llb.Edge {
 	t.Helper()
@@ -131,6 +144,8 @@ func TestPredicate(t *testing.T) {
 		{"steps", len(def.InternalParameters.BuildConfig.Definition), 6},
 		{"layers", slices.Collect(maps.Keys(m.BuildKit.Layers)), []string{"step4:0"}},
 		{"text", m.BuildKit.Source.Infos[0].Data, file.Data},
+		{"graph of the text", len(m.BuildKit.Source.Infos[0].Definition), 2},
+		{"name of its folder", m.BuildKit.Source.Infos[0].Definition[0].Op.GetSource().GetIdentifier(), "local://dockerfile"},
 		{"builder", p.RunDetails.Builder.ID, "me"},
 		{"reproducible", m.Reproducible, true},
 		{"hermetic", m.Hermetic, false},
@@ -146,6 +161,17 @@ func TestPredicate(t *testing.T) {
 	for _, secret := range []string{"hunter2", `"session"`, `"unique"`} {
 		if strings.Contains(string(data), secret) {
 			t.Errorf("the predicate holds %s: %s", secret, data)
+		}
+	}
+}
+
+// TestNoGraphOfTheText sees that a client that lies about where its text is from
+// gets no graph of it, and its provenance all the same.
+func TestNoGraphOfTheText(t *testing.T) {
+	for _, def := range []*pb.Definition{nil, {}, {Def: [][]byte{{1}}}, {Def: [][]byte{nil}}} {
+		got := sourceInfo(&pb.SourceInfo{Filename: "f", Definition: def})
+		if got.Filename != "f" || got.Definition != nil {
+			t.Errorf("%v: got %+v", def, got)
 		}
 	}
 }

@@ -16,6 +16,12 @@ func graph(e llb.Edge) (*BuildConfig, *Source, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	c := buildConfig(e, def)
+	return c, source(def, c), nil
+}
+
+// buildConfig gives the steps of an edge, whose wire form is def.
+func buildConfig(e llb.Edge, def *pb.Definition) *BuildConfig {
 	vertices := llb.Walk(e)
 	c := &BuildConfig{DigestMapping: make(map[string]string, len(vertices)+1)}
 	id := func(i int) string { return "step" + strconv.Itoa(i) }
@@ -38,7 +44,7 @@ func graph(e llb.Edge) (*BuildConfig, *Source, error) {
 	if !e.IsScratch() {
 		c.Definition = append(c.Definition, Step{ID: id(len(vertices)), Op: &pb.Op{}, Inputs: []string{input(e)}})
 	}
-	return c, source(def, c), nil
+	return c
 }
 
 // source gives the text that a definition was compiled from; nil where it names none.
@@ -48,7 +54,7 @@ func source(def *pb.Definition, c *BuildConfig) *Source {
 	}
 	s := &Source{Locations: map[string]*pb.Locations{}}
 	for _, info := range def.Source.Infos {
-		s.Infos = append(s.Infos, SourceInfo{Filename: info.Filename, Language: info.Language, Data: info.Data})
+		s.Infos = append(s.Infos, sourceInfo(info))
 	}
 	for digest, l := range def.Source.Locations {
 		if step, ok := c.DigestMapping[digest]; ok {
@@ -56,6 +62,19 @@ func source(def *pb.Definition, c *BuildConfig) *Source {
 		}
 	}
 	return s
+}
+
+// sourceInfo gives a file of that text, with the graph of where it was read from.
+func sourceInfo(info *pb.SourceInfo) SourceInfo {
+	out := SourceInfo{Filename: info.Filename, Language: info.Language, Data: info.Data}
+	if len(info.GetDefinition().GetDef()) == 0 {
+		return out
+	}
+	// A client may say anything of where its file is from: what is no graph is left out.
+	if from, err := llb.Load(info.Definition); err == nil {
+		out.BuildConfig = *buildConfig(from, info.Definition)
+	}
+	return out
 }
 
 // visible gives an op without what only this build knows, and without the names

@@ -124,7 +124,11 @@ func (o *origin) readDockerfile(ctx context.Context) (*llb.File, error) {
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("failed to read %s: %w", own, err)
 	}
-	return &llb.File{Name: o.filename, Language: dockerfileName, Data: data}, nil
+	from, err := llb.Marshal(e)
+	if err != nil {
+		return nil, err
+	}
+	return &llb.File{Name: o.filename, Language: dockerfileName, Data: data, Definition: from}, nil
 }
 
 // definition is the file system that holds the Dockerfile.

@@ -257,7 +257,7 @@ func (d *lintDoc) status() string {
 // Dockerfile is part of the answer.
 func answerLint(ctx context.Context, a asked) (document, error) {
 	doc, file, c := a.findings, a.file, a.compiler
-	doc.Sources = []*pb.SourceInfo{{Filename: file.Name, Language: file.Language, Data: file.Data}}
+	doc.Sources = []*pb.SourceInfo{file.Info()}
 	c.everyStage = c.opts.target == ""
 	if _, err := c.evaluate(ctx); err != nil {
 		doc.Error = &lintError{Message: err.Error(), Location: &pb.Location{}}

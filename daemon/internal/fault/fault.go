@@ -158,16 +158,16 @@ func sources(locations []llb.Location) []source {
 		}
 		if l.File != file {
 			file = l.File
-			out = append(out, source{Info: &pb.SourceInfo{Filename: file.Name, Data: file.Data, Language: file.Language}})
+			out = append(out, source{Info: file.Info()})
 		}
 		last := &out[len(out)-1]
-		last.Ranges = append(last.Ranges, &pb.Range{Start: &pb.Position{Line: int32(l.Start)}, End: &pb.Position{Line: int32(l.End)}})
+		last.Ranges = append(last.Ranges, l.Range())
 	}
 	return out
 }
 
 func sourceOf(e *dockerfile.Error) source {
-	s := source{Info: &pb.SourceInfo{Filename: e.File.Name, Data: e.File.Data, Language: e.File.Language}}
+	s := source{Info: e.File.Info()}
 	for _, l := range e.Lines {
 		s.Ranges = append(s.Ranges, &pb.Range{Start: &pb.Position{Line: int32(l.Start)}, End: &pb.Position{Line: int32(l.End)}})
 	}

@@ -1,0 +1,124 @@
+package llb
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/moby/buildkit/solver/pb"
+)
+
+// Location is a range of lines, from 1, of a source file.
+type Location struct {
+	File       *File
+	Start, End int
+	// StartColumn and EndColumn are where in their lines the range begins and
+	// ends; both 0 where whole lines are meant.
+	StartColumn, EndColumn int
+}
+
+// Range gives the location's lines in their wire form.
+func (l Location) Range() *pb.Range {
+	return &pb.Range{
+		Start: &pb.Position{Line: int32(l.Start), Character: int32(l.StartColumn)},
+		End:   &pb.Position{Line: int32(l.End), Character: int32(l.EndColumn)},
+	}
+}
+
+// At gives the location that a range in its wire form means.
+func (f *File) At(r *pb.Range) Location {
+	return Location{
+		File:  f,
+		Start: int(r.GetStart().GetLine()), End: int(r.GetEnd().GetLine()),
+		StartColumn: int(r.GetStart().GetCharacter()), EndColumn: int(r.GetEnd().GetCharacter()),
+	}
+}
+
+// File is the text that vertices were compiled from. It is compared by pointer.
+type File struct {
+	Name     string
+	Language string
+	Data     []byte
+	// Definition is the graph of the file system that the file was read from; nil
+	// where nobody said so. It is passed on as it came: what builds it must Load it.
+	Definition *pb.Definition
+}
+
+// NewFile gives a file from its wire form.
+func NewFile(i *pb.SourceInfo) *File {
+	return &File{Name: i.GetFilename(), Language: i.GetLanguage(), Data: i.GetData(), Definition: i.GetDefinition()}
+}
+
+// Info gives the file's wire form.
+func (f *File) Info() *pb.SourceInfo {
+	return &pb.SourceInfo{Filename: f.Name, Language: f.Language, Data: f.Data, Definition: f.Definition}
+}
+
+// sourceMap collects the files and locations of a graph that is marshalled.
+type sourceMap struct {
+	out   *pb.Source
+	files map[*File]int32
+}
+
+func newSourceMap() *sourceMap {
+	return &sourceMap{out: &pb.Source{Locations: make(map[string]*pb.Locations)}, files: make(map[*File]int32)}
+}
+
+func (s *sourceMap) add(v *Vertex) {
+	if len(v.meta.Locations) == 0 {
+		return
+	}
+	var list []*pb.Location
+	for _, l := range v.meta.Locations {
+		if l.File == nil {
+			continue
+		}
+		i, ok := s.files[l.File]
+		if !ok {
+			i = int32(len(s.out.Infos))
+			s.files[l.File] = i
+			s.out.Infos = append(s.out.Infos, l.File.Info())
+		}
+		if n := len(list); n > 0 && list[n-1].SourceIndex == i {
+			list[n-1].Ranges = append(list[n-1].Ranges, l.Range())
+			continue
+		}
+		list = append(list, &pb.Location{SourceIndex: i, Ranges: []*pb.Range{l.Range()}})
+	}
+	if len(list) > 0 {
+		s.out.Locations[v.digest.String()] = &pb.Locations{Locations: list}
+	}
+}
+
+// readLocations gives the locations of each vertex, by digest. Each SourceInfo
+// becomes one File.
+func readLocations(s *pb.Source) (map[string][]Location, error) {
+	if s == nil {
+		return nil, nil
+	}
+	files := make([]*File, len(s.Infos))
+	for i, info := range s.Infos {
+		if info == nil {
+			return nil, fmt.Errorf("source file %d is empty", i)
+		}
+		files[i] = NewFile(info)
+	}
+	out := make(map[string][]Location, len(s.Locations))
+	for digest, locations := range s.Locations {
+		for _, l := range locations.GetLocations() {
+			if l == nil {
+				return nil, errors.New("an empty source location")
+			}
+			if l.SourceIndex < 0 || int(l.SourceIndex) >= len(files) {
+				return nil, fmt.Errorf("a location of %s is in source file %d of %d", digest, l.SourceIndex, len(files))
+			}
+			file := files[l.SourceIndex]
+			if len(l.Ranges) == 0 {
+				out[digest] = append(out[digest], Location{File: file})
+			}
+			for _, r := range l.Ranges {
+				out[digest] = append(out[digest], file.At(r))
+			}
+		}
+	}
+	return out, nil
+}
