@@ -90,7 +90,7 @@ func (r *results) missed(b *strings.Builder) {
 // remarks say, for rows that have missed their goals, what the time was by profile
 // and what would remove it.
 var remarks = map[string]string{
-	"W2":       "the initialization of 330 packages is a fifth of the time, opening the database a third, closing it, which waits for the disk, a sixth",
+	"W2 alone": "the initialization of 330 packages is a fifth of the time, opening the database a third, closing it, which waits for the disk, a sixth",
 	"W9":       "42% of the processor time of gzip is inflating, 17% (of zstd 26%) sha256 over the blob, the layer and each file, a third making and writing files; a faster inflate would be felt most",
 	"W10 1 GB": "compressing takes half to two thirds of the processor time, at the same levels as BuildKit's, and hashing the stream a fifth; uncompressed, the layer is read twice, since its name in the archive is its digest",
 	"W10 many": "a step that writes small files is followed by hashing each and linking it into the pool, about 20 µs a file, which the export gets back",

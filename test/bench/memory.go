@@ -50,6 +50,6 @@ func (b *buildkit) idle(ctx context.Context) (int64, error) {
 		return 0, context.Cause(ctx)
 	case <-time.After(idleSeconds * time.Second):
 	}
-	kb, err := procField(filepath.Join("/proc", strconv.Itoa(b.daemon.Process.Pid), "status"), "VmRSS:")
+	kb, err := procField(filepath.Join("/proc", strconv.Itoa(b.cmd.Process.Pid), "status"), "VmRSS:")
 	return kb << 10, err
 }

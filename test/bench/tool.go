@@ -2,13 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"syscall"
-	"time"
 )
 
 // tool is a builder that is measured.
@@ -52,15 +51,33 @@ type build struct {
 // kilnTool is the command of this repository, a process for each build.
 type kilnTool struct {
 	states
+	daemon
 	bin string
 }
 
 func (k *kilnTool) name() string { return "kiln" }
-func (k *kilnTool) close() error { return nil }
+func (k *kilnTool) close() error { return k.stop() }
 
 func (k *kilnTool) reset(context.Context) error {
+	if err := k.close(); err != nil {
+		return err
+	}
 	k.next()
 	return nil
+}
+
+// serve starts a daemon on the state folder, which the builds that follow find and
+// use, until the tool is reset or closed.
+func (k *kilnTool) serve(ctx context.Context) error {
+	socket := filepath.Join(k.dir, "kiln.sock")
+	cmd := exec.Command(k.bin, "serve", "--root", k.state(), "--addr", "unix://"+socket)
+	return k.start(ctx, cmd, filepath.Join(k.dir, "kiln.log"), func() bool {
+		conn, err := net.Dial("unix", socket)
+		if err != nil {
+			return false
+		}
+		return conn.Close() == nil
+	})
 }
 
 func (k *kilnTool) build(ctx context.Context, b build) (sample, error) {
@@ -77,7 +94,7 @@ func (k *kilnTool) build(ctx context.Context, b build) (sample, error) {
 	if b.cacheTo != "" {
 		args = append(args, "--cache-to", b.cacheTo)
 	}
-	return measure(ctx, nil, k.bin, append(args, b.context)...)
+	return k.measure(func() (sample, error) { return measure(ctx, nil, k.bin, append(args, b.context)...) })
 }
 
 // output gives the value of --output for kiln and buildctl.
@@ -100,8 +117,8 @@ func (b build) output() string {
 // buildkit is a daemon with runc and overlayfs, and its client.
 type buildkit struct {
 	states
-	peers  string
-	daemon *exec.Cmd
+	daemon
+	peers string
 }
 
 func (b *buildkit) name() string { return "buildkit" }
@@ -116,48 +133,20 @@ func (b *buildkit) reset(ctx context.Context) error {
 	if err := os.MkdirAll(b.state(), 0o700); err != nil {
 		return err
 	}
-	log, err := os.Create(filepath.Join(b.dir, "buildkitd.log"))
-	if err != nil {
-		return err
-	}
-	defer log.Close()
 	// Garbage collection stays out of the measurement.
 	conf := filepath.Join(b.dir, "buildkitd.toml")
 	if err := os.WriteFile(conf, []byte("[worker.oci]\n  gc = false\n[worker.containerd]\n  enabled = false\n"), 0o600); err != nil {
 		return err
 	}
-	b.daemon = exec.Command(filepath.Join(b.peers, "buildkitd"), "--config", conf, "--root", b.state(), "--addr", b.addr(),
+	cmd := exec.Command(filepath.Join(b.peers, "buildkitd"), "--config", conf, "--root", b.state(), "--addr", b.addr(),
 		"--oci-worker-snapshotter", "overlayfs", "--oci-worker-binary", "runc", "--oci-worker-net", "host",
 		"--otel-socket-path", filepath.Join(b.dir, "buildkitd-otel.sock"))
-	b.daemon.Stdout, b.daemon.Stderr = log, log
-	b.daemon.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-	if err := b.daemon.Start(); err != nil {
-		b.daemon = nil
-		return fmt.Errorf("starting buildkitd: %w", err)
-	}
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline) && ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
-		if exec.CommandContext(ctx, b.ctl(), "--addr", b.addr(), "debug", "workers").Run() == nil {
-			return nil
-		}
-	}
-	return errors.New("buildkitd did not come up in a minute; see " + log.Name())
+	return b.start(ctx, cmd, filepath.Join(b.dir, "buildkitd.log"), func() bool {
+		return exec.CommandContext(ctx, b.ctl(), "--addr", b.addr(), "debug", "workers").Run() == nil
+	})
 }
 
-func (b *buildkit) close() error {
-	if b.daemon != nil {
-		b.daemon.Process.Signal(syscall.SIGTERM)
-		done := make(chan struct{})
-		go func() { b.daemon.Wait(); close(done) }()
-		select {
-		case <-done:
-		case <-time.After(30 * time.Second):
-			b.daemon.Process.Kill()
-			<-done
-		}
-		b.daemon = nil
-	}
-	return nil
-}
+func (b *buildkit) close() error { return b.stop() }
 
 func (b *buildkit) build(ctx context.Context, w build) (sample, error) {
 	args := []string{"--addr", b.addr(), "build", "--progress", "plain", "--frontend", "dockerfile.v0",
@@ -175,28 +164,6 @@ func (b *buildkit) build(ctx context.Context, w build) (sample, error) {
 		args = append(args, "--export-cache", w.cacheTo)
 	}
 	return b.measure(func() (sample, error) { return measure(ctx, nil, b.ctl(), args...) })
-}
-
-// measure adds what the daemon used to what its clients did. The peak is the
-// daemon's: a client beside it is small.
-func (b *buildkit) measure(client func() (sample, error)) (sample, error) {
-	pid := b.daemon.Process.Pid
-	if err := resetPeak(pid); err != nil {
-		return sample{}, err
-	}
-	before, err := usageOf(pid)
-	if err != nil {
-		return sample{}, err
-	}
-	s, err := client()
-	if err != nil {
-		return s, err
-	}
-	after, err := usageOf(pid)
-	s.CPU += after.cpu - before.cpu
-	s.Written += after.written - before.written
-	s.Memory = max(s.Memory, after.peak)
-	return s, err
 }
 
 // buildah is Debian's, with overlayfs and a process for each build.
