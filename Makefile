@@ -39,8 +39,8 @@ test: deps lint ## everything but what downloads
 parity: deps ## build test/parity's Dockerfiles with kiln and with BuildKit, and compare
 	@test/parity/run.sh
 
-conformance: deps ## run the tests of BuildKit's own client against kiln (CASES=REGEXP for some)
-	@test/conformance/run.sh $(CASES)
+conformance: deps ## BuildKit's own tests of its client and its Dockerfile frontend against kiln (CASES=REGEXP for some)
+	@test/conformance/run.sh '$(CASES)' $(SUITE)
 
 test-online: deps build ## builds that download packages; says so where there is no network
 	$(GO) test -count=1 -tags online -run Online ./test/...

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds BuildKit's own tests of its client, and runs them against kiln:
-# run.sh [REGEXP of case names].
+# Builds BuildKit's own tests of its client and of its Dockerfile frontend, and runs
+# them against kiln: run.sh [REGEXP of case names [client|dockerfile]].
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -21,9 +21,14 @@ fi
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kiln-test
 ../peers/build.sh "$cache/peers" buildctl
 go=${GO:-go}
-(cd suite && CGO_ENABLED=0 "$go" test -c -o "$cache/client.test" github.com/moby/buildkit/client)
-export CONFORMANCE_SUITE=$cache/client.test CONFORMANCE_PEERS=$cache/peers CONFORMANCE_CASES=${1:-}
-CONFORMANCE_FOLDER=$(cd suite && "$go" list -f '{{.Dir}}' github.com/moby/buildkit/client)
-export CONFORMANCE_FOLDER
+programs=$cache/conformance
+mkdir -p "$programs"
+for package in client frontend/dockerfile; do
+	[ -z "${2:-}" ] || [ "$2" = "${package##*/}" ] || continue
+	(cd suite && CGO_ENABLED=0 "$go" test -c -o "$programs/${package##*/}.test" "github.com/moby/buildkit/$package")
+done
+export CONFORMANCE_PROGRAMS=$programs CONFORMANCE_PEERS=$cache/peers CONFORMANCE_CASES=${1:-}
+CONFORMANCE_MODULE=$(cd suite && "$go" list -m -f '{{.Dir}}' github.com/moby/buildkit)
+export CONFORMANCE_MODULE
 # Without a package argument go test lets through what a passing test prints.
-exec env CGO_ENABLED=0 "$go" test -count=1 -timeout 60m -tags conformance -run TestSuite
+exec env CGO_ENABLED=0 "$go" test -count=1 -timeout 90m -tags conformance -run "TestSuite/${2:-}"

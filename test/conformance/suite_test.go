@@ -1,13 +1,18 @@
 //go:build conformance
 
-// Package conformance runs the integration tests of BuildKit's own client against
-// `kiln serve`, and prints what became of each case.
+// Package conformance runs BuildKit's own integration tests against `kiln serve`, and
+// prints what became of each case.
 //
-// run.sh builds those tests, in the module suite, as one program. It starts
-// "buildkitd" anew for every case: a script here, which starts kiln. Images come
-// from a registry's folder that is made beforehand (mirror_test.go). A case may
-// fail that stands in known.txt, with the reason why a user is served well all the
-// same, or what the machine lacks.
+// There are two suites: that of BuildKit's client, and that of its Dockerfile frontend,
+// whose cases run with the daemon's own compiler ("builtin") and with BuildKit's, linked
+// into the test ("client"). run.sh builds each as a program, in the module suite. It
+// starts "buildkitd" anew for every case: a script here, which starts kiln. Images come
+// from a registry's folder that is made beforehand (mirror_test.go). A case may fail
+// that stands in the suite's list (known.txt, known-dockerfile.txt), with the reason why
+// a user is served well all the same, or what the machine lacks.
+//
+// CONFORMANCE_DAEMON names a program to run in kiln's place: with BuildKit's daemon the
+// table tells what this machine cannot do.
 package conformance
 
 import (
@@ -49,14 +54,22 @@ type outcome struct {
 	output strings.Builder
 }
 
+// suite is the tests of one of BuildKit's packages.
+type suite struct {
+	name   string // also the program's, without its ending
+	folder string // in BuildKit's module; the tests run there
+	known  string // the list of cases that may fail
+}
+
+var suites = []suite{
+	{"client", "client", "known.txt"},
+	{"dockerfile", "frontend/dockerfile", "known-dockerfile.txt"},
+}
+
 func TestSuite(t *testing.T) {
-	suite, peers, folder := os.Getenv("CONFORMANCE_SUITE"), os.Getenv("CONFORMANCE_PEERS"), os.Getenv("CONFORMANCE_FOLDER")
-	if suite == "" || peers == "" || folder == "" {
+	programs, peers, module := os.Getenv("CONFORMANCE_PROGRAMS"), os.Getenv("CONFORMANCE_PEERS"), os.Getenv("CONFORMANCE_MODULE")
+	if programs == "" || peers == "" || module == "" {
 		t.Fatal("this test is run by run.sh, which builds what it needs")
-	}
-	expected, err := readKnown("known.txt")
-	if err != nil {
-		t.Fatal(err)
 	}
 	dir, err := os.MkdirTemp("", "kc-") // short: sockets lie below it
 	if err != nil {
@@ -67,18 +80,32 @@ func TestSuite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pattern := os.Getenv("CONFORMANCE_CASES")
-	outcomes, err := run(suite, folder, pattern, env)
-	if err != nil {
-		t.Error(err)
+	pattern, cases := os.Getenv("CONFORMANCE_CASES"), 0
+	var counts []string
+	for _, s := range suites {
+		t.Run(s.name, func(t *testing.T) {
+			expected, err := readKnown(s.known)
+			if err != nil {
+				t.Fatal(err)
+			}
+			outcomes, err := run(filepath.Join(programs, s.name+".test"), filepath.Join(module, s.folder), pattern, env)
+			if err != nil {
+				t.Error(err)
+			}
+			cases += len(outcomes)
+			counts = append(counts, fmt.Sprintf("%-12s %s", s.name+":", report(t, s.known, outcomes, expected, pattern == "")))
+		})
 	}
-	report(t, outcomes, expected, pattern == "")
+	fmt.Printf("\n%s\n", strings.Join(counts, "\n"))
+	if cases == 0 {
+		t.Error("no case ran")
+	}
 }
 
 // setUp makes what the suite finds on its PATH and in its registry, and gives its
 // environment.
 func setUp(dir, peers string) ([]string, error) {
-	kiln, err := peer.BuildKiln(dir)
+	program, err := standIn(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +121,7 @@ func setUp(dir, peers string) ([]string, error) {
 	}
 	err = errors.Join(
 		os.Chmod(dir, 0o711), // steps act as other users
-		os.WriteFile(filepath.Join(bin, "buildkitd"), []byte(strings.Replace(daemon, "KILN", kiln, 1)), 0o755),
+		os.WriteFile(filepath.Join(bin, "buildkitd"), []byte(program), 0o755),
 		os.Symlink(registry, filepath.Join(bin, "registry")),
 		os.Symlink(filepath.Join(peers, "buildctl"), filepath.Join(bin, "buildctl")),
 		fillMirror(mirror),
@@ -104,25 +131,34 @@ func setUp(dir, peers string) ([]string, error) {
 	), err
 }
 
+// standIn gives the program that the suites find as buildkitd.
+func standIn(dir string) (string, error) {
+	if other := os.Getenv("CONFORMANCE_DAEMON"); other != "" {
+		return "#!/bin/sh\nexec '" + other + "' \"$@\"\n", nil
+	}
+	kiln, err := peer.BuildKiln(dir)
+	return strings.Replace(daemon, "KILN", kiln, 1), err
+}
+
 // prefix is what all names of cases have in common in one of the suite's tests.
 var prefix = regexp.MustCompile(`^Test(ClientGateway)?Integration/|/worker=oci$`)
 
-// caseName gives the name by which known.txt has a case.
+// caseName gives the name by which the lists have a case.
 func caseName(test string) string {
 	return strings.ReplaceAll(prefix.ReplaceAllString(test, ""), "/worker=oci", "")
 }
 
-// run runs the cases whose names match a pattern, all where it is empty, and gives
-// those that have no cases below them. A case that panics ends the whole program:
+// run runs a program's cases whose names match a pattern, all where it is empty, and
+// gives those that have no cases below them. A case that panics ends the whole program:
 // what has not ended by then is run anew without it.
-func run(suite, folder, pattern string, env []string) ([]*outcome, error) {
+func run(program, folder, pattern string, env []string) ([]*outcome, error) {
 	if pattern == "" {
 		pattern = "."
 	}
 	all := map[string]*outcome{}
 	for {
 		before := len(ended(all))
-		if err := runOnce(suite, folder, pattern, env, all); err != nil {
+		if err := runOnce(program, folder, pattern, env, all); err != nil {
 			return leaves(all), err
 		}
 		panicked := false
@@ -158,14 +194,20 @@ func ended(all map[string]*outcome) []string {
 	return list
 }
 
-// runOnce runs what has not ended yet, and notes what becomes of it.
-func runOnce(suite, folder, pattern string, env []string, all map[string]*outcome) error {
+// runOnce runs what has not ended yet, and notes what becomes of it. A pattern has a
+// case's name as the lists have it: what runs it is named behind its first part.
+func runOnce(program, folder, pattern string, env []string, all map[string]*outcome) error {
 	skip := "TestCompatibility"
 	if done := ended(all); len(done) > 0 {
 		skip += "|Integration/^(" + strings.Join(done, "|") + ")$"
 	}
-	cmd := exec.Command("go", "tool", "test2json", suite, "-test.v=test2json", "-test.timeout=40m",
-		"-test.run", "Integration/"+pattern+"/worker=oci", "-test.skip", skip)
+	name, within, inner := strings.Cut(pattern, "/")
+	name = "Integration/" + name + "/worker=oci"
+	if inner {
+		name += "/" + within
+	}
+	cmd := exec.Command("go", "tool", "test2json", program, "-test.v=test2json", "-test.timeout=40m",
+		"-test.run", name, "-test.skip", skip)
 	cmd.Dir, cmd.Env, cmd.Stderr = folder, env, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	out, err := cmd.StdoutPipe()
@@ -240,9 +282,9 @@ func leaves(all map[string]*outcome) []*outcome {
 	return list
 }
 
-// report prints the table, and fails for what is not known. Where all cases ran, an
-// entry that no case needs any more fails too.
-func report(t *testing.T, outcomes []*outcome, expected map[string]*known, all bool) {
+// report prints the table and gives the counts, and fails for what the list
+// does not have. Where all cases ran, an entry that no case needs any more fails too.
+func report(t *testing.T, list string, outcomes []*outcome, expected map[string]*known, all bool) string {
 	count := map[string]int{}
 	var unexpected []*outcome
 	for _, o := range outcomes {
@@ -258,18 +300,15 @@ func report(t *testing.T, outcomes []*outcome, expected map[string]*known, all b
 		count[word]++
 		fmt.Printf("%-60s %-6s %s\n", o.name, word, note)
 	}
-	fmt.Printf("\n%d passed, %d known, %d skipped, %d failed\n", count["pass"], count["known"], count["skip"], count["FAIL"])
-	if len(outcomes) == 0 {
-		t.Error("no case ran")
-	}
 	for _, o := range unexpected {
 		t.Errorf("%s\n%s", o.name, last(o.output.String(), 6000))
 	}
 	for name, k := range expected {
 		if all && !k.seen {
-			t.Errorf("known.txt lists %s, which did not fail", name)
+			t.Errorf("%s lists %s, which did not fail", list, name)
 		}
 	}
+	return fmt.Sprintf("%d passed, %d known, %d skipped, %d failed", count["pass"], count["known"], count["skip"], count["FAIL"])
 }
 
 // message gives the lines of a case's output that say what went wrong.
