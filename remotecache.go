@@ -59,15 +59,18 @@ func (r *records) open() []*remote.Import {
 // Lookup finds a record here or in a remote cache, which makes it one of those here.
 func (r *records) Lookup(k cache.Key) (cache.Record, error) {
 	rec, err := r.Cache.Lookup(k)
-	if err == nil {
+	if err == nil && rec.Whole() {
 		return rec, nil
 	}
+	// One that lacks outputs does where nobody has them all.
 	for _, i := range r.open() {
-		if rec, rerr := i.Lookup(k); rerr == nil {
-			return rec, r.Cache.Store(rec, k)
+		if found, rerr := i.Lookup(k); rerr == nil && (err != nil || found.Whole()) {
+			if rec, err = found, r.Cache.Store(found, k); err != nil || rec.Whole() {
+				break
+			}
 		}
 	}
-	return cache.Record{}, err
+	return rec, err
 }
 
 // ForgetLayer forgets a layer that could not be had, and with it what a remote

@@ -24,7 +24,7 @@ func (c *Cache) Lease() *Lease {
 // Hold adds a chain and all that it leads to. The chain must have been found or
 // made under an open lease, this one or another that is open still.
 func (l *Lease) Hold(id ChainID) {
-	if id == (ChainID{}) {
+	if id == (ChainID{}) || id == Absent {
 		return
 	}
 	l.mu.Lock()

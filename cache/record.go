@@ -62,7 +62,8 @@ func decodeRecord(b []byte) (Record, error) {
 }
 
 // Lookup finds the record under a key. The error is a *MissError where there is
-// none, or none whose chains can still be had.
+// none, or none whose chains can still be had. A record may have outputs that are
+// Absent: who asks for one of them has a miss.
 func (c *Cache) Lookup(k Key) (Record, error) {
 	d := decoder{b: unstamp(c.db.get(dbKey(prefixKey, (*[32]byte)(&k))))}
 	if d.b == nil {
@@ -82,6 +83,9 @@ func (c *Cache) Lookup(k Key) (Record, error) {
 		return Record{}, &MissError{Key: k, Reason: "the record is damaged"}
 	}
 	for _, o := range r.Outputs {
+		if o == Absent {
+			continue
+		}
 		if err := c.verify(o); err != nil {
 			return Record{}, &MissError{Key: k, Reason: err.Error()}
 		}

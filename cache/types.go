@@ -1,9 +1,11 @@
 package cache
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/kiln-build/kiln/cache/blob"
@@ -20,6 +22,11 @@ type LayerID [sha256.Size]byte
 // ChainID is the identity of a chain of layers, made of that of the chain below
 // and of the top layer. The zero ChainID is the empty chain: scratch.
 type ChainID [sha256.Size]byte
+
+// Absent stands in a record for an output that is not known: an inline cache has
+// what is in its image, and a step may put out more. It is no chain, and what is
+// made of an output that is absent is a miss.
+var Absent = ChainID(bytes.Repeat([]byte{0xff}, sha256.Size))
 
 // ContentID identifies what one operation sees of one of its inputs.
 type ContentID [sha256.Size]byte
@@ -54,7 +61,7 @@ type Chain struct {
 
 // Record is what the cache holds under a key: the result of a vertex, and why.
 type Record struct {
-	// Outputs are the vertex's outputs in their order.
+	// Outputs are the vertex's outputs in their order; Absent is one that is not known.
 	Outputs []ChainID
 	// Name is the vertex's name when it ran, for du, prune and explain.
 	Name string
@@ -71,6 +78,9 @@ type Record struct {
 	// this one. It is not stored.
 	From string
 }
+
+// Whole reports whether all outputs of the record are known.
+func (r *Record) Whole() bool { return !slices.Contains(r.Outputs, Absent) }
 
 // MissError says why a lookup found nothing that can be used.
 type MissError struct {

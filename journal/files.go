@@ -130,12 +130,13 @@ func (c *comparison) sameOutput(a Edge, old *Report, b Edge) bool {
 // of the same definition.
 func (c *comparison) output(r *Report, e Edge) (cache.ChainID, bool) {
 	s := &r.Steps[e.Step]
-	if e.Output < len(s.Outputs) {
+	if e.Output < len(s.Outputs) && cache.ChainID(s.Outputs[e.Output]) != cache.Absent {
 		return cache.ChainID(s.Outputs[e.Output]), true
 	}
 	for _, p := range c.pasts {
 		for i := range p.report.Steps {
-			if t := &p.report.Steps[i]; t.Definition == s.Definition && e.Output < len(t.Outputs) {
+			if t := &p.report.Steps[i]; t.Definition == s.Definition && e.Output < len(t.Outputs) &&
+				cache.ChainID(t.Outputs[e.Output]) != cache.Absent {
 				return cache.ChainID(t.Outputs[e.Output]), true
 			}
 		}

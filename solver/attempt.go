@@ -12,6 +12,7 @@ import (
 // when a layer turned out to be gone. Its fields are guarded by Solver.mu.
 type attempt struct {
 	build *build
+	plan  *plan
 	tasks []*task // all that it wants
 	left  int     // how many of them are not solved
 	// err ends the attempt. Where it wraps a *cache.GoneError there is another.
@@ -26,8 +27,8 @@ type attempt struct {
 	quiet    chan struct{}
 }
 
-func newAttempt(b *build) *attempt {
-	return &attempt{build: b, ended: make(chan struct{}), quiet: make(chan struct{})}
+func newAttempt(b *build, p *plan) *attempt {
+	return &attempt{build: b, plan: p, ended: make(chan struct{}), quiet: make(chan struct{})}
 }
 
 func (a *attempt) end() {

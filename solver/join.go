@@ -18,14 +18,14 @@ func (s *Solver) join(b *build, p *plan, old *attempt) (*attempt, bool) {
 		s.planned()
 		return nil, false
 	}
-	a := newAttempt(b)
+	a := newAttempt(b, p)
 	tasks := make([]*task, len(p.nodes))
 	for i := range p.nodes {
 		if !need[i] {
 			continue
 		}
 		n := &p.nodes[i]
-		t := s.tasks[n.share]
+		t := s.taskFor(p, n)
 		switch {
 		case t == nil:
 			t = s.newTask(p, n, tasks)
@@ -74,7 +74,7 @@ func (s *Solver) needed(p *plan) (need []bool, ok bool) {
 			need[i] = false
 			continue
 		}
-		if s.tasks[n.share] != nil {
+		if s.taskFor(p, n) != nil {
 			continue
 		}
 		if n.found != miss {
@@ -85,6 +85,16 @@ func (s *Solver) needed(p *plan) (need []bool, ok bool) {
 		}
 	}
 	return need, true
+}
+
+// taskFor finds the task of a node that others have made. One that a record has
+// solved which lacks what the plan asks for is none. s.mu is held.
+func (s *Solver) taskFor(p *plan, n *node) *task {
+	t := s.tasks[n.share]
+	if t != nil && t.state == solved && p.lacks(n.vertex, t.outputs) {
+		return nil
+	}
+	return t
 }
 
 // newTask makes the task of a node, whose needed inputs have theirs.

@@ -94,7 +94,7 @@ func sourceKey(op *pb.Op, o *pb.SourceOp, memory *[]byte) opKey {
 	case "local":
 		// The pin is the identity of the tree, filters applied.
 		return opKey(h.sum(memory))
-	case "docker-image", "oci-layout":
+	case "docker-image", "oci-layout", "docker-image+blob", "oci-layout+blob":
 		// The pin is a digest; which name it was found under does not matter.
 	default:
 		h.str(rest)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/kiln-build/kiln/cache"
@@ -19,6 +21,10 @@ type plan struct {
 	targets []target
 	// forgotten is Solver.forgotten when the last lookup began.
 	forgotten uint64
+	// asked are the outputs of each vertex that somebody in the plan reads, made when
+	// a record is met that has not all: see lacks.
+	asked     map[llb.Digest][]int
+	askedOnce sync.Once
 }
 
 // target is one of the edges to be solved; node is -1 for scratch.
@@ -197,7 +203,7 @@ func (s *Solver) findShared(b *build, p *plan, level []int) {
 				continue
 			}
 		}
-		if _, ok := s.tasks[n.share]; ok {
+		if s.taskFor(p, n) != nil {
 			n.found = shared
 		}
 	}
@@ -206,7 +212,7 @@ func (s *Solver) findShared(b *build, p *plan, level []int) {
 func (s *Solver) lookUpNodes(b *build, p *plan, nodes []int) {
 	for _, i := range nodes {
 		if n := &p.nodes[i]; n.found == needed {
-			s.lookUpNode(b, n)
+			s.lookUpNode(b, p, n)
 		}
 	}
 	// Nodes of one level share inputs, which other batches mark at the same time.
@@ -225,7 +231,7 @@ func (s *Solver) lookUpNodes(b *build, p *plan, nodes []int) {
 	}
 }
 
-func (s *Solver) lookUpNode(b *build, n *node) {
+func (s *Solver) lookUpNode(b *build, p *plan, n *node) {
 	n.found = miss
 	switch {
 	case n.vertex.Meta().IgnoreCache:
@@ -238,6 +244,9 @@ func (s *Solver) lookUpNode(b *build, n *node) {
 		return // their pins are their memory
 	}
 	r, err := s.lookUpRecord(n.vertex, n.dk)
+	if err == nil && p.lacks(n.vertex, r.Outputs) {
+		err = lacking(n.dk)
+	}
 	if err != nil {
 		n.why = "by definition: " + missReason(err)
 		return
@@ -255,6 +264,46 @@ func (s *Solver) lookUpRecord(v *llb.Vertex, k cache.Key) (cache.Record, error) 
 		err = &cache.MissError{Key: k, Reason: fmt.Sprintf("the record has %d outputs, and the vertex %d", len(r.Outputs), v.Outputs())}
 	}
 	return r, err
+}
+
+// lacks reports whether the plan asks for an output of a vertex that is absent from
+// what a record, or a task that was solved by one, has. A vertex that the plan does
+// not have is asked for all of them.
+func (p *plan) lacks(v *llb.Vertex, outputs []cache.ChainID) bool {
+	if !slices.Contains(outputs, cache.Absent) {
+		return false
+	}
+	p.askedOnce.Do(p.findAsked)
+	asked, ok := p.asked[v.Digest()]
+	if !ok {
+		return true
+	}
+	return slices.ContainsFunc(asked, func(o int) bool { return outputs[o] == cache.Absent })
+}
+
+func (p *plan) findAsked() {
+	p.asked = make(map[llb.Digest][]int, len(p.nodes))
+	ask := func(d llb.Digest, output int) {
+		if !slices.Contains(p.asked[d], output) {
+			p.asked[d] = append(p.asked[d], output)
+		}
+	}
+	for i := range p.nodes {
+		v := p.nodes[i].vertex
+		p.asked[v.Digest()] = p.asked[v.Digest()] // also where nobody asks
+		for _, e := range v.Inputs() {
+			ask(e.Vertex.Digest(), e.Output)
+		}
+	}
+	for _, t := range p.targets {
+		if t.node >= 0 {
+			ask(p.nodes[t.node].vertex.Digest(), t.output)
+		}
+	}
+}
+
+func lacking(k cache.Key) error {
+	return &cache.MissError{Key: k, Reason: "the record has other outputs than those that are asked for"}
 }
 
 func missReason(err error) string {

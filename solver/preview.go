@@ -106,6 +106,9 @@ func (s *Solver) preview(ctx context.Context, b *build, p *plan, n *node) error 
 	}
 	key := contentKey(n.op, n.contents)
 	r, err := s.lookUpRecord(n.vertex, key)
+	if err == nil && p.lacks(n.vertex, r.Outputs) {
+		err = lacking(key)
+	}
 	if err != nil {
 		n.why += "; by content: " + missReason(err)
 		return nil

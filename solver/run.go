@@ -27,8 +27,10 @@ func (s *Solver) identify(t *task) {
 		r, err := s.lookUpRecord(t.vertex, key)
 		if err == nil {
 			s.aliasRecord(t, r)
-			s.solve(t, r.Outputs, answered{ByContent, key, r.From, contents})
-			return
+			if s.solve(t, r.Outputs, answered{ByContent, key, r.From, contents}) {
+				return
+			}
+			err = lacking(key)
 		}
 		why += "; by content: " + missReason(err)
 	}

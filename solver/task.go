@@ -167,11 +167,17 @@ func (s *Solver) start(t *task) {
 }
 
 // solve ends a task well. by is empty if it ran, and says what answered otherwise.
-func (s *Solver) solve(t *task, outputs []cache.ChainID, by answered) {
+// It reports false, and does nothing, where what answered lacks what is asked for.
+func (s *Solver) solve(t *task, outputs []cache.ChainID, by answered) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopped(t) {
-		return
+		return true
+	}
+	for _, w := range t.wants {
+		if w.attempt.plan.lacks(w.vertex, outputs) {
+			return false
+		}
 	}
 	t.cancel(nil)
 	t.state, t.outputs = solved, outputs
@@ -210,6 +216,7 @@ func (s *Solver) solve(t *task, outputs []cache.ChainID, by answered) {
 	for _, w := range t.wants {
 		w.attempt.oneSolved()
 	}
+	return true
 }
 
 // fail ends a task badly, and with it every attempt that wants it, unless a layer

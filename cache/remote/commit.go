@@ -120,6 +120,9 @@ func (x *Exporter) index(entries []Entry, mounts []mount, old *index, now time.T
 	used := usedOf(old, now)
 	signed := x.signedOf(old)
 	for _, e := range entries {
+		if !e.Record.Whole() {
+			continue // it came from an inline cache, which has only what is in its image
+		}
 		if err := x.record(b, e, now, used, signed); err != nil {
 			s.Skipped++
 			s.Reason = fmt.Sprintf("%s: %v", e.Record.Name, err)
@@ -410,6 +413,9 @@ func descriptor(mediaType string, data []byte) blob.Descriptor {
 func (x *index) outputsOf(r record) [][]id {
 	out := make([][]id, len(r.Outputs))
 	for i, at := range r.Outputs {
+		if at == absent {
+			out[i] = []id{id(cache.Absent)} // which is no layer's: it is not scratch
+		}
 		for ; at >= 0; at = x.Chains[at].Parent {
 			out[i] = append(out[i], x.Layers[x.Chains[at].Layer].ID)
 		}

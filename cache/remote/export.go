@@ -248,7 +248,7 @@ func (x *Exporter) Add(at cache.ChainID) {
 
 // plan finds the layers of a chain, and those of them that are new to the export.
 func (x *Exporter) plan(at cache.ChainID) (p chainPlan, fresh []*place) {
-	if p, ok := x.chains[at]; ok || at == (cache.ChainID{}) {
+	if p, ok := x.chains[at]; ok || at == (cache.ChainID{}) || at == cache.Absent {
 		return p, nil
 	}
 	layers, err := x.cache.Layers(at)

@@ -138,6 +138,9 @@ func (i *Import) Lookup(k cache.Key) (cache.Record, error) {
 		out.Inputs = append(out.Inputs, cache.ContentID(in))
 	}
 	for j, o := range r.Outputs {
+		if out.Outputs[j] = cache.Absent; o == absent {
+			continue
+		}
 		var err error
 		if out.Outputs[j], err = i.chain(o); err != nil {
 			return cache.Record{}, &cache.MissError{Key: k, Reason: err.Error()}

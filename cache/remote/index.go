@@ -82,6 +82,9 @@ type link struct {
 	Layer  int `json:"layer"`
 }
 
+// absent is an output of a record of an inline cache that is not in the image.
+const absent = -2
+
 // record is a cache.Record under its keys. An output is a link, or -1 for scratch.
 type record struct {
 	Keys     []id   `json:"keys"`
@@ -112,14 +115,15 @@ func decode(data []byte) (*index, error) {
 	if err := json.NewDecoder(bytes.NewReader(data)).Decode(x); err != nil {
 		return nil, formatf("its index cannot be read: %v", err)
 	}
-	if err := x.check(); err != nil {
+	if err := x.check(-1); err != nil {
 		return nil, err
 	}
 	return x, nil
 }
 
-// check finds what an index may not say.
-func (x *index) check() error {
+// check finds what an index may not say. lowest is the least number that an output
+// may have.
+func (x *index) check(lowest int) error {
 	for i, l := range x.Layers {
 		if len(l.Blobs) > maxPerItem || len(l.Origins) > maxPerItem || l.DiffID.IsZero() || l.Size < 0 || l.Created < 0 ||
 			len(l.Variants) > maxVariants || len(l.Signatures) > maxSignatures {
@@ -162,7 +166,7 @@ func (x *index) check() error {
 			return formatf("record %d of its index makes no sense", i)
 		}
 		for _, o := range r.Outputs {
-			if o < -1 || o >= len(x.Chains) {
+			if o < lowest || o >= len(x.Chains) {
 				return formatf("record %d of its index makes no sense", i)
 			}
 		}
@@ -288,7 +292,7 @@ func (b *builder) merge(x *index, since int64) {
 		if len(b.Records) >= maxRecords || r.Used < since {
 			return
 		}
-		if !slices.ContainsFunc(r.Keys, func(k id) bool { _, ok := b.keys[k]; return !ok }) {
+		if slices.Contains(r.Outputs, absent) || !slices.ContainsFunc(r.Keys, func(k id) bool { _, ok := b.keys[k]; return !ok }) {
 			continue
 		}
 		r.Outputs = slices.Clone(r.Outputs)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/kiln-build/kiln/cache"
@@ -18,7 +19,8 @@ const InlineField = "kiln.cache.v1"
 const maxConfig = 4 << 20
 
 // inline is the cache of one image: its layers are the image's, and every output
-// of a record is a number of them, from the bottom.
+// of a record is a number of them, from the bottom, or -1 where it is not in the
+// image.
 type inline struct {
 	Version int            `json:"version"`
 	Layers  []id           `json:"layers"`
@@ -35,8 +37,8 @@ type inlineRecord struct {
 	Inputs  []id   `json:"inputs,omitempty"`
 }
 
-// Inline gives an image's config with the records in it that lead to the image's
-// root or to what is below that. A config that has none is given as it is.
+// Inline gives an image's config with the records in it of which an output is the
+// image's root or what is below that. A config that has none is given as it is.
 func Inline(c *cache.Cache, config []byte, root cache.ChainID, entries []Entry) ([]byte, error) {
 	depth := map[cache.ChainID]int{{}: 0}
 	layers, err := c.Layers(root)
@@ -70,16 +72,19 @@ func Inline(c *cache.Cache, config []byte, root cache.ChainID, entries []Entry) 
 	return json.Marshal(fields)
 }
 
-func inlineOf(e Entry, depth map[cache.ChainID]int) (inlineRecord, bool) {
-	r := inlineRecord{Keys: ids(e.Keys), Name: e.Record.Name, Vertex: e.Record.Vertex, Inputs: ids(e.Record.Inputs)}
+// inlineOf gives the record of an entry of which the image has an output, if any.
+// Scratch, which every image has, is one only where it is all that there is.
+func inlineOf(e Entry, depth map[cache.ChainID]int) (r inlineRecord, ok bool) {
+	r = inlineRecord{Keys: ids(e.Keys), Name: e.Record.Name, Vertex: e.Record.Vertex, Inputs: ids(e.Record.Inputs)}
 	for _, o := range e.Record.Outputs {
-		d, ok := depth[o]
-		if !ok {
-			return r, false
+		d, in := depth[o]
+		if !in {
+			d = -1
 		}
+		ok = ok || d > 0
 		r.Outputs = append(r.Outputs, d)
 	}
-	return r, len(r.Outputs) > 0
+	return r, ok || len(r.Outputs) > 0 && !slices.Contains(r.Outputs, -1)
 }
 
 func ids[T ~[32]byte](in []T) []id {
@@ -119,7 +124,7 @@ func loadInline(ctx context.Context, s Store, m document) (*index, error) {
 	if len(b.Records) == 0 {
 		return nil, fmt.Errorf("it is an image without an inline cache: %w", fs.ErrNotExist)
 	}
-	return &b.index, b.check()
+	return &b.index, b.check(absent)
 }
 
 // history is an entry of an image's history.
@@ -181,10 +186,14 @@ func addInline(ctx context.Context, s Store, m document, b *builder) error {
 	for _, r := range in.Records {
 		rec := record{Keys: r.Keys, Name: r.Name, Vertex: r.Vertex, Inputs: r.Inputs}
 		for _, o := range r.Outputs {
-			if o < 0 || o >= len(links) {
+			switch {
+			case o == -1:
+				rec.Outputs = append(rec.Outputs, absent)
+			case o < 0 || o >= len(links):
 				return formatf("its inline cache names a layer that the image does not have")
+			default:
+				rec.Outputs = append(rec.Outputs, links[o])
 			}
-			rec.Outputs = append(rec.Outputs, links[o])
 		}
 		b.record(rec)
 	}

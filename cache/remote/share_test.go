@@ -289,3 +289,62 @@ func TestInlineHasNoTimes(t *testing.T) {
 		t.Errorf("an image without records has the config %s, %v", none, err)
 	}
 }
+
+// A record one of whose outputs is not in the image serves the others, in every
+// image that is made with it, and is in no cache that has records whole.
+func TestInlineOfSomeOutputs(t *testing.T) {
+	from, to := openCache(t), openCache(t)
+	one := step(t, from, cache.ChainID{}, "one", nil)
+	other := step(t, from, cache.ChainID{}, "other", nil)
+	var read atomic.Int64
+	layers, err := from.Layers(one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := forms(&read)(t.Context(), one, layers[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := []byte(`{"rootfs":{"type":"layers","diff_ids":["` + f.DiffID.String() + `"]}}`)
+	image, err := Inline(from, config, one, []Entry{entry(1, other, one), entry(2, other), entry(3, other, cache.ChainID{})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := NewLayout(filepath.Join(t.TempDir(), "image"), "", blob.Digest{})
+	desc := descriptor("application/vnd.oci.image.config.v1+json", image)
+	manifest, err := json.Marshal(document{SchemaVersion: 2, MediaType: manifestType, Config: &desc, Layers: []blob.Descriptor{f.Blob}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Put(t.Context(), desc, nil, opener(image)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Commit(t.Context(), descriptor(manifestType, manifest), manifest, blob.Digest{}); err != nil {
+		t.Fatal(err)
+	}
+	i := importFrom(t, to, store, Options{})
+	r, err := i.Lookup(cache.Key{1})
+	if err != nil || !slices.Equal(r.Outputs, []cache.ChainID{cache.Absent, one}) || r.Whole() {
+		t.Fatalf("got %+v, %v; want the first output absent", r, err)
+	}
+	for _, k := range []byte{2, 3} {
+		if _, err := i.Lookup(cache.Key{k}); err == nil {
+			t.Errorf("record %d leads to nothing that is in the image, and is there", k)
+		}
+	}
+	if err := to.Store(r, cache.Key{1}); err != nil {
+		t.Fatal(err)
+	}
+	if r, err = to.Lookup(cache.Key{1}); err != nil || r.Outputs[0] != cache.Absent || r.Outputs[1] != one {
+		t.Errorf("the state folder gives %+v, %v", r, err)
+	}
+	again, err := Inline(to, config, one, []Entry{{Keys: []cache.Key{{1}}, Record: r}})
+	if err != nil || !bytes.Equal(again, image) {
+		t.Errorf("an image made with it has the config %s, %v; want %s", again, err, image)
+	}
+	cached := NewLayout(filepath.Join(t.TempDir(), "c"), "", blob.Digest{})
+	stats, err := Export(t.Context(), to, cached, ExportOptions{Forms: forms(&read)}, []Entry{{Keys: []cache.Key{{1}}, Record: r}}, time.Unix(1000, 0))
+	if err != nil || stats.Records != 0 || stats.Skipped != 0 {
+		t.Errorf("exporting it: %+v, %v; want it left out", stats, err)
+	}
+}
