@@ -161,9 +161,32 @@ func (b *build) admitSource(ctx context.Context, set *policy.Set, remember bool,
 	return to, nil
 }
 
-// judge holds a source op against policies and the check, and changes it.
+// judge holds a source op against policies and the check, and changes it; and so
+// what it reads from besides, the bundle of a git source.
 func (b *build) judge(ctx context.Context, set *policy.Set, op *pb.Op) (changed bool, err error) {
 	was := proto.Clone(op.GetSource()).(*pb.SourceOp)
+	if err := b.judgeOne(ctx, set, op); err != nil {
+		return false, err
+	}
+	bundle, err := bundleOf(op)
+	if err != nil {
+		return false, err
+	}
+	if bundle != nil {
+		before := proto.Clone(bundle.GetSource())
+		if err := b.judgeOne(ctx, set, bundle); err != nil {
+			return false, fmt.Errorf("the bundle of %s: %w", op.GetSource().Identifier, err)
+		}
+		if !proto.Equal(before, bundle.GetSource()) {
+			setBundle(op.GetSource(), bundle.GetSource())
+		}
+	}
+	return !proto.Equal(was, op.GetSource()), nil
+}
+
+// judgeOne judges until nothing is put in the source's place any more.
+func (b *build) judgeOne(ctx context.Context, set *policy.Set, op *pb.Op) error {
+	was := op.GetSource().Identifier
 	describe := func(ctx context.Context, source *pb.SourceOp, o frontend.SourceOptions) (frontend.SourceMeta, error) {
 		if _, err := set.Apply(source); err != nil {
 			return frontend.SourceMeta{}, err
@@ -174,19 +197,16 @@ func (b *build) judge(ctx context.Context, set *policy.Set, op *pb.Op) (changed 
 		source := op.GetSource()
 		source.Identifier = canonical(source.Identifier)
 		if _, err := set.Apply(source); err != nil {
-			return false, err
+			return err
 		}
-		converted := false
-		if b.guard.check != nil {
-			if converted, err = b.guard.check(ctx, op, describe); err != nil {
-				return false, err
-			}
+		if b.guard.check == nil {
+			return nil
 		}
-		if !converted {
-			return !proto.Equal(was, op.GetSource()), nil
+		if converted, err := b.guard.check(ctx, op, describe); err != nil || !converted {
+			return err
 		}
 	}
-	return false, fmt.Errorf("too many policy requests: the source %q is converted over and over", was.Identifier)
+	return fmt.Errorf("too many policy requests: the source %q is converted over and over", was)
 }
 
 // canonical gives the one form of an identifier that rules are written for: a source
@@ -197,7 +217,7 @@ func canonical(id string) string {
 		return id
 	}
 	switch scheme {
-	case "docker-image":
+	case "docker-image", "docker-image+blob":
 		if ref, err := registry.ParseReference(rest); err == nil {
 			return scheme + "://" + ref.String()
 		}

@@ -80,25 +80,29 @@ func New(c *cache.Cache, reg *registry.Client, ex executor.Executor, o Options) 
 		afar:    o.Mounts,
 		scanner: &local.Scanner{Nodes: c, Stats: c.Bucket("stat"), Clock: o.Clock},
 	}
-	w.addSources()
+	w.addSources(reg)
 	return w, nil
 }
 
 // addSources fills the table of sources.
-func (w *Worker) addSources() {
+func (w *Worker) addSources(reg *registry.Client) {
 	git, web, layout := source.NewGit(w.cache), source.NewHTTP(w.cache), source.NewLayout(w.cache)
+	blob := source.NewBlob(w.cache, reg)
+	blob.Store, blob.Credentials = w.layoutOf, w.credentials
 	git.Secret, web.Secret = w.secretOf, w.secretOf
 	git.SSH = w.dialAgent
 	web.Upload = w.uploadOf
 	layout.Store = w.layoutOf
 	w.layouts, w.git, w.web = layout, git, web
 	w.sources = map[string]Source{
-		"docker-image": &imageSource{w},
-		"local":        &localSource{w},
-		"git":          git,
-		"http":         web,
-		"https":        web,
-		"oci-layout":   layout,
+		"docker-image":      &imageSource{w},
+		"docker-image+blob": blob,
+		"local":             &localSource{w},
+		"git":               git,
+		"http":              web,
+		"https":             web,
+		"oci-layout":        layout,
+		"oci-layout+blob":   blob,
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 var missing = []apicaps.CapID{
 	gwpb.CapImportCaches,
 
-	pb.CapBuildOpLLBFileName, pb.CapSourceImageBlob,
+	pb.CapBuildOpLLBFileName,
 	pb.CapRemoteCacheAzBlob,
 	pb.CapExecMetaNetworkProxy,
 	pb.CapSourceGitSignatureVerify, pb.CapSourceGitBundle, pb.CapSourceGitCheckoutBundle, pb.CapSourceHTTPSignatureVerify,

@@ -21,8 +21,18 @@ type Image struct {
 	Layout   bool // it is in a layout, not in a registry
 }
 
+// Blob is one blob of a repository, or of a layout, that a build used as a file.
+type Blob struct {
+	Ref, Digest string
+	Layout      bool
+}
+
 // Git is a commit that a build used.
-type Git struct{ URL, Commit string }
+type Git struct {
+	URL, Commit string
+	// Bundle is the blob that the commit came in; nil where it came from the URL.
+	Bundle *Blob
+}
 
 // HTTP is a file that a build fetched.
 type HTTP struct{ URL, Digest string }
@@ -35,6 +45,7 @@ type Capture struct {
 	Inputs   map[string]*Request // what the graphs were made by that the frontend was given
 
 	Images  []Image
+	Blobs   []Blob
 	Git     []Git
 	HTTP    []HTTP
 	Locals  []string
@@ -70,6 +81,11 @@ func (c *Capture) addSource(v *llb.Vertex, op *pb.SourceOp, pin string) {
 	switch scheme {
 	case "docker-image", "oci-layout":
 		c.AddImage(Image{Ref: ref, Platform: platformOf(v.Op().Platform), Digest: pin, Layout: scheme == "oci-layout"})
+	case "docker-image+blob", "oci-layout+blob":
+		b := Blob{Ref: ref, Digest: pin, Layout: scheme == "oci-layout+blob"}
+		if !slices.Contains(c.Blobs, b) {
+			c.Blobs = append(c.Blobs, b)
+		}
 	case "git":
 		c.addGit(op, ref, pin)
 	case "http", "https":
@@ -96,7 +112,14 @@ func (c *Capture) addGit(op *pb.SourceOp, ref, pin string) {
 		repository += "#" + at
 	}
 	g := Git{URL: Redact(repository), Commit: pin}
-	if !slices.ContainsFunc(c.Git, func(o Git) bool { return o.URL == g.URL }) {
+	if scheme, bundle, ok := strings.Cut(op.Attrs[pb.AttrGitBundle], "://"); ok {
+		_, digest, _ := strings.Cut(bundle, "@")
+		g.Bundle = &Blob{Ref: bundle, Digest: digest, Layout: scheme == "oci-layout+blob"}
+	}
+	same := func(o Git) bool {
+		return o.URL == g.URL && (o.Bundle == nil) == (g.Bundle == nil) && (g.Bundle == nil || *o.Bundle == *g.Bundle)
+	}
+	if !slices.ContainsFunc(c.Git, same) {
 		c.Git = append(c.Git, g)
 	}
 	for _, attr := range []string{pb.AttrAuthTokenSecret, pb.AttrAuthHeaderSecret} {
@@ -188,7 +211,8 @@ func (c *Capture) tidy() {
 		return canonical && byTag[name]
 	})
 	slices.SortStableFunc(c.Images, func(a, b Image) int { return cmp.Compare(a.Ref, b.Ref) })
-	slices.SortFunc(c.Git, func(a, b Git) int { return cmp.Compare(a.URL, b.URL) })
+	slices.SortFunc(c.Blobs, func(a, b Blob) int { return cmp.Compare(a.Ref, b.Ref) })
+	slices.SortStableFunc(c.Git, func(a, b Git) int { return cmp.Compare(a.URL, b.URL) })
 	slices.SortFunc(c.HTTP, func(a, b HTTP) int { return cmp.Compare(a.URL, b.URL) })
 	slices.Sort(c.Locals)
 }

@@ -1,7 +1,6 @@
 package provenance
 
 import (
-	"encoding/csv"
 	"errors"
 	"fmt"
 	"strconv"
@@ -12,6 +11,7 @@ import (
 	"github.com/kiln-build/kiln/exporter/attest"
 	"github.com/kiln-build/kiln/llb"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+	packageurl "github.com/package-url/packageurl-go"
 )
 
 // Options say what a predicate is to hold. The zero value is version 1 in mode "max".
@@ -29,13 +29,9 @@ type Options struct {
 // defaultFilename is what a provenance is called in a folder.
 const defaultFilename = "provenance.json"
 
-// ParseOptions reads the value of the attribute "attest:provenance".
-func ParseOptions(value string) (Options, error) {
+// ParseOptions reads the fields of the attribute "attest:provenance".
+func ParseOptions(fields map[string]string) (Options, error) {
 	o := Options{Filename: defaultFilename}
-	fields, err := Fields(value)
-	if err != nil {
-		return o, fmt.Errorf("attest:provenance=%s: %w", value, err)
-	}
 	for k, v := range fields {
 		if err := o.set(k, v); err != nil {
 			return o, fmt.Errorf("attest:provenance: %w", err)
@@ -77,23 +73,6 @@ func (o *Options) set(k, v string) (err error) {
 		return fmt.Errorf("%s=%s: want true or false", k, v)
 	}
 	return nil
-}
-
-// Fields reads "key=value,key=value", where a key without a value has "".
-func Fields(value string) (map[string]string, error) {
-	out := map[string]string{}
-	if value == "" {
-		return out, nil
-	}
-	fields, err := csv.NewReader(strings.NewReader(value)).Read()
-	if err != nil {
-		return nil, err
-	}
-	for _, f := range fields {
-		k, v, _ := strings.Cut(f, "=")
-		out[k] = v
-	}
-	return out, nil
 }
 
 // Run is what is known of the build beside what it used.
@@ -183,23 +162,48 @@ func (c *Capture) external(out *ExternalParameters) (vcs map[string]string) {
 func (c *Capture) materials() ([]Material, error) {
 	var out []Material
 	for _, i := range c.Images {
-		kind := attest.PURLDocker
-		if i.Layout {
-			kind = attest.PURLOCI
-		}
-		uri, err := attest.PURL(kind, i.Ref, i.Platform)
+		uri, err := attest.PURL(purlKind(i.Layout), i.Ref, i.Platform)
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, Material{uri, digestSet(i.Digest)})
 	}
+	for _, b := range c.Blobs {
+		m, err := b.material(packageurl.Qualifier{Key: "ref_type", Value: "blob"})
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, m)
+	}
 	for _, g := range c.Git {
 		out = append(out, Material{g.URL, commitDigest(g.Commit)})
+		if g.Bundle == nil {
+			continue
+		}
+		m, err := g.Bundle.material(packageurl.Qualifier{Key: "ref_type", Value: "bundle"}, packageurl.Qualifier{Key: "vcs_url", Value: g.URL})
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, m)
 	}
 	for _, h := range c.HTTP {
 		out = append(out, Material{h.URL, digestSet(h.Digest)})
 	}
 	return out, nil
+}
+
+// purlKind is the type of the package URL of an image, or of a part of one.
+func purlKind(layout bool) string {
+	if layout {
+		return attest.PURLOCI
+	}
+	return attest.PURLDocker
+}
+
+// material names a blob.
+func (b *Blob) material(as ...packageurl.Qualifier) (Material, error) {
+	uri, err := attest.PURL(purlKind(b.Layout), b.Ref, nil, as...)
+	return Material{uri, digestSet(b.Digest)}, err
 }
 
 // maxLayers bounds the blobs that layers gives. Each step has those of all below it,

@@ -8,13 +8,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"mime"
 	"net/http"
 	"net/url"
-	"path"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -63,11 +60,9 @@ type httpOp struct {
 	url      string
 	checksum blob.Digest // what the file must have, where checked
 	checked  bool
-	filename string
-	perm     uint32
-	uid, gid uint32
-	header   [][2]string
-	secret   string // the id of the Authorization header's; empty is by host
+	fileAttrs
+	header [][2]string
+	secret string // the id of the Authorization header's; empty is by host
 }
 
 // httpPin is the pin, as JSON.
@@ -87,28 +82,17 @@ type httpMemory struct {
 
 // parseHTTP reads a source op. The headers that a build may set are those of BuildKit.
 func parseHTTP(op *pb.SourceOp) (*httpOp, error) {
-	h := &httpOp{url: op.Identifier, perm: 0o600}
+	h := &httpOp{url: op.Identifier, fileAttrs: defaultFile}
 	u, err := url.Parse(h.url)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, fmt.Errorf("%q is not an http or https URL", h.url)
 	}
 	for k, v := range op.Attrs {
-		var err error
+		ours, err := h.fileAttrs.set(k, v)
 		switch k {
 		case pb.AttrHTTPChecksum:
 			h.checked = true
 			h.checksum, err = blob.Parse(v)
-		case pb.AttrHTTPFilename:
-			h.filename = v
-		case pb.AttrHTTPPerm:
-			var perm uint32
-			if perm, err = parseID(v, 0o7777); perm != 0 {
-				h.perm = perm
-			}
-		case pb.AttrHTTPUID:
-			h.uid, err = parseID(v, math.MaxUint32-1)
-		case pb.AttrHTTPGID:
-			h.gid, err = parseID(v, math.MaxUint32-1)
 		case pb.AttrHTTPAuthHeaderSecret:
 			h.secret = v
 		case pb.AttrHTTPSignatureVerify, pb.AttrHTTPSignatureVerifyPubKey:
@@ -119,7 +103,7 @@ func parseHTTP(op *pb.SourceOp) (*httpOp, error) {
 				if name == "Accept" || name == "User-Agent" {
 					h.header = append(h.header, [2]string{name, v})
 				}
-			} else if strings.HasPrefix(k, "http.") {
+			} else if strings.HasPrefix(k, "http.") && !ours {
 				err = errors.New("not supported by this version of kiln")
 			}
 		}
@@ -129,14 +113,6 @@ func parseHTTP(op *pb.SourceOp) (*httpOp, error) {
 	}
 	slices.SortFunc(h.header, func(a, b [2]string) int { return cmp.Compare(a[0], b[0]) })
 	return h, nil
-}
-
-func parseID(s string, limit int64) (uint32, error) {
-	n, err := strconv.ParseInt(s, 0, 64)
-	if err != nil || n < 0 || n > limit {
-		return 0, fmt.Errorf("%q is not a number from 0 to %d", s, limit)
-	}
-	return uint32(n), nil
 }
 
 // redacted is the URL without a password, for people.
@@ -190,26 +166,16 @@ func (s *HTTP) Chain(ctx context.Context, job *solver.Job, op *pb.SourceOp, text
 	if err != nil {
 		return none, err
 	}
-	e := tree.Entry{
-		Name: pin.Name, Kind: tree.File, Mode: h.perm, UID: h.uid, GID: h.gid,
-		MTime: pin.MTime * int64(time.Second), Size: size, Content: pin.Digest,
-	}
+	e := h.entry(pin.Name, pin.Digest, size)
+	e.MTime = pin.MTime * int64(time.Second)
 	if err := s.pool(ctx, e); err != nil {
 		return none, fmt.Errorf("%s: %w", h.redacted(), err)
 	}
-	var b tree.Builder
-	if err := b.Set(pin.Name, e); err != nil {
+	id, err := oneFile(s.cache, e)
+	if err != nil {
 		return none, fmt.Errorf("%s: %w", h.redacted(), err)
 	}
-	root, err := b.Root(s.cache)
-	if err != nil {
-		return none, err
-	}
-	l := cache.Layer{ID: cache.TreeLayerID(root), Root: root, Size: size}
-	if err := s.cache.PutLayer(l); err != nil {
-		return none, err
-	}
-	return s.cache.Extend(none, l.ID)
+	return id, nil
 }
 
 // Time gives the time that the server says the file was last changed; zero where
@@ -417,13 +383,4 @@ func fileName(h *httpOp, resp *http.Response) string {
 		return safeName(u.Path)
 	}
 	return safeName("")
-}
-
-// safeName makes one name of what others said the name is.
-func safeName(s string) string {
-	s = path.Base("/" + s)
-	if tree.CheckName(s) != nil {
-		return "download"
-	}
-	return s
 }

@@ -1,7 +1,8 @@
 // Package source brings in what builds start from. Each kind of source has files
 // of its own: image ("docker-image://…") is what registries hold, layout
-// ("oci-layout://…") an image in a folder, http one file by its URL, git the files
-// of a commit. Folders of the user's own are in package source/local.
+// ("oci-layout://…") an image in a folder, blob ("docker-image+blob://…",
+// "oci-layout+blob://…") one blob of either as a file, http one file by its URL, git
+// the files of a commit. Folders of the user's own are in package source/local.
 //
 // A source is resolved first, which gives its pin: the one name under which it
 // stays the same, a digest. Then it becomes a chain. The layers of an image's
