@@ -18,52 +18,36 @@ import (
 	"github.com/kiln-build/kiln/exporter"
 	"github.com/kiln-build/kiln/exporter/provenance"
 	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/frontend/sbom"
 	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/worker/source"
-)
-
-// Attributes by which clients ask for attestations. The second one is for those
-// that can set build arguments only; its rest is in capitals.
-const (
-	attestAttr = "attest:"
-	attestArg  = "build-arg:BUILDKIT_ATTEST_"
 )
 
 // attests are the attestations that a build is to have, besides its frontend's.
 type attests struct {
 	provenance *provenance.Options
-	sbom       *sbomOptions
+	sbom       *sbom.Options
+	noCache    bool // the bills of materials are made anew
 }
 
 // parseAttests reads the attributes that ask for attestations.
 func parseAttests(attrs map[string]string) (attests, error) {
-	asked := map[string]string{}
-	for k, v := range attrs {
-		if name, ok := strings.CutPrefix(k, attestAttr); ok {
-			asked[strings.ToLower(name)] = v
-		} else if name, ok := strings.CutPrefix(k, attestArg); ok {
-			asked[strings.ToLower(name)] = v
-		}
+	filter, given := attrs["no-cache"]
+	a := attests{noCache: given && filter == ""}
+	asked, err := frontend.Attests(attrs)
+	if err != nil {
+		return a, err
 	}
-	var a attests
-	for kind, v := range asked {
-		fields, err := provenance.Fields(v)
-		if err != nil {
-			return a, fmt.Errorf("attest:%s=%s: %w", kind, v, err)
-		}
-		_, off := fields["false"]
-		if off || fields["disabled"] == "true" {
-			continue
-		}
+	for kind, fields := range asked {
 		switch kind {
 		case "provenance":
-			o, err := provenance.ParseOptions(v)
+			o, err := provenance.ParseOptions(fields)
 			if err != nil {
 				return a, err
 			}
 			a.provenance = &o
-		case "sbom":
-			if a.sbom, err = parseSBOM(fields, attrs); err != nil {
+		case sbom.Kind:
+			if a.sbom, err = sbom.Parse(attrs); err != nil {
 				return a, err
 			}
 		default:
@@ -111,11 +95,9 @@ type made struct {
 func (b *build) plan(ctx context.Context, r *frontend.Result) (*made, error) {
 	m := &made{Result: r, images: r.Images}
 	if b.attests.sbom != nil {
-		images, err := b.scan(ctx, r.Images)
-		if err != nil {
+		if err := b.scan(ctx, m); err != nil {
 			return nil, err
 		}
-		m.images = images
 	}
 	for _, image := range m.images {
 		m.edges = append(m.edges, image.Root)
@@ -216,16 +198,24 @@ func (b *build) provenance(ctx context.Context, m *made, i int, o provenance.Opt
 	if !o.Min {
 		layers = b.layersOf(ctx, m)
 	}
-	image := m.images[i]
+	image, root := m.images[i], m.edges[i] // the graph as policies had it
+	var chains map[llb.Digest][]cache.ChainID
+	if b.proxied {
+		chains = b.engine.solver.Known(b.session, root)
+		if root.Output == 0 && len(chains[root.Vertex.Digest()]) == 0 {
+			chains[root.Vertex.Digest()] = []cache.ChainID{m.chains[i]}
+		}
+	}
 	return func(blobs exporter.Blobs) (any, string, error) {
 		run := run
 		c := &provenance.Capture{}
-		c.Add(pins, image.Root)
+		c.Add(pins, root)
+		b.fetched(c, root, chains)
 		if err := b.request(c, m, image, pins); err != nil {
 			return nil, "", err
 		}
 		run.Ended, run.Layers = b.ended(), layers(blobs)
-		return c.Predicate(image.Root, o, run)
+		return c.Predicate(root, o, run)
 	}
 }
 

@@ -15,7 +15,6 @@ func TestParseAttests(t *testing.T) {
 		{map[string]string{"attest:provenance": "disabled=true", "attest:sbom": "false"}, false, false},
 		{map[string]string{"attest:provenance": "mode=min,disabled=false"}, true, false},
 		{map[string]string{"build-arg:BUILDKIT_ATTEST_SBOM": ""}, false, true}, // for who can set arguments only
-		{map[string]string{"attest:sbom": "", "build-arg:BUILDKIT_SBOM_SCAN_STAGE": "false"}, false, true},
 	} {
 		a, err := parseAttests(test.attrs)
 		if err != nil || (a.provenance != nil) != test.provenance || (a.sbom != nil) != test.sbom {
@@ -28,15 +27,13 @@ func TestParseAttests(t *testing.T) {
 		{"attest:provenance": `"`},
 		{"attest:sbom": "generator="},
 		{"attest:sbom": "generator=UPPER"},
-		{"attest:sbom": "", "build-arg:BUILDKIT_SBOM_SCAN_CONTEXT": "true"},
-		{"attest:sbom": "", "build-arg:BUILDKIT_SBOM_SCAN_STAGE": "one,two"},
 	} {
 		if a, err := parseAttests(bad); err == nil {
 			t.Errorf("%v: got %+v, want an error", bad, a)
 		}
 	}
 	a, err := parseAttests(map[string]string{"attest:sbom": "generator=example.com/x,SAY=y", "no-cache": ""})
-	if err != nil || a.sbom.generator != "example.com/x:latest" || a.sbom.params["SAY"] != "y" || !a.sbom.noCache {
+	if err != nil || a.sbom.Image != "example.com/x:latest" || a.sbom.Params["SAY"] != "y" || !a.noCache {
 		t.Errorf("got %+v, %v", a.sbom, err)
 	}
 }

@@ -70,6 +70,11 @@ func (c *compiler) compile(ctx context.Context) (*compiled, error) {
 	if out.image.Root, err = target.state.root.get(); err != nil {
 		return nil, err
 	}
+	if c.opts.sbom != nil && !c.opts.nested {
+		if out.scanned, err = c.scanned(target); err != nil {
+			return nil, err
+		}
+	}
 	if base := target.state.base; base != nil {
 		if out.image.BaseConfig, err = imageConfig(base); err != nil {
 			return nil, err

@@ -24,6 +24,7 @@ import (
 
 	"github.com/containerd/platforms"
 	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/frontend/sbom"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 )
@@ -71,7 +72,7 @@ func (Frontend) Build(ctx context.Context, req frontend.Request, b frontend.Brid
 	if opts.request != "" {
 		return answer(ctx, opts.request, file, compilerFor)
 	}
-	return buildPlatforms(ctx, opts, compilerFor, warnThrough(b, file))
+	return buildPlatforms(ctx, b, opts, compilerFor, warnThrough(b, file))
 }
 
 // compilerFunc prepares the compilation for one platform; nil is the machine's
@@ -79,7 +80,7 @@ func (Frontend) Build(ctx context.Context, req frontend.Request, b frontend.Brid
 type compilerFunc func(target *ocispecs.Platform, warn warnFunc) *compiler
 
 // buildPlatforms compiles for every platform that was asked for, at the same time.
-func buildPlatforms(ctx context.Context, opts *options, compilerFor compilerFunc, warn warnFunc) (*frontend.Result, error) {
+func buildPlatforms(ctx context.Context, b frontend.Bridge, opts *options, compilerFor compilerFunc, warn warnFunc) (*frontend.Result, error) {
 	targets := []*ocispecs.Platform{nil}
 	if len(opts.platforms) > 0 {
 		targets = targets[:0]
@@ -89,6 +90,13 @@ func buildPlatforms(ctx context.Context, opts *options, compilerFor compilerFunc
 	}
 	images := make([]*compiled, len(targets))
 	group, gctx := errgroup.WithContext(ctx)
+	var generator *sbom.Generator
+	if opts.sbom != nil {
+		group.Go(func() (err error) {
+			generator, err = opts.sbom.Find(gctx, b, opts.machine)
+			return err
+		})
+	}
 	for i, target := range targets {
 		// Warnings are the same for every platform: the first one tells them.
 		tell := warn
@@ -104,7 +112,7 @@ func buildPlatforms(ctx context.Context, opts *options, compilerFor compilerFunc
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	return result(opts, targets, images)
+	return result(opts, targets, images, generator)
 }
 
 // compiled is what the Dockerfile came to for one platform.
@@ -113,6 +121,8 @@ type compiled struct {
 	// own is the platform that the image's config names.
 	own   ocispecs.Platform
 	epoch *epoch
+	// scanned is for a bill of materials, where one is asked for.
+	scanned sbom.Target
 }
 
 // platformList is the form in which BuildKit's clients read what was built.
@@ -125,8 +135,9 @@ type listedPlatform struct {
 	Platform ocispecs.Platform
 }
 
-// result puts the platforms' images together, with what exporters read.
-func result(opts *options, targets []*ocispecs.Platform, images []*compiled) (*frontend.Result, error) {
+// result puts the platforms' images together, with what exporters read, and what a
+// generator says of them.
+func result(opts *options, targets []*ocispecs.Platform, images []*compiled, generator *sbom.Generator) (*frontend.Result, error) {
 	res := &frontend.Result{Metadata: map[string][]byte{}, Index: opts.multiPlatform}
 	var list platformList
 	for i, c := range images {
@@ -143,6 +154,14 @@ func result(opts *options, targets []*ocispecs.Platform, images []*compiled) (*f
 				key += "/" + id
 			}
 			res.Metadata[key] = strconv.AppendInt(nil, c.epoch.Unix(), 10)
+		}
+		if generator != nil {
+			c.scanned.ID = id
+			bill, err := generator.Scan(c.scanned)
+			if err != nil {
+				return nil, err
+			}
+			c.image.Attestations = append(c.image.Attestations, bill)
 		}
 		res.Images = append(res.Images, c.image)
 	}

@@ -161,9 +161,3 @@ func suggestArg(err error, unmatched map[string]struct{}, env *environment) erro
 	}
 	return err
 }
-
-// isScanArg reports whether an argument asks for a scan of a stage; steps do not see
-// those.
-func isScanArg(key string) bool {
-	return key == "BUILDKIT_SBOM_SCAN_CONTEXT" || key == "BUILDKIT_SBOM_SCAN_STAGE"
-}

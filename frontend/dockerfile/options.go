@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/docker/go-units"
 	"github.com/kiln-build/kiln/frontend"
+	"github.com/kiln-build/kiln/frontend/sbom"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/cpuset"
@@ -38,6 +39,7 @@ type options struct {
 	resolveMode string
 	lint        *linter.Config // instead of the Dockerfile's own check directive
 	gitAdvice   bool
+	sbom        *sbom.Options // nil is none
 
 	run runOptions
 }
@@ -68,7 +70,7 @@ func parseOptions(req frontend.Request) (*options, error) {
 	if o.machine.OS == "" {
 		o.machine = platforms.Normalize(platforms.DefaultSpec())
 	}
-	for _, parse := range []func() error{o.parsePlatforms, o.parseCaching, o.parseRun, o.parseLint} {
+	for _, parse := range []func() error{o.parsePlatforms, o.parseCaching, o.parseRun, o.parseLint, o.parseSBOM} {
 		if err := parse(); err != nil {
 			return nil, err
 		}
@@ -140,6 +142,11 @@ func (o *options) parseLint() (err error) {
 		}
 	}
 	return nil
+}
+
+func (o *options) parseSBOM() (err error) {
+	o.sbom, err = sbom.Parse(o.raw)
+	return err
 }
 
 func (o *options) parseRun() (err error) {

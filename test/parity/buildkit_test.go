@@ -147,6 +147,8 @@ func buildctlArgs(c *testCase, f *folders) (args []string, annotations string, e
 			opt(strings.TrimPrefix(name, "--")+":"+key, v)
 		case "--target", "--platform", "--cgroup-parent":
 			opt(strings.TrimPrefix(name, "--"), value)
+		case "--sbom":
+			opt("attest:sbom", value)
 		case "--network":
 			opt("force-network-mode", value)
 			if value == "host" {

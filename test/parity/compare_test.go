@@ -62,6 +62,7 @@ func compareImage(want, got *image, how comparison) []string {
 		d.add(k, w[k], g[k])
 	}
 	compareTrees(d, want.tree, got.tree, how)
+	d.add("attestations", strings.Join(want.bills, "\n"), strings.Join(got.bills, "\n"))
 	return d.lines
 }
 

@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -28,6 +29,9 @@ type image struct {
 	manifest v1.Manifest
 	config   map[string]any
 	tree     map[string]*entry
+	digest   string
+	// bills are the predicates of what is said of the image beside it.
+	bills []string
 }
 
 // entry is what a layer says of one path.
@@ -128,6 +132,12 @@ func (t *tarball) images(index v1.Index) ([]*image, error) {
 			images = append(images, more...)
 			continue
 		}
+		if d.Annotations["vnd.docker.reference.type"] == "attestation-manifest" {
+			if err := t.attest(images, d); err != nil {
+				return nil, fmt.Errorf("attestation %s: %w", d.Digest, err)
+			}
+			continue
+		}
 		img, err := t.image(d)
 		if err != nil {
 			return nil, err
@@ -137,8 +147,37 @@ func (t *tarball) images(index v1.Index) ([]*image, error) {
 	return images, nil
 }
 
+// attest gives an image what a manifest says of it.
+func (t *tarball) attest(images []*image, d v1.Descriptor) error {
+	var manifest v1.Manifest
+	if err := t.readJSON(d.Digest.String(), &manifest); err != nil {
+		return err
+	}
+	of := d.Annotations["vnd.docker.reference.digest"]
+	at := slices.IndexFunc(images, func(i *image) bool { return i.digest == of })
+	if at < 0 {
+		return fmt.Errorf("it is about %q, which is not in front of it", of)
+	}
+	for _, l := range manifest.Layers {
+		var statement struct {
+			PredicateType string `json:"predicateType"`
+			Predicate     any    `json:"predicate"`
+		}
+		if err := t.readJSON(l.Digest.String(), &statement); err != nil {
+			return err
+		}
+		text, err := json.Marshal(statement)
+		if err != nil {
+			return err
+		}
+		images[at].bills = append(images[at].bills, string(text))
+	}
+	slices.Sort(images[at].bills)
+	return nil
+}
+
 func (t *tarball) image(d v1.Descriptor) (*image, error) {
-	img := &image{tree: map[string]*entry{}}
+	img := &image{tree: map[string]*entry{}, digest: d.Digest.String()}
 	if err := t.readJSON(d.Digest.String(), &img.manifest); err != nil {
 		return nil, err
 	}
