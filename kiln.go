@@ -77,7 +77,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	if o.Root, err = filepath.Abs(o.Root); err != nil {
 		return nil, err
 	}
-	e := &Engine{config: config, clock: o.Clock, warn: o.Warn, registry: &registry.Client{Hosts: config.Registry}}
+	e := &Engine{config: config, clock: o.Clock, warn: o.Warn, registry: &registry.Client{Hosts: config.Registry, Uploads: new(registry.Uploads)}}
 	if e.clock == nil {
 		e.clock = time.Now
 	}
@@ -88,7 +88,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		e.warn("the configuration, " + line)
 	}
 	ids, _ := userns.IDs()
-	e.cacheRegistry = &registry.Client{Hosts: config.Registry, Limits: cacheLimits}
+	e.cacheRegistry = &registry.Client{Hosts: config.Registry, Limits: cacheLimits, Uploads: e.registry.Uploads}
 	e.cache, err = cache.Open(ctx, o.Root, cache.Options{
 		Clock: o.Clock, Waiting: o.Waiting, Warn: func(err error) { e.warn(err.Error()) }, SingleID: ids == 1, LazyClose: true,
 	})

@@ -20,8 +20,8 @@ import (
 const chunkSize = 16 << 20
 
 // Push puts a blob into ref's repository unless it is there, mounting it from one
-// of the origins ("host/name") where the registry can. pushed is false where
-// nothing had to be sent.
+// of the origins ("host/name") where the registry can, or from where c.Uploads knows
+// it to be. pushed is false where nothing had to be sent.
 func (c *Client) Push(ctx context.Context, cred Credentials, ref string, d blob.Descriptor, origins []string, open Content) (pushed bool, err error) {
 	r, err := ParseReference(ref)
 	if err != nil {
@@ -35,8 +35,25 @@ func (c *Client) Push(ctx context.Context, cred Credentials, ref string, d blob.
 	if have, err := p.has(ctx, doing, p.blobURL(d.Digest)); err != nil || have {
 		return false, err
 	}
+	from := mountable(r, origins)
+	if from == "" {
+		at := blobAt{r.Host, d.Digest}
+		var s *sending
+		if from, s = c.Uploads.begin(ctx, at, r.Name, d.Size); s != nil {
+			defer func() { c.Uploads.end(at, s, err) }()
+			open = s.counted(open)
+		}
+		if from == r.Name {
+			// Sent there a moment ago, by another that asked before it was there.
+			if have, err := p.has(ctx, doing, p.blobURL(d.Digest)); err != nil || have {
+				return false, err
+			}
+			c.Uploads.forget(at)
+			from = ""
+		}
+	}
 	var session *url.URL
-	if from := mountable(r, origins); from != "" {
+	if from != "" {
 		if session, err = p.mount(ctx, doing, d, from); err != nil || session == nil {
 			return false, err
 		}

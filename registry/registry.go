@@ -33,6 +33,11 @@ type Client struct {
 	Limits Limits
 	// UserAgent is what registries are told; empty is "kiln".
 	UserAgent string
+	// Clock tells the time; nil is time.Now.
+	Clock func() time.Time
+	// Uploads is shared by clients that are not to send a blob to a registry twice;
+	// nil shares nothing.
+	Uploads *Uploads
 
 	mu sync.Mutex // guards the fields below
 	// transports are by endpoint address and settings, so that connections are reused.

@@ -161,7 +161,7 @@ func (e *Exporter) client(names []string) (*registry.Client, error) {
 		h.HTTP, h.Insecure = &yes, &yes
 		hosts[ref.Host] = h
 	}
-	return &registry.Client{Hosts: hosts, Limits: c.Limits, UserAgent: c.UserAgent}, nil
+	return &registry.Client{Hosts: hosts, Limits: c.Limits, UserAgent: c.UserAgent, Uploads: c.Uploads}, nil
 }
 
 // pusher is one export on its way to registries.
