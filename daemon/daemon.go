@@ -59,6 +59,7 @@ type Server struct {
 	workerID string
 	sessions *session.Manager
 	mirrors  *caller.Mirrors
+	tokens   *caller.Tokens
 	gateway  *gateway.Forwarder
 	builds   *builds
 	activity activity
@@ -73,7 +74,7 @@ func New(e *kiln.Engine, o Options) (*Server, error) {
 	if o.Clock == nil {
 		o.Clock = time.Now
 	}
-	s := &Server{engine: e, o: o, activity: activity{clock: o.Clock, last: o.Clock()}}
+	s := &Server{engine: e, o: o, tokens: caller.NewTokens(o.Clock), activity: activity{clock: o.Clock, last: o.Clock()}}
 	var err error
 	if s.sessions, err = session.NewManager(); err != nil {
 		return nil, err

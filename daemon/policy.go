@@ -22,7 +22,7 @@ func (s *Server) checkSource(req *controlapi.SolveRequest, client *caller.Caller
 	}
 	judge := client
 	if req.SourcePolicySession != req.Session {
-		judge = caller.New(s.sessions, req.SourcePolicySession, s.mirrors, s.engine.Path("tmp"))
+		judge = caller.New(s.sessions, req.SourcePolicySession, s.mirrors, s.tokens, s.engine.Path("tmp"))
 		done = judge.Close
 	}
 	return func(ctx context.Context, op *pb.Op, describe func(context.Context, *pb.SourceOp, frontend.SourceOptions) (frontend.SourceMeta, error)) (bool, error) {

@@ -6,7 +6,6 @@ import (
 	"reflect"
 	"sync"
 
-	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/credentials"
 )
 
@@ -66,28 +65,28 @@ func (Anonymous) Credential(context.Context, string) (user, secret string, err e
 // one; a daemon has as many as builds that run at once, and tokens live minutes.
 const maxLogins = 64
 
-// login is what one Credentials has led to: the tokens for each registry.
+// login is what one Credentials has led to.
 type login struct {
-	cred  Credentials
-	cache auth.Cache
+	cred   Credentials
+	passes *passes
 }
 
-// tokens gives the token cache for cred. Credentials that cannot be compared get
-// one that nobody shares.
-func (c *Client) tokens(cred Credentials) auth.Cache {
+// passes gives what cred has led to. Credentials that cannot be compared get what
+// nobody shares.
+func (c *Client) passes(cred Credentials) *passes {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, l := range c.logins {
 		if same(l.cred, cred) {
-			return l.cache
+			return l.passes
 		}
 	}
-	l := &login{cred: cred, cache: auth.NewCache()}
+	l := &login{cred: cred, passes: newPasses(c.clock())}
 	if len(c.logins) == maxLogins {
 		c.logins = append(c.logins[:0], c.logins[1:]...)
 	}
 	c.logins = append(c.logins, l)
-	return l.cache
+	return l.passes
 }
 
 // same reports whether two Credentials are one: equal, or lists of equal elements.
@@ -108,39 +107,6 @@ func same(a, b Credentials) bool {
 		}
 	}
 	return true
-}
-
-// authenticated gives a client for an endpoint that answers its challenges, with
-// the credentials for that very endpoint and for no other host: neither one that
-// it redirects to nor one that an upload's Location names.
-func (c *Client) authenticated(e endpoint, cred Credentials) (*auth.Client, error) {
-	if cred == nil {
-		cred = &c.docker
-	}
-	hc, err := c.httpClient(e)
-	if err != nil {
-		return nil, err
-	}
-	a := &auth.Client{Client: hc, Cache: c.tokens(cred), ClientID: "kiln"}
-	a.Credential = func(ctx context.Context, hostport string) (auth.Credential, error) {
-		if hostport != e.host {
-			return auth.EmptyCredential, nil
-		}
-		user, secret, err := cred.Credential(ctx, e.host)
-		switch {
-		case err != nil:
-			return auth.EmptyCredential, &credentialError{e.host, err}
-		case user == "" && secret != "":
-			return auth.Credential{RefreshToken: secret}, nil
-		}
-		return auth.Credential{Username: user, Password: secret}, nil
-	}
-	agent := c.UserAgent
-	if agent == "" {
-		agent = "kiln"
-	}
-	a.SetUserAgent(agent)
-	return a, nil
 }
 
 // credentialError is a failure to find credentials, which no retry mends.

@@ -11,9 +11,6 @@ import (
 	"net/http"
 	"strings"
 
-	"oras.land/oras-go/v2/registry/remote/auth"
-	"oras.land/oras-go/v2/registry/remote/errcode"
-
 	"github.com/kiln-build/kiln/cache/blob"
 )
 
@@ -54,16 +51,19 @@ func failed(doing, host string, err error) error {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	e := &Error{Doing: doing, Host: host, Kind: ErrDown}
-	var token *errcode.ErrorResponse
+	var token *tokenError
+	var realm *realmError
 	var cred *credentialError
 	switch {
 	case errors.As(err, &cred):
 		e.Kind, e.Err = ErrDenied, err
 	case errors.As(err, &token):
 		// The server that hands out tokens said no; it is part of the registry.
-		e.Status = token.StatusCode
-		e.Kind, e.Err = explain(host, token.StatusCode, token.Errors.Error(), "the image")
-	case errors.Is(err, auth.ErrBasicCredentialNotFound):
+		e.Status = token.status
+		e.Kind, e.Err = explain(host, token.status, token.said, "the image")
+	case errors.As(err, &realm):
+		e.Kind, e.Err = ErrDenied, err
+	case errors.Is(err, errNoLogin):
 		e.Status = http.StatusUnauthorized
 		e.Kind, e.Err = explain(host, http.StatusUnauthorized, "", "the image")
 	case untrusted(err):
@@ -98,7 +98,7 @@ func answered(doing, host, what string, resp *http.Response) error {
 // explain says what a status means and what to do about it.
 func explain(host string, status int, said, what string) (kind, err error) {
 	answer := fmt.Sprintf("%d %s", status, http.StatusText(status))
-	if said != "" && said != "<nil>" {
+	if said != "" {
 		answer += ": " + said
 	}
 	switch {

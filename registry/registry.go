@@ -59,6 +59,13 @@ type Limits struct {
 	RetryAfter time.Duration
 }
 
+func (c *Client) clock() func() time.Time {
+	if c.Clock == nil {
+		return time.Now
+	}
+	return c.Clock
+}
+
 // limits gives c.Limits with the defaults filled in.
 func (c *Client) limits() Limits {
 	l := c.Limits

@@ -21,7 +21,7 @@ import (
 // peer is one endpoint as one repository's requests see it.
 type peer struct {
 	endpoint
-	auth   *auth.Client
+	auth   *authorizer
 	limits Limits
 	scopes []string
 	name   string // of the repository
@@ -29,7 +29,7 @@ type peer struct {
 
 // reach makes a peer. Where another endpoint can be asked instead, one attempt is enough.
 func (c *Client) reach(e endpoint, cred Credentials, name string, last bool, actions ...string) (*peer, error) {
-	a, err := c.authenticated(e, cred)
+	a, err := c.authorizer(e, cred)
 	if err != nil {
 		return nil, fmt.Errorf("preparing to speak to %s: %w", e.host, err)
 	}
@@ -101,7 +101,7 @@ func (p *peer) do(ctx context.Context, r request) (*http.Response, error) {
 
 // send sends a request once.
 func (p *peer) send(ctx context.Context, r request) (*http.Response, error) {
-	ctx, cancel := context.WithCancelCause(auth.WithScopesForHost(ctx, p.host, p.scopes...))
+	ctx, cancel := context.WithCancelCause(ctx)
 	req, err := http.NewRequestWithContext(ctx, r.method, r.url, nil)
 	if err != nil {
 		cancel(nil)
@@ -120,7 +120,7 @@ func (p *peer) send(ctx context.Context, r request) (*http.Response, error) {
 			return nil, err
 		}
 	}
-	resp, err := p.auth.Do(req)
+	resp, err := p.auth.do(req, p.scopes)
 	if up != nil {
 		if failure := up.failure(); failure != nil {
 			err = failure
@@ -161,8 +161,9 @@ func transient(err error, n int) bool {
 	}
 	var dns *net.DNSError
 	var cred *credentialError
+	var realm *realmError
 	switch {
-	case errors.As(err, &cred), notTLS(err), untrusted(err):
+	case errors.As(err, &cred), errors.As(err, &realm), notTLS(err), untrusted(err):
 		return false
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return false

@@ -41,19 +41,24 @@ type Caller struct {
 	manager *session.Manager
 	id      string
 	mirrors *Mirrors
+	tokens  *Tokens
 	temp    string
 	here    map[string]string // folders that are read in place, by name
 
 	mu   sync.Mutex // guards what is below
 	conn session.Caller
 	held map[string]*mirror // by name of the folder
+	used map[tokenKey]bool  // the tokens of others that this build was given
 }
 
 // New gives the session of that id, which may not be there yet. Folders that are on
 // their way to the client are made below temp. Close must be called when the build
 // has ended.
-func New(m *session.Manager, id string, mirrors *Mirrors, temp string) *Caller {
-	return &Caller{manager: m, id: id, mirrors: mirrors, temp: temp, held: make(map[string]*mirror)}
+func New(m *session.Manager, id string, mirrors *Mirrors, tokens *Tokens, temp string) *Caller {
+	return &Caller{
+		manager: m, id: id, mirrors: mirrors, tokens: tokens, temp: temp,
+		held: make(map[string]*mirror), used: make(map[tokenKey]bool),
+	}
 }
 
 // ReadInPlace has folders read where they are, which the client may name by a path:
@@ -120,10 +125,15 @@ func (c *Caller) get(ctx context.Context) (session.Caller, error) {
 
 // missing reports whether a client's answer says that it does not have a thing.
 func missing(err error) bool {
+	code := codeOf(err)
+	return code == codes.NotFound || code == codes.Unimplemented
+}
+
+// codeOf gives the code of a client's error; OK where it has none.
+func codeOf(err error) codes.Code {
 	var s interface{ GRPCStatus() *status.Status }
 	if !errors.As(err, &s) {
-		return false
+		return codes.OK
 	}
-	code := s.GRPCStatus().Code()
-	return code == codes.NotFound || code == codes.Unimplemented
+	return s.GRPCStatus().Code()
 }
