@@ -129,29 +129,26 @@ func (e *Engine) wire() error {
 
 // executor gives kiln's own runtime, or the OCI runtime that the configuration names.
 func (e *Engine) executor() (executor.Executor, error) {
-	dir := e.cache.Path("tmp", "executor")
-	if err := os.MkdirAll(dir, 0o711); err != nil {
-		return nil, err
-	}
 	o := executor.Options{
-		Dir:          dir,
+		Dir:          e.cache.Path("tmp", "executor"),
 		CgroupParent: e.config.Worker.OCI.CgroupParent,
 		Nameservers:  e.config.DNS.Nameservers, SearchDomains: e.config.DNS.SearchDomains, DNSOptions: e.config.DNS.Options,
 	}
-	if binary := e.config.Worker.OCI.Binary; binary != "" {
-		runtime, err := executor.NewOCI(o, binary)
-		if err != nil {
-			return nil, err
-		}
-		e.close = func() error { return errors.Join(runtime.Close(), os.RemoveAll(dir)) }
-		return runtime, nil
+	binary := e.config.Worker.OCI.Binary
+	if binary == "" {
+		native := &sandboxes{options: o}
+		e.close = native.Close
+		return native, nil
 	}
-	native, err := executor.New(o)
+	if err := os.MkdirAll(o.Dir, 0o711); err != nil {
+		return nil, err
+	}
+	runtime, err := executor.NewOCI(o, binary)
 	if err != nil {
 		return nil, err
 	}
-	e.close = func() error { return errors.Join(native.Close(), os.RemoveAll(dir)) }
-	return native, nil
+	e.close = func() error { return errors.Join(runtime.Close(), os.RemoveAll(o.Dir)) }
+	return runtime, nil
 }
 
 // Close ends the engine. Builds must have ended before.
