@@ -90,7 +90,7 @@ func (w *Worker) addSources(reg *registry.Client) {
 	blob := source.NewBlob(w.cache, reg)
 	blob.Store, blob.Credentials = w.layoutOf, w.credentials
 	git.Secret, web.Secret = w.secretOf, w.secretOf
-	git.SSH = w.dialAgent
+	git.SSH, git.Blobs = w.dialAgent, blob
 	web.Upload = w.uploadOf
 	layout.Store = w.layoutOf
 	w.layouts, w.git, w.web = layout, git, web

@@ -17,7 +17,7 @@ var missing = []apicaps.CapID{
 	pb.CapBuildOpLLBFileName,
 	pb.CapRemoteCacheAzBlob,
 	pb.CapExecMetaNetworkProxy,
-	pb.CapSourceGitSignatureVerify, pb.CapSourceGitBundle, pb.CapSourceGitCheckoutBundle, pb.CapSourceHTTPSignatureVerify,
+	pb.CapSourceGitSignatureVerify, pb.CapSourceHTTPSignatureVerify,
 	pb.CapSourceMetadataTransfer,
 	pb.CapGCFreeSpaceFilter,
 }

@@ -155,10 +155,7 @@ func (s *Blob) open(ctx context.Context, job *solver.Job, p blobPlace) (r io.Rea
 	if p.layout {
 		return s.openLayout(ctx, job, p, limit)
 	}
-	var cred registry.Credentials
-	if s.Credentials != nil {
-		cred = s.Credentials(job)
-	}
+	cred := s.credentials(job)
 	d, err := s.registry.Blob(ctx, cred, p.ref)
 	if err != nil {
 		return nil, 0, err
@@ -178,17 +175,42 @@ func (s *Blob) open(ctx context.Context, job *solver.Job, p blobPlace) (r io.Rea
 	return &metered{ReadCloser: r, meter: newMeter(progressOf(job), p.ref, "downloading", 0, d.Size)}, d.Size, nil
 }
 
-// openLayout opens a blob of a layout. One that was copied before is not copied
-// again, once the layout was seen to have it.
-func (s *Blob) openLayout(ctx context.Context, job *solver.Job, p blobPlace, limit int64) (io.ReadCloser, int64, error) {
+// check asks whether the repository, or the layout, has a blob.
+func (s *Blob) check(ctx context.Context, job *solver.Job, p blobPlace) error {
+	if !p.layout {
+		_, err := s.registry.Blob(ctx, s.credentials(job), p.ref)
+		return err
+	}
+	r, err := s.lent(ctx, job, p)
+	if err != nil {
+		return err
+	}
+	return r.Close()
+}
+
+func (s *Blob) credentials(job *solver.Job) registry.Credentials {
+	if s.Credentials == nil {
+		return nil
+	}
+	return s.Credentials(job)
+}
+
+// lent opens a blob of a layout that a session lends.
+func (s *Blob) lent(ctx context.Context, job *solver.Job, p blobPlace) (io.ReadCloser, error) {
 	if s.Store == nil {
-		return nil, 0, errors.New("no image layouts are lent to this build")
+		return nil, errors.New("no image layouts are lent to this build")
 	}
 	store, err := s.Store(ctx, job, p.store)
 	if err != nil {
-		return nil, 0, fmt.Errorf("image layout %q: %w", p.store, err)
+		return nil, fmt.Errorf("image layout %q: %w", p.store, err)
 	}
-	r, err := store.Blob(ctx, p.digest)
+	return store.Blob(ctx, p.digest)
+}
+
+// openLayout opens a blob of a layout. One that was copied before is not copied
+// again, once the layout was seen to have it.
+func (s *Blob) openLayout(ctx context.Context, job *solver.Job, p blobPlace, limit int64) (io.ReadCloser, int64, error) {
+	r, err := s.lent(ctx, job, p)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -41,7 +41,7 @@ func (s *Git) Describe(ctx context.Context, job *solver.Job, op *pb.SourceOp, ob
 		return d, err
 	}
 	d.Checksum, d.Ref = commit, g.ref
-	if !gitCommit.MatchString(g.ref) && !g.byCommit {
+	if !gitCommit.MatchString(g.ref) && !g.byCommit && (g.bundle == nil || g.ref != "") {
 		at, err := s.at(ctx, job, g)
 		if err != nil {
 			return d, err
@@ -54,12 +54,15 @@ func (s *Git) Describe(ctx context.Context, job *solver.Job, op *pb.SourceOp, ob
 	if !objects {
 		return d, nil
 	}
+	if err := s.mayRead(ctx, job, g); err != nil {
+		return d, err
+	}
 	run, err := s.runner(ctx, job, g)
 	if err != nil {
 		return d, err
 	}
 	defer run.close()
-	mirror, unlock, err := s.mirror(ctx, run, g.remote, commit)
+	mirror, unlock, err := s.mirror(ctx, run, g.place(), commit)
 	if err != nil {
 		return d, err
 	}
@@ -71,7 +74,7 @@ func (s *Git) Describe(ctx context.Context, job *solver.Job, op *pb.SourceOp, ob
 		if want.kind == "tag" && d.Commit == "" {
 			continue
 		}
-		err := run.fetch(ctx, mirror, g.remote, d.Ref, want.name)
+		err := run.fetch(ctx, mirror, g.place(), d.Ref, want.name)
 		if err == nil {
 			*want.into, err = run.git(ctx, mirror, "cat-file", want.kind, want.name)
 		}
@@ -82,15 +85,23 @@ func (s *Git) Describe(ctx context.Context, job *solver.Job, op *pb.SourceOp, ob
 	return d, nil
 }
 
-// at asks the remote for the op's ref.
+// refOf asks the op's place for its ref.
+func (s *Git) refOf(ctx context.Context, run *gitRunner, g *gitOp) (remoteRef, error) {
+	if g.bundle != nil {
+		return s.bundleRef(ctx, run, g)
+	}
+	return run.lsRemote(ctx, g)
+}
+
+// at asks the op's place for its ref, once in a session.
 func (s *Git) at(ctx context.Context, job *solver.Job, g *gitOp) (remoteRef, error) {
-	return s.seen.ask(job, g.remote+"\x00"+g.ref, func() (remoteRef, error) {
+	return s.seen.ask(job, g.place().name()+"\x00"+g.ref, func() (remoteRef, error) {
 		run, err := s.runner(ctx, job, g)
 		if err != nil {
 			return remoteRef{}, err
 		}
 		defer run.close()
-		return run.lsRemote(ctx, g)
+		return s.refOf(ctx, run, g)
 	})
 }
 

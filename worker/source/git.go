@@ -31,6 +31,8 @@ type Git struct {
 	// Secret and SSH lend what the sessions of a job have for logins; nil has none.
 	Secret func(ctx context.Context, job *solver.Job, id string) ([]byte, error)
 	SSH    func(ctx context.Context, job *solver.Job, id string) (net.Conn, error)
+	// Blobs are where bundles lie; nil has none.
+	Blobs *Blob
 
 	cache *cache.Cache
 	trees *cache.Bucket // the layer of a commit, by all that makes it
@@ -54,7 +56,7 @@ func (s *Git) Pin(ctx context.Context, job *solver.Job, op *pb.SourceOp) (string
 	sha, tag := g.ref, ""
 	switch {
 	case gitCommit.MatchString(sha):
-	case g.byCommit:
+	case g.byCommit || g.bundle != nil && g.ref == "":
 		return g.checksum, nil // what the remote has under the ref does not matter
 	default:
 		at, err := s.at(ctx, job, g)
@@ -79,7 +81,13 @@ func (s *Git) Chain(ctx context.Context, job *solver.Job, op *pb.SourceOp, pin s
 	if !gitCommit.MatchString(pin) {
 		return none, fmt.Errorf("%q is no commit", pin)
 	}
+	if err := s.mayRead(ctx, job, g); err != nil {
+		return none, err
+	}
 	key := fmt.Appendf(nil, "%s\x00%s\x00%s\x00%s\x00%v\x00%v", g.remote, g.ref, pin, g.subdir, g.keepDir, g.skipSubs)
+	if g.bundle != nil || g.asBundle {
+		key = fmt.Appendf(key, "\x00%s\x00%v", g.place().name(), g.asBundle)
+	}
 	if v, ok := s.trees.Get(key); ok && len(v) == sha256.Size {
 		if l, err := s.cache.Layer(cache.LayerID(v)); err == nil {
 			return s.cache.Extend(none, l.ID)
@@ -91,13 +99,8 @@ func (s *Git) Chain(ctx context.Context, job *solver.Job, op *pb.SourceOp, pin s
 	}
 	defer run.close()
 	im := &gitImport{git: s, run: run, skipSubs: g.skipSubs}
-	if err := im.commit(ctx, g.remote, g.ref, pin, g.subdir, "", 0); err != nil {
+	if err := im.build(ctx, g, pin); err != nil {
 		return none, fmt.Errorf("%s: %w", redactURL(g.remote), err)
-	}
-	if g.keepDir && g.subdir == "" {
-		if err := im.gitDir(ctx, g, pin); err != nil {
-			return none, fmt.Errorf("%s: %w", redactURL(g.remote), err)
-		}
 	}
 	root, err := im.tree.Root(s.cache)
 	if err != nil {
@@ -122,17 +125,20 @@ func (s *Git) Time(ctx context.Context, job *solver.Job, op *pb.SourceOp) (time.
 	if err != nil {
 		return none, err
 	}
+	if err := s.mayRead(ctx, job, g); err != nil {
+		return none, err
+	}
 	run, err := s.runner(ctx, job, g)
 	if err != nil {
 		return none, err
 	}
 	defer run.close()
-	mirror, unlock, err := s.mirror(ctx, run, g.remote, commit)
+	mirror, unlock, err := s.mirror(ctx, run, g.place(), commit)
 	if err != nil {
 		return none, err
 	}
 	defer unlock()
-	if err := run.fetch(ctx, mirror, g.remote, g.ref, commit); err != nil {
+	if err := run.fetch(ctx, mirror, g.place(), g.ref, commit); err != nil {
 		return none, fmt.Errorf("%s: %w", redactURL(g.remote), err)
 	}
 	seconds, err := run.commitTime(ctx, mirror, commit)
@@ -142,13 +148,28 @@ func (s *Git) Time(ctx context.Context, job *solver.Job, op *pb.SourceOp) (time.
 	return time.Unix(seconds, 0).UTC(), nil
 }
 
-// mirror gives the bare repository of a remote, locked: one fetch at a time. A
+// gitPlace is where a commit comes from: a remote, or a bundle in its stead.
+type gitPlace struct {
+	remote string
+	bundle *blobPlace
+}
+
+// name tells the mirrors of places apart. What a bundle holds is of no use to those
+// who ask the remote, since anybody can make one that lacks half of a commit.
+func (p gitPlace) name() string {
+	if p.bundle != nil {
+		return "bundle\x00" + p.bundle.digest.String()
+	}
+	return p.remote
+}
+
+// mirror gives the bare repository of a place, locked: one fetch at a time. A
 // repository names its objects by SHA-1 or by SHA-256, as its commits show.
-func (s *Git) mirror(ctx context.Context, run *gitRunner, remote, commit string) (dir string, unlock func(), err error) {
+func (s *Git) mirror(ctx context.Context, run *gitRunner, at gitPlace, commit string) (dir string, unlock func(), err error) {
 	format := objectFormat(commit)
-	name := sha256.Sum256([]byte(remote))
+	name := sha256.Sum256([]byte(at.name()))
 	if format != "sha1" {
-		name = sha256.Sum256([]byte(format + "\x00" + remote))
+		name = sha256.Sum256([]byte(format + "\x00" + at.name()))
 	}
 	dir = s.cache.Path("git", hex.EncodeToString(name[:16]))
 	s.mu.Lock()

@@ -16,11 +16,11 @@ import (
 // and the branch or tag that the op names is there too, so that git describe says
 // what it says in a clone. Other refs are not: which are known here is chance.
 func (im *gitImport) gitDir(ctx context.Context, g *gitOp, commit string) error {
-	at, err := im.run.keptRef(ctx, g, commit)
+	at, err := im.keptRef(ctx, g, commit)
 	if err != nil {
 		return err
 	}
-	mirror, unlock, err := im.git.mirror(ctx, im.run, g.remote, commit)
+	mirror, unlock, err := im.git.mirror(ctx, im.run, g.place(), commit)
 	if err != nil {
 		return err
 	}
@@ -28,7 +28,7 @@ func (im *gitImport) gitDir(ctx context.Context, g *gitOp, commit string) error 
 	want := commit
 	if at.tag != "" {
 		want = at.tag
-		if err := im.run.fetch(ctx, mirror, g.remote, at.name, at.tag); err != nil {
+		if err := im.run.fetch(ctx, mirror, g.place(), at.name, at.tag); err != nil {
 			return err
 		}
 	}
@@ -53,14 +53,14 @@ func (im *gitImport) gitDir(ctx context.Context, g *gitOp, commit string) error 
 }
 
 // keptRef says which ref a kept .git folder has; none has no name.
-func (r *gitRunner) keptRef(ctx context.Context, g *gitOp, commit string) (remoteRef, error) {
-	if gitCommit.MatchString(g.ref) || g.byCommit && g.ref == "" {
+func (im *gitImport) keptRef(ctx context.Context, g *gitOp, commit string) (remoteRef, error) {
+	if gitCommit.MatchString(g.ref) || g.ref == "" && (g.byCommit || g.bundle != nil) {
 		return remoteRef{}, nil
 	}
 	at := remoteRef{name: g.ref, commit: commit}
 	if !g.byCommit {
 		var err error
-		if at, err = r.lsRemote(ctx, g); err != nil {
+		if at, err = im.git.refOf(ctx, im.run, g); err != nil {
 			return at, err
 		}
 		if at.commit != commit {

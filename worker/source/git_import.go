@@ -31,7 +31,8 @@ type gitImport struct {
 	git      *Git
 	run      *gitRunner
 	tree     tree.Builder
-	size     int64
+	size     int64 // of the files so far
+	room     int64 // for files
 	skipSubs bool
 }
 
@@ -41,13 +42,30 @@ type gitEntry struct {
 	path               string
 }
 
+// build makes what an op wants of a commit.
+func (im *gitImport) build(ctx context.Context, g *gitOp, commit string) (err error) {
+	if im.room, err = diskRoom(im.git.cache.Path("tmp")); err != nil {
+		return err
+	}
+	if g.asBundle {
+		return im.pack(ctx, g, commit)
+	}
+	if err := im.commit(ctx, g.place(), g.ref, commit, g.subdir, "", 0); err != nil {
+		return err
+	}
+	if g.keepDir && g.subdir == "" {
+		return im.gitDir(ctx, g, commit)
+	}
+	return nil
+}
+
 // commit puts the files of a commit, below subdir, at the path at.
-func (im *gitImport) commit(ctx context.Context, remote, ref, commit, subdir, at string, depth int) error {
-	mirror, unlock, err := im.git.mirror(ctx, im.run, remote, commit)
+func (im *gitImport) commit(ctx context.Context, from gitPlace, ref, commit, subdir, at string, depth int) error {
+	mirror, unlock, err := im.git.mirror(ctx, im.run, from, commit)
 	if err != nil {
 		return err
 	}
-	entries, subs, err := im.list(ctx, mirror, remote, ref, commit, subdir)
+	entries, subs, err := im.list(ctx, mirror, from, ref, commit, subdir)
 	if err == nil {
 		err = im.files(ctx, mirror, commit, at, entries)
 	}
@@ -59,7 +77,7 @@ func (im *gitImport) commit(ctx context.Context, remote, ref, commit, subdir, at
 		if depth == maxSubmodules {
 			return fmt.Errorf("submodules more than %d deep", maxSubmodules)
 		}
-		if err := im.commit(ctx, sub.remote, "", sub.commit, "", joinPath(at, sub.path), depth+1); err != nil {
+		if err := im.commit(ctx, gitPlace{remote: sub.remote}, "", sub.commit, "", joinPath(at, sub.path), depth+1); err != nil {
 			return fmt.Errorf("submodule %s (%s): %w", sub.path, redactURL(sub.remote), err)
 		}
 	}
@@ -69,8 +87,8 @@ func (im *gitImport) commit(ctx context.Context, remote, ref, commit, subdir, at
 type submodule struct{ path, remote, commit string }
 
 // list fetches a commit and lists what is in it.
-func (im *gitImport) list(ctx context.Context, mirror, remote, ref, commit, subdir string) (entries []gitEntry, subs []submodule, err error) {
-	if err := im.run.fetch(ctx, mirror, remote, ref, commit); err != nil {
+func (im *gitImport) list(ctx context.Context, mirror string, from gitPlace, ref, commit, subdir string) (entries []gitEntry, subs []submodule, err error) {
+	if err := im.run.fetch(ctx, mirror, from, ref, commit); err != nil {
 		return nil, nil, err
 	}
 	object := commit + ":" + subdir
@@ -104,7 +122,7 @@ func (im *gitImport) list(ctx context.Context, mirror, remote, ref, commit, subd
 		entries = append(entries, e)
 	}
 	if len(links) > 0 && !im.skipSubs {
-		subs, err = im.submodules(ctx, mirror, remote, commit, subdir, links)
+		subs, err = im.submodules(ctx, mirror, from.remote, commit, subdir, links)
 	}
 	return entries, subs, err
 }
@@ -280,6 +298,9 @@ func (im *gitImport) blob(ctx context.Context, r *bufio.Reader, e gitEntry, at s
 
 // put makes a file of the tree of size bytes of r.
 func (im *gitImport) put(ctx context.Context, at string, mode uint32, size, mtime int64, r io.Reader) error {
+	if im.size > im.room-size {
+		return fmt.Errorf("the commit's files are larger than what is free on the disk: %d bytes may be brought in", im.room)
+	}
 	e := tree.Entry{Kind: tree.File, Mode: mode, MTime: mtime, Size: size, Tag: layer.TagOf(at)}
 	_, e.Name = path.Split(at)
 	var content io.Reader

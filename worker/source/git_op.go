@@ -20,6 +20,8 @@ type gitOp struct {
 	checksum   string // the beginning of the commit's name
 	byCommit   bool   // checksum is the commit, whatever the ref is now
 	keepDir    bool
+	asBundle   bool       // the result is a bundle of the commit, and not its files
+	bundle     *blobPlace // where the commit comes from instead of the remote, if not nil
 	skipSubs   bool
 	tokenID    string // secrets for http; empty is none
 	headerID   string
@@ -48,6 +50,9 @@ func parseGit(op *pb.SourceOp) (*gitOp, error) {
 	}
 	g.remote = withTransport(g.remote)
 	g.subdir = strings.TrimPrefix(path.Join("/", g.subdir), "/")
+	if err := g.setBundle(op.Attrs); err != nil {
+		return nil, err
+	}
 	if err := g.check(); err != nil {
 		return nil, err
 	}
@@ -91,9 +96,8 @@ func (g *gitOp) set(name, value string) error {
 	case pb.AttrGitAdvice:
 		// Hints for those who type at git; nobody does here.
 	case pb.AttrGitCheckoutBundle:
-		if value == "true" {
-			return errUnsupported(name)
-		}
+		g.asBundle = value == "true"
+	case pb.AttrGitBundle: // see setBundle
 	default:
 		if strings.HasPrefix(name, "git.") {
 			return errUnsupported(name)
@@ -121,8 +125,11 @@ func (g *gitOp) check() error {
 			return fmt.Errorf("fetching by commit needs the commit's whole name, and %q is not one", g.checksum)
 		}
 	}
-	return nil
+	return g.checkBundle()
 }
+
+// place is where the commit comes from.
+func (g *gitOp) place() gitPlace { return gitPlace{g.remote, g.bundle} }
 
 // withTransport gives an address that names no protocol https, as BuildKit does.
 func withTransport(remote string) string {

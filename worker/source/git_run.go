@@ -31,6 +31,9 @@ type gitRunner struct {
 	ssh    string
 	agent  net.Listener
 	conns  sync.WaitGroup
+	// bundle is the one that the op names, and openBundle opens it and says its size.
+	bundle     *blobPlace
+	openBundle func(ctx context.Context) (io.ReadCloser, int64, error)
 }
 
 // runner makes a gitRunner. Close it.
@@ -46,6 +49,13 @@ func (s *Git) runner(ctx context.Context, job *solver.Job, g *gitOp) (*gitRunner
 		{"maintenance.auto", "false"}, {"credential.helper", ""}, {"init.defaultBranch", "master"},
 		{"safe.directory", "*"}, {"advice.detachedHead", "false"},
 	}}
+	r.bundle = g.bundle
+	r.openBundle = func(ctx context.Context) (io.ReadCloser, int64, error) {
+		if s.Blobs == nil {
+			return nil, 0, errNoBlobs
+		}
+		return s.Blobs.open(ctx, job, *g.bundle)
+	}
 	err = r.login(ctx, s, job, g)
 	if err == nil {
 		err = r.prepareSSH(ctx, s, job, g)
@@ -173,11 +183,14 @@ func (r *gitRunner) git(ctx context.Context, dir string, args ...string) ([]byte
 }
 
 func (r *gitRunner) finish(ctx context.Context, cmd *exec.Cmd) ([]byte, error) {
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
+	var stderr, out said
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	err := cmd.Run()
 	if err == nil {
-		return out, nil
+		return out.text.Bytes(), nil
+	}
+	if out.tooMuch || stderr.tooMuch {
+		return nil, fmt.Errorf("git %s: it says more than %d bytes", cmd.Args[1], maxSaid)
 	}
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
@@ -185,11 +198,29 @@ func (r *gitRunner) finish(ctx context.Context, cmd *exec.Cmd) ([]byte, error) {
 	if errors.Is(err, exec.ErrNotFound) {
 		return nil, fmt.Errorf("git sources need the program git: %w", err)
 	}
-	said := strings.TrimSpace(stderr.String())
+	said := strings.TrimSpace(stderr.text.String())
 	if said == "" {
 		said = err.Error()
 	}
 	return nil, fmt.Errorf("git %s: %s", cmd.Args[1], said)
+}
+
+// maxSaid bounds what git may say: a list of three million files. A few trees that
+// name each other over and over stand for more files than any memory holds.
+const maxSaid = 256 << 20
+
+// said is what git says, up to the bound; git ends when it says more.
+type said struct {
+	text    bytes.Buffer
+	tooMuch bool
+}
+
+func (s *said) Write(p []byte) (int, error) {
+	if s.text.Len()+len(p) > maxSaid {
+		s.tooMuch = true
+		return 0, io.ErrShortWrite
+	}
+	return s.text.Write(p)
 }
 
 // remoteRef is what a remote has under a ref.
@@ -235,7 +266,7 @@ func (r *gitRunner) lsRemote(ctx context.Context, g *gitOp) (remoteRef, error) {
 
 // fetch brings a commit into a mirror: by its name, and where the server gives no
 // commits by name, by the ref that it was found under, or with everything.
-func (r *gitRunner) fetch(ctx context.Context, mirror, remote, ref, commit string) error {
+func (r *gitRunner) fetch(ctx context.Context, mirror string, from gitPlace, ref, commit string) error {
 	have := func() bool {
 		_, err := r.git(ctx, mirror, "cat-file", "-e", commit+"^{tree}")
 		return err == nil
@@ -243,6 +274,16 @@ func (r *gitRunner) fetch(ctx context.Context, mirror, remote, ref, commit strin
 	if have() {
 		return nil
 	}
+	if from.bundle != nil {
+		if _, err := r.unbundle(ctx, mirror); err != nil {
+			return err
+		}
+		if !have() {
+			return fmt.Errorf("commit %s not found in bundle %s", commit, from.bundle.ref)
+		}
+		return nil
+	}
+	remote := from.remote
 	base := []string{"fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--force"}
 	shallow := append(base[:len(base):len(base)], "--depth=1", "--", remote)
 	tries := [][]string{append(shallow[:len(shallow):len(shallow)], commit)}

@@ -386,7 +386,8 @@ func TestGitRefuses(t *testing.T) {
 		{srv.op("app", "", map[string]string{pb.AttrGitMTime: "yesterday"}), pb.AttrGitMTime},
 		// What is asked for and cannot be done.
 		{srv.op("app", "", map[string]string{pb.AttrGitBundle: "docker-image+blob://x"}), pb.AttrGitBundle},
-		{srv.op("app", "", map[string]string{pb.AttrGitCheckoutBundle: "true"}), pb.AttrGitCheckoutBundle},
+		{srv.op("app", "main:sub", map[string]string{pb.AttrGitCheckoutBundle: "true"}), pb.AttrGitCheckoutBundle},
+		{srv.op("app", "", map[string]string{pb.AttrGitCheckoutBundle: "true", pb.AttrKeepGitDir: "true"}), pb.AttrGitCheckoutBundle},
 		{srv.op("app", "", map[string]string{pb.AttrGitSignatureVerifyPubKey: "x"}), pb.AttrGitSignatureVerifyPubKey},
 		{srv.op("app", "", map[string]string{pb.AttrGitSignatureVerifyRejectExpired: "true"}), pb.AttrGitSignatureVerifyRejectExpired},
 		{srv.op("app", "", map[string]string{pb.AttrGitSignatureVerifyRequireSignedTag: "true"}), pb.AttrGitSignatureVerifyRequireSignedTag},
