@@ -58,7 +58,7 @@ func (r *results) document(dir string) error {
 
 // missed lists the rows that did not reach their goals.
 func (r *results) missed(b *strings.Builder) {
-	var lines []string
+	var lines, alone []string
 	reached := 0
 	for _, o := range r.Workloads {
 		for _, row := range o.Rows {
@@ -66,11 +66,13 @@ func (r *results) missed(b *strings.Builder) {
 			case "":
 			case "reached":
 				reached++
+			case incomparable:
+				alone = append(alone, row.ID)
 			default:
 				if verdict == "missed" {
 					verdict += remark(row.ID)
 				}
-				lines = append(lines, fmt.Sprintf("- %s, %s%s: %s (goal %s): %s\n", row.ID, row.Title, o.size(), row.figure(row.ratio()), row.figure(row.Goal), verdict))
+				lines = append(lines, fmt.Sprintf("- %s, %s%s: %s (goal %s): %s\n", row.ID, row.Title, o.size(), row.over(), row.figure(row.Goal), verdict))
 			}
 		}
 	}
@@ -80,6 +82,9 @@ func (r *results) missed(b *strings.Builder) {
 	}
 	if len(lines) > 0 {
 		b.WriteString(" Those that do not:\n\n" + strings.Join(lines, ""))
+	}
+	if len(alone) > 0 {
+		fmt.Fprintf(b, "\nkiln built %d more rows, which BuildKit could not, or not in the time that it was given: %s.\n", len(alone), strings.Join(alone, ", "))
 	}
 	if absent := r.absent(); len(absent) > 0 {
 		b.WriteString("\nNot measured yet: " + strings.Join(absent, ", ") + ".\n")
@@ -153,7 +158,7 @@ func (o *outcome) document(b *strings.Builder) {
 	b.WriteString("| row | | kiln | BuildKit | buildah | ratio | goal | |\n|---|---|---|---|---|---|---|---|\n")
 	for _, r := range o.Rows {
 		fmt.Fprintf(b, "| %s | %s | %s | %s | %s | %s | %s | %s |\n", r.ID, r.Title,
-			r.cell("kiln"), r.cell("buildkit"), r.cell("buildah"), r.figure(r.ratio()), r.figure(r.Goal), r.verdict())
+			r.cell("kiln"), r.cell("buildkit"), r.cell("buildah"), r.over(), r.figure(r.Goal), r.verdict())
 	}
 	b.WriteString("\n")
 	o.resources(b)

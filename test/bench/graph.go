@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -219,10 +218,15 @@ func solveOne(ctx context.Context, c *cache.Cache, s *solver.Solver, data []byte
 	return err
 }
 
-// graphSizes are the sizes of graphs. The flag -graphs says up to which of them
-// BuildKit is given: beyond ten thousand vertices a round takes it longer than all
-// the rest together, and its largest graph is in the first round alone.
+// graphSizes are the sizes of graphs. BuildKit is given those of largeGraph and more
+// in the first round alone, and is stopped after graphLimit: the largest would take
+// it longer than all the rest together.
 var graphSizes = []int{100, 1000, 10_000, 100_000}
+
+const (
+	largeGraph = 10_000
+	graphLimit = 3 * time.Minute
+)
 
 func graphRows() []row {
 	var rows []row
@@ -258,27 +262,41 @@ func graphSetup(l *lab) error {
 func graphRound(r *run) error {
 	for _, s := range shapes {
 		for _, n := range graphSizes {
-			for _, kind := range []string{"first", "hit"} {
-				id, file := graphRow(s.name, n, kind), r.graph(s.name, n)
-				took, err := r.solve(file, n)
-				if err != nil && r.ctx.Err() == nil {
-					note := fmt.Sprintf("%s could not solve the %s graph of %d vertices: %s.", r.tool.name(), s.name, r.scaled(n), lastLine(err.Error()))
-					fmt.Fprintln(os.Stderr, "  "+note)
-					r.notes = append(r.notes, note)
-					break
-				}
-				if err != nil {
-					return err
-				}
-				if took == nil {
-					break
-				}
-				r.samples[id] = *took
-				fmt.Fprintf(os.Stderr, "  %-9s round %d  %-28s %8.3f s  %5d MB\n", r.tool.name(), r.n+1, id, took.Seconds, took.Memory>>20)
+			if r.tool != r.kiln && n >= largeGraph && r.n > 0 {
+				break
+			}
+			if more, err := r.graphPair(s.name, n); err != nil {
+				return err
+			} else if !more {
+				break
 			}
 		}
 	}
 	return nil
+}
+
+// graphPair solves a graph twice, and reports whether a larger one of its shape is
+// worth trying: not where this one could not be solved, or not in time.
+func (r *run) graphPair(shape string, n int) (more bool, err error) {
+	for _, kind := range []string{"first", "hit"} {
+		id := graphRow(shape, n, kind)
+		took, err := r.solve(r.graph(shape, n))
+		if err != nil && r.ctx.Err() != nil {
+			return false, err
+		}
+		if err != nil && !took.Unended {
+			note := fmt.Sprintf("%s could not solve the %s graph of %d vertices, and was given no larger one: %s.", r.tool.name(), shape, r.scaled(n), lastLine(err.Error()))
+			fmt.Fprintln(os.Stderr, "  "+note)
+			r.notes = append(r.notes, note)
+			return false, nil
+		}
+		r.samples[id] = took
+		fmt.Fprintf(os.Stderr, "  %-9s round %d  %-28s %8.3f s  %5d MB\n", r.tool.name(), r.n+1, id, took.Seconds, took.Memory>>20)
+		if took.Unended {
+			return false, r.tool.reset(r.ctx)
+		}
+	}
+	return true, nil
 }
 
 // lastLine gives the end of a message, where tools say what it is about.
@@ -291,24 +309,18 @@ func lastLine(s string) string {
 	return s
 }
 
-// solve solves a definition with the tool of the round; nil is a graph that is
-// too large for it.
-func (r *run) solve(file string, n int) (*sample, error) {
+// solve solves a definition with the tool of the round.
+func (r *run) solve(file string) (sample, error) {
 	settle()
-	switch t := r.tool.(type) {
-	case *kilnTool:
-		s, err := measure(r.ctx, nil, r.self, "solve", t.state(), file)
-		return &s, err
-	case *buildkit:
-		if n > r.graphs || n >= 10_000 && r.n > 0 {
-			return nil, nil
-		}
-		s, err := t.measure(func() (sample, error) {
-			ctx, cancel := context.WithTimeout(r.ctx, 15*time.Minute)
-			defer cancel()
-			return measure(ctx, nil, "sh", "-c", `exec "$0" --addr "$1" build --progress plain <"$2"`, t.ctl(), t.addr(), file)
-		})
-		return &s, err
+	t, ok := r.tool.(*buildkit)
+	if !ok {
+		return measure(r.ctx, nil, r.self, "solve", r.tool.state(), file)
 	}
-	return nil, exec.ErrNotFound
+	ctx, cancel := context.WithTimeout(r.ctx, graphLimit)
+	defer cancel()
+	s, err := t.measure(func() (sample, error) {
+		return measure(ctx, nil, "sh", "-c", `exec "$0" --addr "$1" build --progress plain <"$2"`, t.ctl(), t.addr(), file)
+	})
+	s.Unended = err != nil && ctx.Err() != nil
+	return s, err
 }

@@ -52,7 +52,6 @@ type settings struct {
 	kilnBin      string
 	results, doc string
 	keep         bool
-	graphs       int
 	only         []string
 }
 
@@ -70,7 +69,6 @@ func bench() error {
 	flag.StringVar(&s.cache, "dir", filepath.Join(os.TempDir(), "kiln-bench"), "the folder to work in; it is emptied")
 	flag.StringVar(&s.results, "results", "", "a JSON file that keeps the results; workloads that do not run keep what it has of them")
 	flag.StringVar(&s.doc, "doc", "", "write benchmarks.md and its plots, of all that -results has, to this folder")
-	flag.IntVar(&s.graphs, "graphs", 10_000, "the largest graph of W12 that BuildKit is given, in vertices")
 	flag.BoolVar(&s.keep, "keep", false, "leave the work folder")
 	flag.Parse()
 	s.only = flag.Args()

@@ -168,6 +168,12 @@ func (r *rowOutcome) ratio() float64 {
 	return r.time("kiln") / r.time("buildkit")
 }
 
+// unended reports whether builds of a tool were stopped, so that their seconds are a
+// bound from below.
+func (r *rowOutcome) unended(tool string) bool {
+	return slices.ContainsFunc(r.Samples[tool], func(s sample) bool { return s.Unended })
+}
+
 // print writes the outcome as a table for people at a terminal.
 func (o *outcome) print(w io.Writer) {
 	fmt.Fprintf(w, "\n%s (size %g)\n", o.Name, o.Scale)
@@ -177,7 +183,7 @@ func (o *outcome) print(w io.Writer) {
 		for _, tool := range toolNames {
 			fmt.Fprintf(w, " %22s", r.cell(tool))
 		}
-		fmt.Fprintf(w, "  %7s %6s %s\n", r.figure(r.ratio()), r.figure(r.Goal), r.verdict())
+		fmt.Fprintf(w, "  %7s %6s %s\n", r.over(), r.figure(r.Goal), r.verdict())
 		if r.counted() {
 			for _, tool := range toolNames {
 				if len(r.Samples[tool]) > 0 {
@@ -216,6 +222,9 @@ func (r *rowOutcome) cell(tool string) string {
 	if r.Resident {
 		return megabytes(median(r.values(tool, memory)))
 	}
+	if r.unended(tool) {
+		return "over " + figure(slices.Max(v)) + " s"
+	}
 	return fmt.Sprintf("%s s (%s-%s)", figure(median(v)), figure(slices.Min(v)), figure(slices.Max(v)))
 }
 
@@ -241,6 +250,14 @@ func (r *rowOutcome) figure(v float64) string {
 	return number(v)
 }
 
+// over gives the ratio as text.
+func (r *rowOutcome) over() string {
+	if r.unended("buildkit") {
+		return "under " + r.figure(r.ratio())
+	}
+	return r.figure(r.ratio())
+}
+
 func megabytes(v float64) string { return fmt.Sprintf("%.0f MB", v/(1<<20)) }
 
 // number gives a ratio, a dash where there is none.
@@ -251,6 +268,9 @@ func number(v float64) string {
 	return fmt.Sprintf("%.2f", v)
 }
 
+// incomparable is the verdict on a row that BuildKit could not build, or not in time.
+const incomparable = "BuildKit did not solve it"
+
 // verdict says whether the row reached its goal.
 func (r *rowOutcome) verdict() string {
 	switch ratio := r.ratio(); {
@@ -258,12 +278,16 @@ func (r *rowOutcome) verdict() string {
 		return "does not count: the image differs"
 	case r.Goal == 0:
 		return ""
+	case math.IsNaN(ratio) && len(r.Samples["kiln"]) > 0:
+		return incomparable
 	case math.IsNaN(ratio):
 		return "not measured"
 	case r.counted() && median(r.values("kiln", moved)) > median(r.values("buildkit", moved)):
 		return "missed: it moves more bytes"
 	case ratio <= r.Goal:
 		return "reached"
+	case r.unended("buildkit"):
+		return incomparable
 	default:
 		return "missed"
 	}

@@ -32,7 +32,7 @@ func (r *results) plots(dir string) ([]plot, error) {
 				s := series{name: tool}
 				for _, n := range graphSizes {
 					row, scale := r.find(graphRow(shape.name, n, kind))
-					if row != nil && !math.IsNaN(row.time(tool)) {
+					if row != nil && !math.IsNaN(row.time(tool)) && !row.unended(tool) {
 						s.points = append(s.points, point{float64(n) * scale, row.time(tool)})
 					}
 				}

@@ -24,12 +24,15 @@ type sample struct {
 	// Moved and Requests are what went to and from the registry, where that is
 	// counted.
 	Moved, Requests int64
+	// Unended says that the build was stopped after these seconds.
+	Unended bool `json:",omitempty"`
 }
 
 func (s sample) plus(o sample) sample {
 	return sample{
 		Seconds: s.Seconds + o.Seconds, CPU: s.CPU + o.CPU, Memory: max(s.Memory, o.Memory), Written: s.Written + o.Written,
 		Moved: s.Moved + o.Moved, Requests: s.Requests + o.Requests,
+		Unended: s.Unended || o.Unended,
 	}
 }
 

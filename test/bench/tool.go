@@ -22,8 +22,8 @@ type tool interface {
 	close() error
 }
 
-// states are the state folders of a tool, one for each round; they are removed
-// when a workload has ended. A new one has another name, by which ext4 lays it out
+// states are the state folders of a tool, one for each round; lab.sweep removes
+// them. A new one has another name, by which ext4 lays it out
 // elsewhere (see openLab): where inodes were freed a moment ago it passes over them
 // one by one if it keeps no journal, so that whoever makes files after a large
 // removal pays for it (a third of the time of W4's first build, as measured).
