@@ -145,6 +145,7 @@ var (
 	_ frontend.SourceDescriber = bridge{}
 	_ frontend.SourceResolver  = bridge{}
 	_ frontend.Admitter        = bridge{}
+	_ frontend.CacheReader     = bridge{}
 	_ frontend.RangeReader     = (*ref)(nil)
 )
 

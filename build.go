@@ -65,6 +65,7 @@ type build struct {
 	credentials registry.Credentials
 	forward     func(context.Context, frontend.Bridge, string, string, frontend.Request) (*frontend.Result, bool, error)
 	caches      caches
+	imports     imports
 	// cacheFolders are those of a session that is elsewhere.
 	cacheFolders worker.CacheFolders
 	attests      attests
@@ -109,7 +110,7 @@ func (e *Engine) Build(ctx context.Context, r Request) (*Result, error) {
 	if b.attests, err = parseAttests(req.Opts); err != nil {
 		return nil, err
 	}
-	defer b.openCaches(ctx)()
+	defer b.openCaches(ctx, r.CacheFrom)()
 	for range maxSolves {
 		err = b.run(ctx, &r, req, exporters)
 		var gone *cache.GoneError

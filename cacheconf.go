@@ -151,7 +151,7 @@ func (b *build) cacheSources(from RemoteCache, here bool) ([]cacheSource, error)
 func (b *build) openSources(kind string, a attrs, here bool) (s []cacheSource, err error) {
 	switch kind {
 	case "registry":
-		store, err := b.registryStore(a.take("ref"))
+		store, err := b.registryStore(a)
 		if err != nil {
 			return nil, err
 		}
@@ -209,7 +209,7 @@ func (b *build) cacheTargets(to RemoteCache, here bool) ([]cacheTarget, error) {
 func (b *build) openTargets(kind string, a attrs, here bool) (t []cacheTarget, err error) {
 	switch kind {
 	case "registry":
-		store, err := b.registryStore(a.take("ref"))
+		store, err := b.registryStore(a)
 		if err != nil {
 			return nil, err
 		}

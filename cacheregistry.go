@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/remote"
@@ -21,12 +22,32 @@ type registryStore struct {
 
 var _ remote.Target = (*registryStore)(nil)
 
-func (b *build) registryStore(ref string) (*registryStore, error) {
+// registryStore gives the cache that ref= stands for.
+func (b *build) registryStore(a attrs) (*registryStore, error) {
+	ref := a.take("ref")
 	if ref == "" {
 		return nil, errors.New("ref=REGISTRY/NAME:TAG is missing")
 	}
+	insecure, err := a.bool("registry.insecure", false)
+	if err != nil {
+		return nil, err
+	}
 	r, err := registry.ParseReference(ref)
-	return &registryStore{b.engine.cacheRegistry, b.credentials, r}, err
+	if err != nil {
+		return nil, err
+	}
+	s := &registryStore{b.engine.cacheRegistry, b.credentials, r}
+	if insecure {
+		hosts := maps.Clone(s.client.Hosts)
+		if hosts == nil {
+			hosts = map[string]registry.HostConfig{}
+		}
+		h := hosts[r.Host]
+		h.HTTP, h.Insecure = &insecure, &insecure
+		hosts[r.Host] = h
+		s.client = &registry.Client{Hosts: hosts, Limits: cacheLimits}
+	}
+	return s, nil
 }
 
 // Manifest makes a registryStore a remote.Store.

@@ -167,17 +167,13 @@ func sessionExporter(req *controlapi.SolveRequest, client *caller.Caller, compil
 	return more, client.FinalizeExport
 }
 
-// cacheImports is the attribute in which clients put the caches of builds that a
-// function of theirs drives, as JSON.
-const cacheImports = "cache-imports"
-
 // caches gives the remote caches of a request.
 func caches(req *controlapi.SolveRequest) (from, to []kiln.RemoteCache, err error) {
 	imports := req.Cache.Imports
-	if v := req.FrontendAttrs[cacheImports]; v != "" {
+	if v := req.FrontendAttrs[gateway.CacheImports]; v != "" {
 		var more []*controlapi.CacheOptionsEntry
 		if err := json.Unmarshal([]byte(v), &more); err != nil {
-			return nil, nil, fault.New(codes.InvalidArgument, fmt.Sprintf("reading %s: %v", cacheImports, err))
+			return nil, nil, fault.New(codes.InvalidArgument, fmt.Sprintf("reading %s: %v", gateway.CacheImports, err))
 		}
 		imports = append(imports, more...)
 	}

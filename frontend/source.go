@@ -23,6 +23,21 @@ type Admitter interface {
 	Admit(ctx context.Context, policies []*spb.Policy, edges ...llb.Edge) ([]llb.Edge, error)
 }
 
+// Cache is a cache of other machines, in the attribute names that BuildKit's clients
+// send.
+type Cache struct {
+	Type  string
+	Attrs map[string]string
+}
+
+// CacheReader is what a Bridge is besides, where the engine can look results up in
+// caches that a frontend names.
+type CacheReader interface {
+	// ReadCaches has the rest of the build read caches besides those that it reads
+	// already. One that cannot be read is a warning.
+	ReadCaches(ctx context.Context, caches []Cache) error
+}
+
 // SourceOptions say what is asked about a source, and under which further policies.
 type SourceOptions struct {
 	ResolveOptions // of images and layouts

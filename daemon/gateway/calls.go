@@ -2,7 +2,9 @@ package gateway
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"slices"
 
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/pb"
@@ -16,6 +18,9 @@ import (
 
 // Solve compiles or loads a graph and gives its result a name.
 func (f *Function) Solve(ctx context.Context, req *gwpb.SolveRequest) (*gwpb.SolveResponse, error) {
+	if err := f.readCaches(ctx, req); err != nil {
+		return nil, err
+	}
 	result, err := f.compile(ctx, req)
 	if err != nil {
 		return nil, err
@@ -92,6 +97,40 @@ func (f *Function) compile(ctx context.Context, req *gwpb.SolveRequest) (*fronte
 		return call.Made(res), err
 	}
 	return nil, fault.New(codes.NotFound, fmt.Sprintf("invalid frontend: %s", req.Frontend))
+}
+
+// CacheImports is the attribute in which frontends are told of caches, as JSON.
+const CacheImports = "cache-imports"
+
+// readCaches has the build read the caches that a request names: from then on, and
+// whatever is solved. That is what a client that names some wants.
+func (f *Function) readCaches(ctx context.Context, req *gwpb.SolveRequest) error {
+	entries := req.CacheImports
+	if v := req.FrontendOpt[CacheImports]; v != "" && req.Frontend != "" {
+		var more []*gwpb.CacheOptionsEntry
+		if err := json.Unmarshal([]byte(v), &more); err != nil {
+			return fault.New(codes.InvalidArgument, fmt.Sprintf("reading %s: %v", CacheImports, err))
+		}
+		entries = append(slices.Clip(entries), more...)
+	}
+	var caches []frontend.Cache
+	for _, e := range entries {
+		if e == nil {
+			return fault.New(codes.InvalidArgument, "a cache import says nothing")
+		}
+		caches = append(caches, frontend.Cache{Type: e.Type, Attrs: e.Attrs})
+	}
+	if len(caches) == 0 {
+		return nil
+	}
+	r, ok := f.engine().(frontend.CacheReader)
+	if !ok {
+		return fault.New(codes.Unimplemented, "caches of one call are not supported here")
+	}
+	if err := r.ReadCaches(ctx, caches); err != nil {
+		return fault.New(codes.InvalidArgument, err.Error())
+	}
+	return nil
 }
 
 // The frontends' names in BuildKit's API.
