@@ -202,7 +202,7 @@ func runOnce(program, folder, pattern string, env []string, all map[string]*outc
 		skip += "|Integration/^(" + strings.Join(done, "|") + ")$"
 	}
 	name, within, inner := strings.Cut(pattern, "/")
-	name = "Integration/" + name + "/worker=oci"
+	name = "Integration/(" + name + ")/worker=oci"
 	if inner {
 		name += "/" + within
 	}
