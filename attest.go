@@ -115,7 +115,7 @@ func (b *build) exported(ctx context.Context, m *made) exporter.Result {
 	out := exporter.Result{Metadata: m.Metadata, Multi: m.Index}
 	said := m.chains[len(m.images):]
 	for i, image := range m.images {
-		x := exporter.Image{Platform: image.Platform, Root: m.chains[i], Config: image.Config, BaseConfig: image.BaseConfig}
+		x := exporter.Image{Platform: image.Platform, ID: image.ID, Root: m.chains[i], Config: image.Config, BaseConfig: image.BaseConfig}
 		for j, a := range image.Attestations {
 			x.Attestations = append(x.Attestations, exporter.Attestation{
 				Path: a.Path, Bundle: a.Bundle, Root: said[j], PredicateType: a.PredicateType, Subjects: subjects(a.Subjects),

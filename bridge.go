@@ -58,13 +58,14 @@ func (b bridge) RunProgram(ctx context.Context, p worker.Program) error {
 	if err != nil {
 		return err
 	}
-	p.Root = edges[0]
+	p.Root, p.Network = edges[0], b.network(p.Network)
 	return b.engine.worker.RunProgram(ctx, b.session, chains[0], p)
 }
 
 // NewContainer makes a container for processes that belong to no step. ctx is its
 // life as well.
 func (b bridge) NewContainer(ctx context.Context, spec worker.ContainerSpec) (*worker.Container, error) {
+	spec.Network = b.network(spec.Network)
 	return b.engine.worker.NewContainer(ctx, b.session, spec)
 }
 

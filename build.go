@@ -73,6 +73,7 @@ type build struct {
 	made         *made           // by the last run
 	roots        []cache.ChainID // of its images
 	guard        guard           // its set and check never change
+	proxied      bool            // the build has the proxy network
 
 	mu     sync.Mutex // guards what is below, and orders the calls of events
 	events func(Event)
@@ -226,6 +227,9 @@ func (b *build) lend(r *Request, s worker.Session) {
 		granted[a] = true
 	}
 	s.Entitlements = granted
+	if b.proxied = r.ProxyNetwork || b.engine.config.ProxyNetwork; b.proxied {
+		s.Proxy = requests{b}
+	}
 	s.Debug = s.Debug || r.OnError != nil
 	b.engine.worker.OpenSession(b.session, s)
 }
@@ -263,6 +267,7 @@ func (b *build) run(ctx context.Context, r *Request, req frontend.Request, expor
 	if err := b.hits(nil); err != nil {
 		return err
 	}
+	b.warnPlatforms(req.Opts, m.Result)
 	b.made, b.roots = m, m.chains[:len(m.images)]
 	b.result.Documents = nil
 	if exporters, err = b.allExporters(ctx, r, exporters, m); err != nil {

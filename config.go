@@ -23,6 +23,8 @@ type Config struct {
 	Log   LogConfig `toml:"log"`
 	// GRPC says where a daemon serves.
 	GRPC GRPCConfig `toml:"grpc"`
+	// ProxyNetwork has all builds ask for the proxy network (Request.ProxyNetwork).
+	ProxyNetwork bool `toml:"proxyNetwork"`
 	// Registry says how hosts are reached, by host name.
 	Registry map[string]registry.HostConfig `toml:"registry"`
 	Worker   struct {

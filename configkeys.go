@@ -32,7 +32,6 @@ func (c *Config) parse(data []byte) error {
 var ignored = map[string]string{
 	"trace":                           "log.level does the same",
 	"log.format":                      "kiln prints lines of text",
-	"proxyNetwork":                    "builds cannot be put behind a proxy",
 	"otel":                            "kiln sends no traces",
 	"system":                          "the worker's platforms are found when they are asked for, and connections are bounded for each registry",
 	"provenanceEnvDir":                "provenance takes nothing from files",

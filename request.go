@@ -103,6 +103,10 @@ type Request struct {
 	SourcePolicy *spb.Policy
 	CheckSource  SourceCheck
 
+	// ProxyNetwork leaves steps no way out but a proxy of the engine's, which holds what
+	// they ask for against the policies, and knows afterwards what they fetched.
+	ProxyNetwork bool
+
 	// MoreOutputs is asked for further outputs once the result is there, and Exported
 	// told what all of them made of it; nil is nobody.
 	MoreOutputs func(ctx context.Context, r *frontend.Result) ([]Output, error)

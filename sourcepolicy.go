@@ -56,7 +56,7 @@ func (b bridge) Admit(ctx context.Context, more []*spb.Policy, edges ...llb.Edge
 
 func (b *build) admit(ctx context.Context, more []*spb.Policy, edges []llb.Edge) ([]llb.Edge, error) {
 	set, err := b.policies(more)
-	if err != nil || set.Empty() && b.guard.check == nil {
+	if err != nil || set.Empty() && b.guard.check == nil && !b.proxied {
 		return edges, err
 	}
 	vertices := llb.Walk(edges...)
@@ -68,7 +68,7 @@ func (b *build) admit(ctx context.Context, more []*spb.Policy, edges []llb.Edge)
 		if v.Kind() == "source" {
 			continue
 		}
-		if became[v.Digest()], err = readmit(v, became); err != nil {
+		if became[v.Digest()], err = b.readmit(v, became); err != nil {
 			return nil, err
 		}
 	}
@@ -114,9 +114,9 @@ func (b *build) admitSources(ctx context.Context, set *policy.Set, remember bool
 	return became, group.Wait()
 }
 
-// readmit gives the vertex that stands in for v, which is v where nothing that it
-// reads changed. What it reads stands in became.
-func readmit(v *llb.Vertex, became map[llb.Digest]*llb.Vertex) (*llb.Vertex, error) {
+// readmit gives the vertex that stands in for v, which is v where neither what it
+// reads changed nor its network. What it reads stands in became.
+func (b *build) readmit(v *llb.Vertex, became map[llb.Digest]*llb.Vertex) (*llb.Vertex, error) {
 	inputs, changed := v.Inputs(), false
 	for i, in := range inputs {
 		to := became[in.Vertex.Digest()]
@@ -128,10 +128,15 @@ func readmit(v *llb.Vertex, became map[llb.Digest]*llb.Vertex) (*llb.Vertex, err
 		}
 		inputs[i].Vertex = to
 	}
-	if !changed {
+	network := b.network(v.Op().GetExec().GetNetwork())
+	if !changed && network == v.Op().GetExec().GetNetwork() {
 		return v, nil
 	}
-	return llb.New(proto.Clone(v.Op()).(*pb.Op), inputs, v.Meta())
+	op := proto.CloneOf(v.Op())
+	if exec := op.GetExec(); exec != nil {
+		exec.Network = network
+	}
+	return llb.New(op, inputs, v.Meta())
 }
 
 func (b *build) admitSource(ctx context.Context, set *policy.Set, remember bool, v *llb.Vertex) (*llb.Vertex, error) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/platforms"
@@ -76,7 +77,7 @@ func (s *Server) build(ctx context.Context, req *controlapi.SolveRequest, client
 		Attrs: req.FrontendAttrs, Frontend: compile, Inputs: inputs, Session: &lent,
 		Forward:   gateway.FromImage{Workers: s.gateway.Workers, Limits: s.o.Frontends}.Forward,
 		CacheFrom: from, CacheTo: to, Allow: req.Entitlements, Outputs: outputs(req, client), Events: b.event,
-		Ref:          req.Ref,
+		Ref: req.Ref, ProxyNetwork: req.ProxyNetwork,
 		SourcePolicy: req.SourcePolicy, CheckSource: check, MoreOutputs: more, Exported: exported, Record: s.builds.kept != nil && !req.Internal,
 	})
 }
@@ -131,7 +132,7 @@ func outputs(req *controlapi.SolveRequest, client *caller.Caller) []kiln.Output 
 		if attrs == nil {
 			attrs = map[string]string{}
 		}
-		if epoch, ok := req.FrontendAttrs["build-arg:SOURCE_DATE_EPOCH"]; ok {
+		if epoch, ok := epochOf(req.FrontendAttrs); ok {
 			// An empty attribute of the exporter's own takes the bound away.
 			if _, own := attrs["source-date-epoch"]; !own {
 				attrs["source-date-epoch"] = epoch
@@ -140,6 +141,16 @@ func outputs(req *controlapi.SolveRequest, client *caller.Caller) []kiln.Output 
 		out = append(out, kiln.Output{Type: x.Type, Attrs: attrs, Target: client.Target(i, x.Type)})
 	}
 	return out
+}
+
+// epochOf gives the bound on times that a request's argument sets, or takes away. One
+// that names what has a time, the context for one, is the frontend's to look up.
+func epochOf(attrs map[string]string) (string, bool) {
+	v, ok := attrs["build-arg:SOURCE_DATE_EPOCH"]
+	if _, err := strconv.ParseInt(v, 10, 64); err != nil && v != "" {
+		return "", false
+	}
+	return v, ok
 }
 
 // sessionExporter gives what the engine asks for outputs that the client names when
@@ -216,14 +227,8 @@ func modernize(req *controlapi.SolveRequest) {
 
 // refuse says which of the request's wishes kiln cannot fulfil: none is ignored.
 func (s *Server) refuse(req *controlapi.SolveRequest) error {
-	unsupported := func(what string) error {
-		return fault.New(codes.Unimplemented, what+" not supported by kiln")
-	}
-	switch {
-	case req.Ref == "":
+	if req.Ref == "" {
 		return fault.New(codes.InvalidArgument, "the request has no ref")
-	case req.ProxyNetwork:
-		return unsupported("the proxy network is")
 	}
 	for _, e := range req.Entitlements {
 		name, _, _ := strings.Cut(e, "=")

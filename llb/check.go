@@ -58,7 +58,7 @@ func checkExec(o *pb.ExecOp, n int) (outputs int, err error) {
 		return 0, errors.New("exec op without meta")
 	case len(o.Meta.Args) == 0:
 		return 0, errors.New("exec op without arguments")
-	case pb.NetMode_name[int32(o.Network)] == "":
+	case pb.NetMode_name[int32(Unproxied(o.Network))] == "":
 		return 0, fmt.Errorf("exec op with the unknown network mode %d", o.Network)
 	case pb.SecurityMode_name[int32(o.Security)] == "":
 		return 0, fmt.Errorf("exec op with the invalid security mode %d", o.Security)

@@ -155,6 +155,11 @@ func (c *Container) Run(ctx context.Context, p ContainerProcess) error {
 			isUp()
 			started()
 		}
+		way, err := c.w.proxied(c.job, &pb.ExecOp{Network: c.spec.Network}, &spec)
+		if err != nil {
+			return err
+		}
+		defer tell(way, io.Discard)
 		return c.w.exec.Run(ctx, spec)
 	}
 	select {

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/solver"
 	"github.com/kiln-build/kiln/worker/executor"
 	"github.com/moby/buildkit/solver/pb"
@@ -64,15 +65,36 @@ func (w *Worker) runExec(ctx context.Context, job *solver.Job, op *pb.ExecOp) ([
 	if err := addDevices(&spec, devices); err != nil {
 		return nil, err
 	}
-	if err := w.process(ctx, spec, op.Meta); err != nil {
+	p, err := w.proxied(job, op, &spec)
+	if err != nil {
+		return nil, err
+	}
+	err = w.process(ctx, spec, op.Meta)
+	record := tell(p, job.Log(2))
+	if err != nil {
 		return nil, m.failed(ctx, op, explainEmulator(platformOf(job.Vertex.Op().Platform), binfmtDir, err))
 	}
-	return m.outputs(ctx)
+	outs, err := m.outputs(ctx)
+	if err == nil && p != nil {
+		if kerr := w.keepFetched(job.Vertex, outs, record); kerr != nil {
+			job.Warn(fmt.Sprintf("what the step fetched will not be known: %v", kerr))
+		}
+	}
+	return outs, err
 }
 
 // process runs a process and judges its exit code.
 func (w *Worker) process(ctx context.Context, spec executor.Spec, meta *pb.Meta) error {
 	err := w.exec.Run(ctx, spec)
+	var residue *executor.ResidueError
+	if errors.As(err, &residue) {
+		return errors.Join(judge(ctx, residue.Exit, meta), residue.Left)
+	}
+	return judge(ctx, err, meta)
+}
+
+// judge says what the end of a process means for its step.
+func judge(ctx context.Context, err error, meta *pb.Meta) error {
 	var exit *executor.ExitError
 	switch {
 	case err == nil:
@@ -95,7 +117,7 @@ func (w *Worker) entitled(job *solver.Job, op *pb.ExecOp) error {
 	if op.Security == pb.SecurityMode_INSECURE {
 		need = append(need, "security.insecure")
 	}
-	if op.Network == pb.NetMode_HOST {
+	if llb.Unproxied(op.Network) == pb.NetMode_HOST {
 		need = append(need, "network.host")
 	}
 	for _, n := range need {
@@ -141,7 +163,7 @@ func processSpec(op *pb.ExecOp) (executor.Spec, error) {
 	if !slices.ContainsFunc(s.Env, func(v string) bool { return strings.HasPrefix(v, "PATH=") }) {
 		s.Env = append(s.Env, "PATH="+defaultPath)
 	}
-	switch op.Network {
+	switch llb.Unproxied(op.Network) {
 	case pb.NetMode_UNSET:
 		s.Network = executor.NetworkDefault
 	case pb.NetMode_HOST:

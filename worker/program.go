@@ -71,5 +71,11 @@ func (w *Worker) RunProgram(ctx context.Context, session solver.SessionID, chain
 		spec.Mounts = append(spec.Mounts, executor.Mount{Dest: MetadataDir, Source: dir, ReadOnly: true})
 	}
 	spec.Stdin, spec.Stdout, spec.Stderr = p.Stdin, p.Stdout, p.Stderr
-	return w.process(ctx, spec, op.Meta)
+	way, err := w.proxied(job, op, &spec)
+	if err != nil {
+		return err
+	}
+	err = w.process(ctx, spec, op.Meta)
+	tell(way, io.Discard)
+	return err
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/remote"
 	"github.com/kiln-build/kiln/registry"
+	"github.com/kiln-build/kiln/worker/proxy"
 	"github.com/kiln-build/kiln/worker/source"
 )
 
@@ -43,6 +44,9 @@ type Session struct {
 	Credentials registry.Credentials
 	// Entitlements that were granted: "security.insecure", "network.host", "device".
 	Entitlements map[string]bool
+	// Proxy judges what steps ask the proxy network for; nil where the build did not
+	// ask for that network.
+	Proxy proxy.Rules
 	// Debug makes a step that fails keep what it has done so far, for somebody to
 	// look at: its error is a *StepError.
 	Debug bool

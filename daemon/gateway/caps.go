@@ -14,7 +14,6 @@ import (
 var missing = []apicaps.CapID{
 	pb.CapBuildOpLLBFileName,
 	pb.CapRemoteCacheAzBlob,
-	pb.CapExecMetaNetworkProxy,
 	pb.CapSourceGitSignatureVerify, pb.CapSourceHTTPSignatureVerify,
 	pb.CapSourceMetadataTransfer,
 	pb.CapGCFreeSpaceFilter,

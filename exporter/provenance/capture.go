@@ -52,6 +52,10 @@ type Capture struct {
 	Secrets map[string]bool // ids; true where the build could do without
 	SSH     map[string]bool
 
+	// Missed are the requests of steps of the proxy network of which it is not known
+	// what came, and Proxied says that there was such a step.
+	Missed  []Missed
+	Proxied bool
 	// Network says that a step could reach others.
 	Network bool
 	// Unknown says that a step's sources could not be seen.
@@ -89,10 +93,7 @@ func (c *Capture) addSource(v *llb.Vertex, op *pb.SourceOp, pin string) {
 	case "git":
 		c.addGit(op, ref, pin)
 	case "http", "https":
-		h := HTTP{URL: Redact(op.Identifier), Digest: pin}
-		if !slices.ContainsFunc(c.HTTP, func(o HTTP) bool { return o.URL == h.URL }) {
-			c.HTTP = append(c.HTTP, h)
-		}
+		c.AddHTTP(HTTP{URL: Redact(op.Identifier), Digest: pin})
 	case "local":
 		if !slices.Contains(c.Locals, ref) {
 			c.Locals = append(c.Locals, ref)
@@ -147,6 +148,24 @@ func (c *Capture) addExec(op *pb.ExecOp) {
 	if op.Network != pb.NetMode_NONE {
 		c.Network = true
 	}
+	c.Proxied = c.Proxied || llb.IsProxied(op.Network)
+}
+
+// AddHTTP notes a file, once for each URL.
+func (c *Capture) AddHTTP(h HTTP) {
+	if !slices.ContainsFunc(c.HTTP, func(o HTTP) bool { return o.URL == h.URL }) {
+		c.HTTP = append(c.HTTP, h)
+	}
+}
+
+// AddMissed notes a request of a step.
+func (c *Capture) AddMissed(v *llb.Vertex, m Missed) {
+	var words []string
+	for _, word := range v.Op().GetExec().GetMeta().GetArgs() {
+		words = append(words, Redact(word))
+	}
+	m.Op, m.Name = v.Digest().String(), strings.Join(words, " ")
+	c.Missed = append(c.Missed, m)
 }
 
 // lent notes an id; one that some step needs is not optional.
@@ -215,6 +234,9 @@ func (c *Capture) tidy() {
 	slices.SortStableFunc(c.Git, func(a, b Git) int { return cmp.Compare(a.URL, b.URL) })
 	slices.SortFunc(c.HTTP, func(a, b HTTP) int { return cmp.Compare(a.URL, b.URL) })
 	slices.Sort(c.Locals)
+	slices.SortStableFunc(c.Missed, func(a, b Missed) int {
+		return cmp.Or(cmp.Compare(a.Op, b.Op), cmp.Compare(a.URI, b.URI), cmp.Compare(a.Method, b.Method), cmp.Compare(a.Reason, b.Reason))
+	})
 }
 
 // nameTag gives the name and tag of an image, and whether it is named by digest.

@@ -159,6 +159,28 @@ type BuildKit struct {
 	VCS    map[string]string                  `json:"vcs,omitempty"`
 	Source *Source                            `json:"source,omitempty"`
 	Layers map[string][][]ocispecs.Descriptor `json:"layers,omitempty"`
+	// Network is there where steps had another way out than the machine's own.
+	Network *Network `json:"network,omitempty"`
+}
+
+// Network is how steps reached others.
+type Network struct {
+	Mode  string        `json:"mode,omitempty"`
+	Proxy *ProxyNetwork `json:"proxy,omitempty"`
+}
+
+// ProxyNetwork is what is to be said of the proxy.
+type ProxyNetwork struct {
+	Incomplete []Missed `json:"incomplete,omitempty"`
+}
+
+// Missed is a request of a step's of which it is not known what came.
+type Missed struct {
+	Op     string `json:"op,omitempty"`
+	Name   string `json:"name,omitempty"` // the step's command
+	Method string `json:"method,omitempty"`
+	URI    string `json:"uri,omitempty"`
+	Reason string `json:"reason,omitempty"`
 }
 
 // BuildConfig is the graph. The steps' ids take the place of digests.

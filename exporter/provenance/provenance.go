@@ -1,7 +1,6 @@
 package provenance
 
 import (
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -88,9 +87,6 @@ type Run struct {
 	Layers func(llb.Edge) []ocispecs.Descriptor
 }
 
-// errIncomplete says that a source has no name that others could find it by.
-var errIncomplete = errors.New("provenance materials are incomplete")
-
 // Predicate makes the predicate of an image of which e is the graph, and its type.
 func (c *Capture) Predicate(e llb.Edge, o Options, run Run) (predicate any, kind string, err error) {
 	c.tidy()
@@ -98,9 +94,9 @@ func (c *Capture) Predicate(e llb.Edge, o Options, run Run) (predicate any, kind
 	if err != nil {
 		return nil, "", err
 	}
-	incomplete := c.Unknown || len(c.Locals) > 0
+	incomplete := c.Unknown || len(c.Locals) > 0 || len(c.Missed) > 0
 	if o.Complete && incomplete {
-		return nil, "", fmt.Errorf("%w: local folders %v", errIncomplete, c.Locals)
+		return nil, "", c.incomplete()
 	}
 	p := &Predicate{}
 	p.BuildDefinition.BuildType = buildTypeV1
@@ -118,6 +114,12 @@ func (c *Capture) Predicate(e llb.Edge, o Options, run Run) (predicate any, kind
 		Completeness: CompletenessOf1{Request: c.Frontend != "", ResolvedDependencies: !incomplete},
 	}
 	m.BuildKit.VCS = vcs
+	if c.Proxied {
+		m.BuildKit.Network = &Network{Mode: "proxy"}
+		if len(c.Missed) > 0 {
+			m.BuildKit.Network.Proxy = &ProxyNetwork{Incomplete: c.Missed}
+		}
+	}
 	p.RunDetails.Metadata = m
 	if o.Min {
 		if p.BuildDefinition.ExternalParameters.Request.private() {

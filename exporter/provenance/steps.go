@@ -91,6 +91,7 @@ func visible(op *pb.Op) *pb.Op {
 		delete(o.Source.Attrs, pb.AttrLocalSessionID)
 		delete(o.Source.Attrs, pb.AttrLocalUniqueID)
 	case *pb.Op_Exec:
+		o.Exec.Network = llb.Unproxied(o.Exec.Network) // the predicate says it elsewhere
 		m := o.Exec.Meta
 		if m == nil {
 			break

@@ -31,12 +31,13 @@ type box struct {
 	root   rootDir
 	places []place
 	stubs  []stub
-	fds    []int // to be closed when the process was forked
-	dev    int   // the folder /dev
-	null   int   // its null device
-	pts    int   // the terminals, where others may enter
-	proc   int   // where /proc goes
-	cgroup int   // where the cgroup file system goes; 0 is nowhere
+	lists  []trusting // of authorities, with the proxy's added
+	fds    []int      // to be closed when the process was forked
+	dev    int        // the folder /dev
+	null   int        // its null device
+	pts    int        // the terminals, where others may enter
+	proc   int        // where /proc goes
+	cgroup int        // where the cgroup file system goes; 0 is nowhere
 	user   user
 	ptmx   *os.File // our end of the terminal
 	opened *shared  // what others enter; nil where nobody may
@@ -55,7 +56,7 @@ func (b *box) keep(fd int) int {
 // to its thread, which must end with it.
 func (b *box) start() (*launch.Process, error) {
 	leave := unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
-	if b.s.Network == NetworkNone {
+	if b.s.ownNetwork() {
 		leave |= unix.CLONE_NEWNET
 	}
 	if err := unix.Unshare(leave); err != nil {
@@ -78,10 +79,13 @@ func (b *box) start() (*launch.Process, error) {
 	if err := unix.Sethostname([]byte(hostname)); err != nil {
 		return nil, fmt.Errorf("setting host name %s: %w", hostname, err)
 	}
-	if b.s.Network == NetworkNone {
+	if b.s.ownNetwork() {
 		if err := loopbackUp(); err != nil {
 			return nil, fmt.Errorf("setting up the loopback device: %w", err)
 		}
+	}
+	if err := b.openProxy(); err != nil {
+		return nil, err
 	}
 	if err := b.mountAll(); err != nil {
 		return nil, err
@@ -103,6 +107,9 @@ func (b *box) mountAll() error {
 		return err // before anything is mounted over the image's own files
 	}
 	b.user.groups = append(b.user.groups, b.s.Groups...)
+	if err := b.trust(); err != nil {
+		return fmt.Errorf("adding the proxy's certificate to the root: %w", err)
+	}
 	if err := b.mountKernel(); err != nil {
 		return err
 	}

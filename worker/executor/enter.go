@@ -19,6 +19,7 @@ type shared struct {
 	first      *handle
 	namespaces int // those that the first process does not share with the host
 	group      *cgroup.Group
+	proxied    bool // its network has a proxy
 	root       rootDir
 	pts, null  int
 	entering   sync.WaitGroup
@@ -26,8 +27,8 @@ type shared struct {
 
 // open keeps what others need to enter the sandbox.
 func (b *box) open() error {
-	s := &shared{group: b.group, namespaces: unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS}
-	if b.s.Network == NetworkNone {
+	s := &shared{group: b.group, proxied: b.s.Proxy != nil, namespaces: unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS}
+	if b.s.ownNetwork() {
 		s.namespaces |= unix.CLONE_NEWNET
 	}
 	if b.group != nil {
@@ -99,6 +100,9 @@ func (n *Native) Enter(ctx context.Context, id string, spec Spec) error {
 	}
 	s.entering.Add(1)
 	n.mu.Unlock()
+	if s.proxied {
+		spec.Env = withProxy(spec.Env)
+	}
 	b := &box{n: n, s: &spec, into: s, entered: sync.OnceFunc(s.entering.Done), group: s.group}
 	defer b.entered()
 	ws, err := b.supervise(ctx)

@@ -43,6 +43,9 @@ type Spec struct {
 	Cwd     string // made in the root if it is not there
 	User    string // "name", "uid", "name:group", "uid:gid"; empty is root. Looked up in the root's own files.
 	Network Network
+	// Proxy is the only way out of a network that has a loopback device alone; nil
+	// leaves it to Network.
+	Proxy *Proxy
 	// Insecure gives every capability and no seccomp filter, as BuildKit's security mode does.
 	Insecure   bool
 	Hostname   string
@@ -109,6 +112,17 @@ const (
 	// NetworkNone is a loopback device alone.
 	NetworkNone
 )
+
+// Proxy is what a process finds as its proxy for HTTP. The socket is in the process's
+// own network; whoever answers on it need not be.
+type Proxy struct {
+	// Serve is called with the socket, on a goroutine of its own, before the process is
+	// made. Closing it is the caller's affair.
+	Serve func(net.Listener)
+	// Certificate is that of an authority, as PEM, which stands in the root's lists of
+	// authorities while the process runs.
+	Certificate []byte
+}
 
 // HostIP is a line of /etc/hosts.
 type HostIP struct {

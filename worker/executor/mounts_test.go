@@ -310,7 +310,7 @@ func TestHostileStep(t *testing.T) {
 		t.Fatalf("%v %s", err, out)
 	}
 	// What a step cannot do today another mount in the same cache folder might: do it by hand.
-	b := &box{n: n, s: &s, stubs: []stub{{s.Root.Upper, "/l/d", nil}, {s.Root.Upper, "/l/e/d", nil}}}
+	b := &box{n: n, s: &s, stubs: []stub{{upper: s.Root.Upper, name: "/l/d"}, {upper: s.Root.Upper, name: "/l/e/d"}}}
 	if err := os.Symlink(host, filepath.Join(s.Root.Upper, "l")); err != nil {
 		t.Fatal(err)
 	}

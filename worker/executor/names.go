@@ -48,7 +48,7 @@ func (n *names) files(s *Spec) (resolv, hosts string, err error) {
 	}
 	// Unless it has a network of its own a step reaches what listens on the host's
 	// loopback, a resolver among them.
-	loopback := s.Network != NetworkNone
+	loopback := !s.ownNetwork()
 	var stamp time.Time
 	if st, err := os.Stat(hostResolv); err == nil {
 		stamp = st.ModTime()

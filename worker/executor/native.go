@@ -257,13 +257,17 @@ func (n *Native) Run(ctx context.Context, s Spec) error {
 		}
 	}
 	b.removeStubs()
+	left := b.distrust()
 	if cause := context.Cause(ctx); cause != nil && (err != nil || ws != 0) {
 		return cause
 	}
 	if err != nil {
 		return explainStart(&s, err)
 	}
-	return exitError(ws, oom)
+	if err = exitError(ws, oom); left != nil {
+		return &ResidueError{Left: left, Exit: err}
+	}
+	return err
 }
 
 // killed says whether a process, or the shell that waited for one, was killed.

@@ -107,12 +107,16 @@ func (o *OCI) Run(ctx context.Context, s Spec) error {
 	stop()
 	io.finish()
 	r.removeStubs()
+	left := r.distrust()
 	if cause := context.Cause(ctx); cause != nil && err != nil {
 		return cause
 	}
 	var e *ExitError
 	if errors.As(err, &e) && e.Code == 128+int(unix.SIGKILL) {
 		e.OOM = oomKills() > before
+	}
+	if left != nil {
+		return &ResidueError{Left: left, Exit: err}
 	}
 	return err
 }
@@ -121,10 +125,14 @@ func (o *OCI) Run(ctx context.Context, s Spec) error {
 func (r *ociRun) run(done chan struct{}) error {
 	defer close(done)
 	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("making a mount namespace: %w", err)
+	leave := unix.CLONE_NEWNS
+	if r.s.Proxy != nil {
+		leave |= unix.CLONE_NEWNET // the runtime starts in it, and with it the process
 	}
-	defer r.n.rejoin(unix.CLONE_NEWNS)
+	if err := unix.Unshare(leave); err != nil {
+		return fmt.Errorf("making namespaces: %w", err)
+	}
+	defer r.n.rejoin(leave)
 	defer func() {
 		for _, fd := range r.fds {
 			unix.Close(fd)
@@ -136,8 +144,19 @@ func (r *ociRun) run(done chan struct{}) error {
 	}
 	// On a machine with both forms of cgroups crun wants to see one of them only.
 	unix.Unmount("/sys/fs/cgroup/unified", unix.MNT_DETACH)
+	if r.s.Proxy != nil {
+		if err := loopbackUp(); err != nil {
+			return fmt.Errorf("setting up the loopback device: %w", err)
+		}
+		if err := r.openProxy(); err != nil {
+			return err
+		}
+	}
 	if err := r.mountRoot(); err != nil {
 		return fmt.Errorf("mounting the root: %w", err)
+	}
+	if err := r.trust(); err != nil {
+		return fmt.Errorf("adding the proxy's certificate to the root: %w", err)
 	}
 	if err := r.writeBundle(); err != nil {
 		return err

@@ -52,7 +52,7 @@ func ociSpec(s *Spec, u user, env []string, root string, binds []specs.Mount) (*
 	}
 	o.Hooks = s.Hooks
 	o.Linux.Devices = ociGiven(s.Devices, u)
-	if s.Network == NetworkNone {
+	if s.Network == NetworkNone && s.Proxy == nil {
 		o.Linux.Namespaces = append(o.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})
 	}
 	for _, l := range s.Ulimits {

@@ -15,6 +15,7 @@ import (
 type stub struct {
 	upper, name string
 	copied      []copied // what its making copied into the upper folder
+	file        bool     // it is a file that may hold something
 }
 
 // A copied folder is in an upper folder only because a stub was made in it. If
@@ -33,7 +34,7 @@ func (b *box) makeStub(name string, isDir, recursive bool) error {
 			return nil, err
 		}
 		if upper, rel := b.upperOf(made); upper != "" && (recursive || made == name) {
-			b.stubs = append(b.stubs, stub{upper, rel, b.aboutToCopy(upper, rel, made)})
+			b.stubs = append(b.stubs, stub{upper: upper, name: rel, copied: b.aboutToCopy(upper, rel, made)})
 		}
 		return func() { setTimes(parent, &was) }, nil
 	}
@@ -99,7 +100,8 @@ func (b *box) removeStubs() {
 
 func removeStub(upper int, s stub) {
 	if !removeQuietly(upper, s.name, func(st *unix.Stat_t, _ int) bool {
-		return st.Mode&unix.S_IFMT == unix.S_IFDIR || st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size == 0
+		isFile := st.Mode&unix.S_IFMT == unix.S_IFREG
+		return isFile && (s.file || st.Size == 0) || st.Mode&unix.S_IFMT == unix.S_IFDIR
 	}) {
 		return
 	}
