@@ -41,7 +41,7 @@ func (b *build) exportersOf(r *Request, outputs []Output, first int) ([]exporter
 		if err != nil {
 			return nil, fmt.Errorf("output %s: %w", o.Type, err)
 		}
-		out = append(out, x)
+		out = append(out, shownExporter{Exporter: x, build: b, title: exportTitles[o.Type], number: i})
 	}
 	return out, nil
 }

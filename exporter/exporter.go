@@ -34,6 +34,7 @@ func (r Result) Index() bool { return r.Multi || len(r.Images) > 1 }
 // Image is a root file system and the config that goes with it.
 type Image struct {
 	Platform   ocispecs.Platform
+	ID         string // as frontend.ResultImage has it
 	Root       cache.ChainID
 	Config     []byte // as frontend.ResultImage has it
 	BaseConfig []byte

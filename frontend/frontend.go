@@ -107,7 +107,10 @@ type Result struct {
 // ResultImage is the image for one platform.
 type ResultImage struct {
 	Platform ocispecs.Platform
-	Root     llb.Edge
+	// ID is what the frontend calls the platform; empty is the platform's own name.
+	// Outputs with a folder for each platform are named by it.
+	ID   string
+	Root llb.Edge
 	// Config is the image config as JSON, without rootfs and with one history
 	// entry for each instruction; the exporter completes it. Nil is a config of
 	// the platform alone.

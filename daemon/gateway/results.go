@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/containerd/platforms"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
@@ -193,7 +194,7 @@ func (f *Function) addImage(out *frontend.Result, id string, platform ocispecs.P
 		return fault.New(codes.InvalidArgument, "what a failed step left is no result: "+id)
 	}
 	image := frontend.ResultImage{
-		Platform: platform, Root: ref.edge, Call: ref.call,
+		Platform: platform, ID: strings.TrimPrefix(suffix, "/"), Root: ref.edge, Call: ref.call,
 		Config: keyed(out.Metadata, configKey, suffix), BaseConfig: keyed(out.Metadata, baseConfigKey, suffix),
 	}
 	out.Images = append(out.Images, image)

@@ -14,7 +14,6 @@ import (
 	"github.com/kiln-build/kiln/cache/tree"
 	"github.com/kiln-build/kiln/exporter"
 	"github.com/kiln-build/kiln/exporter/layer"
-	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // State gives the tree of a chain, with its files in the pool.
@@ -55,10 +54,14 @@ func GoneFile(c *cache.Cache, id cache.ChainID, err error) error {
 	return err
 }
 
-// PlatformFolder gives the name of the folder that a platform's files go into
-// where there are several.
-func PlatformFolder(p ocispecs.Platform) string {
-	name := strings.NewReplacer("/", "_", `\`, "_", ":", "_").Replace(platforms.FormatAll(p))
+// Folder gives the name of the folder that an image's files go into where there
+// are several: what the frontend calls its platform, made into one name.
+func Folder(img exporter.Image) string {
+	id := img.ID
+	if id == "" {
+		id = platforms.FormatAll(img.Platform)
+	}
+	name := strings.NewReplacer("/", "_", `\`, "_", ":", "_").Replace(id)
 	if name == "." || name == ".." {
 		return strings.Repeat("_", len(name))
 	}

@@ -122,10 +122,10 @@ func (e *Exporter) image(ctx context.Context, w *writer, r exporter.Result, img 
 	dir := ""
 	switch {
 	case split:
-		dir = image.PlatformFolder(img.Platform)
+		dir = image.Folder(img)
 		state.Name, state.Mode = dir, 0o755
 	case r.Index():
-		naming.Platform = image.PlatformFolder(img.Platform)
+		naming.Platform = image.Folder(img)
 	}
 	if err := w.write(ctx, state); err != nil || len(img.Attestations) == 0 {
 		return err

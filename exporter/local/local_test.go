@@ -197,6 +197,17 @@ func TestPlatforms(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "linux/arm64") {
 		t.Errorf("two platforms in one folder: %v, want an error that names them", err)
 	}
+	// What a frontend calls a platform is the name of the folder, and stays one name.
+	for id, want := range map[string]string{"linux/amd64 (debug)": "linux_amd64 (debug)", `..\outside`: ".._outside", "..": "__", "C:x": "C_x"} {
+		named := exporter.Result{Multi: true, Images: []exporter.Image{{Platform: r.Images[0].Platform, ID: id, Root: r.Images[0].Root}}}
+		dir := t.TempDir()
+		if err := export(t, c, dir, nil, named); err != nil {
+			t.Fatal(err)
+		}
+		if got := content(t, dir, want, "f"); got != "amd64" {
+			t.Errorf("the folder of %q holds %q", id, got)
+		}
+	}
 	single := t.TempDir()
 	if err := export(t, c, single, map[string]string{"platform-split": "true", "source-date-epoch": "1000"}, exporter.Result{Images: r.Images[:1]}); err != nil {
 		t.Fatal(err)

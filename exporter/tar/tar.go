@@ -87,7 +87,7 @@ func (e *Exporter) write(ctx context.Context, f exporter.File, r exporter.Result
 		}
 		prefix := ""
 		if split {
-			prefix = image.PlatformFolder(img.Platform) + "/"
+			prefix = image.Folder(img) + "/"
 		}
 		if err := s.Add(ctx, w, prefix, root); err != nil {
 			return image.GoneFile(e.env.Cache, img.Root, err)

@@ -88,13 +88,13 @@ func TestInterrupt(t *testing.T) {
 		{"while a layer comes", "FROM %[1]s/busybox\nRUN true\n", `"action|"statuses"|RUN true"`, nil, hanging(isBlob, 1000)},
 		{"while a step runs", "FROM %[1]s/busybox\nRUN sleep 1000 & trap '' INT TERM HUP; echo going\nRUN trap '' INT TERM; echo is going; sleep 1000\n", isGoing, nil, nil},
 		{"while several steps run", "FROM %[1]s/busybox AS a\nRUN sleep 1000\nFROM %[1]s/busybox AS b\nRUN sleep 1; echo is going; sleep 1000\nFROM scratch\nCOPY --from=a / /\nCOPY --from=b / /\n", isGoing, nil, nil},
-		{"while a tarball is made", "FROM %[1]s/busybox\nRUN dd if=/dev/urandom of=/large bs=1M count=48\n", `"name":"exporting layers"`,
+		{"while a tarball is made", "FROM %[1]s/busybox\nRUN dd if=/dev/urandom of=/large bs=1M count=48\n", `"id":"exporting layers"`,
 			[]string{"-o", "type=oci,dest=OUT/image.tar"}, nil},
-		{"while a folder is written", "FROM %[1]s/busybox\nRUN for i in $(seq 3000); do echo $i > /$i; done\n", `"name":"copying files"`,
+		{"while a folder is written", "FROM %[1]s/busybox\nRUN for i in $(seq 3000); do echo $i > /$i; done\n", `"id":"copying files"`,
 			[]string{"-o", "type=local,dest=OUT/folder"}, nil},
-		{"while nobody reads the output", "FROM %[1]s/busybox\nRUN dd if=/dev/urandom of=/large bs=1M count=2\n", `"name":"(sending|copying|exporting|writing)`,
+		{"while nobody reads the output", "FROM %[1]s/busybox\nRUN dd if=/dev/urandom of=/large bs=1M count=2\n", `"id":"(sending|copying|exporting|writing)`,
 			[]string{"-o", "type=tar,dest=-"}, nil},
-		{"while it pushes", "FROM %[1]s/busybox\nRUN echo pushed > /pushed\n", `"name":"pushing layers"`,
+		{"while it pushes", "FROM %[1]s/busybox\nRUN echo pushed > /pushed\n", `"id":"pushing layers"`,
 			[]string{"--push", "-t", "HOST/interrupted:1"}, hanging(func(r *http.Request) bool { return r.Method == http.MethodHead || r.Method == http.MethodPost }, 0)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
