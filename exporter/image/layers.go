@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"strconv"
 	"sync"
 	"time"
 
@@ -108,7 +109,7 @@ func (ls *layers) find(ctx context.Context, chain cache.ChainID, l cache.Layer, 
 		}
 	}
 	if out, ok := ls.variant(chain, l, clamp); ok {
-		return out, nil
+		return rewritten(out, clamp), nil
 	}
 	if l.Root.Kind == tree.None {
 		var err error
@@ -116,7 +117,19 @@ func (ls *layers) find(ctx context.Context, chain cache.ChainID, l cache.Layer, 
 			return Layer{}, err
 		}
 	}
-	return ls.make(ctx, l, clamp)
+	out, err := ls.make(ctx, l, clamp)
+	return rewritten(out, clamp), err
+}
+
+// rewrittenTime is the annotation of a layer whose times have a bound: that bound.
+const rewrittenTime = "buildkit/rewritten-timestamp"
+
+// rewritten notes at a layer which bound its times have.
+func rewritten(l Layer, clamp layer.Options) Layer {
+	if clamp.Clamped {
+		l.Desc.Annotations = map[string]string{rewrittenTime: strconv.FormatInt(clamp.Clamp, 10)}
+	}
+	return l
 }
 
 // choose picks the blob of a pulled layer: of the wanted compression, or one that
