@@ -100,6 +100,8 @@ func TestSees(t *testing.T) {
 		{"no network", nil, "ls /sys/class/net; ip -o addr | head -n1 | awk '{print $4}'", "lo\n127.0.0.1/8"},
 		{"shared memory", func(s *Spec) { s.Resources.ShmSize = 1 << 20 }, "df -k /dev/shm | tail -n1 | awk '{print $2}'", "1024"},
 		{"a user writes its own output", func(s *Spec) { s.User = "ann" }, "echo x >/dev/stdout", "x"},
+		{"groups of the privileged", func(s *Spec) { s.Insecure = true }, "cd /sys/fs/cgroup; [ -d cpuset ] && cd cpuset; mkdir mine mine/more && echo ok", "ok"},
+		{"no groups of others", nil, "cd /sys/fs/cgroup; for d in . *; do mkdir $d/mine 2>/dev/null && echo made; done; echo none", "none"},
 		{"insecure", func(s *Spec) { s.Insecure = true }, "grep -E 'Seccomp:' /proc/self/status; mount -t tmpfs x /tmp && echo ok; test -w /proc/sys/kernel/hostname && echo rw", "Seccomp:\t0\nok\nrw"},
 	}
 	for _, c := range cases {

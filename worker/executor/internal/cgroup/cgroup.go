@@ -39,10 +39,12 @@ type Limits struct {
 type Manager struct {
 	unified string            // the folder of kiln's groups in the unified tree, or empty
 	trees   map[string]string // the folders in the older trees, by controller
+	rest    map[string]string // those of controllers that kiln itself has no use for; made when a group wants all
 	owner   string            // the start of our groups' names
 	count   atomic.Int64
-	hybrid  bool // there are older trees
-	devices int  // the program that filters devices, or -1
+	all     atomic.Bool // a group was made in all trees
+	hybrid  bool        // there are older trees
+	devices int         // the program that filters devices, or -1
 }
 
 // folder is that of kiln's groups below the parent group.
@@ -61,7 +63,7 @@ func Find(parent string) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("looking for cgroups: %w", err)
 	}
-	m := &Manager{trees: map[string]string{}, devices: -1}
+	m := &Manager{trees: map[string]string{}, rest: map[string]string{}, devices: -1}
 	for lines := bufio.NewScanner(mounts); lines.Scan(); {
 		before, after, ok := strings.Cut(lines.Text(), " - ")
 		f, g := strings.Fields(before), strings.Fields(after)
@@ -134,6 +136,9 @@ func (m *Manager) prepare() (*Manager, error) {
 		}
 	}
 	for c, dir := range m.trees {
+		if !needed[c] {
+			m.rest[c] = dir
+		}
 		if !needed[c] || !usable(dir) {
 			delete(m.trees, c)
 			continue
@@ -202,15 +207,43 @@ func (m *Manager) sweep(dir string) {
 			continue
 		}
 		group := filepath.Join(dir, e.Name())
-		if procs, err := os.ReadFile(filepath.Join(group, "cgroup.procs")); err == nil {
-			for line := range strings.Lines(string(procs)) {
-				if p, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && p > 1 {
-					unix.Kill(p, unix.SIGKILL)
-				}
+		each(group, kill)
+		each(group, remove)
+	}
+}
+
+// each calls f for a group and all below it, the inner ones first, until it fails: a
+// privileged step makes groups of its own.
+func each(group string, f func(dir string) error) error {
+	entries, err := os.ReadDir(group)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := each(filepath.Join(group, e.Name()), f); err != nil {
+				return err
 			}
 		}
-		remove(group)
 	}
+	return f(group)
+}
+
+// kill kills the processes of a group.
+func kill(group string) error {
+	procs, err := os.ReadFile(filepath.Join(group, "cgroup.procs"))
+	if err != nil {
+		return nil // a group of threads, or one that has gone
+	}
+	for line := range strings.Lines(string(procs)) {
+		if p, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && p > 1 {
+			unix.Kill(p, unix.SIGKILL)
+		}
+	}
+	return nil
 }
 
 // startTime is when a process began, in the kernel's ticks: with it a pid that
@@ -261,5 +294,10 @@ func (m *Manager) Close() {
 	}
 	for _, dir := range m.trees {
 		unix.Rmdir(dir)
+	}
+	if m.all.Load() {
+		for _, dir := range m.rest {
+			unix.Rmdir(dir)
+		}
 	}
 }

@@ -102,6 +102,38 @@ func TestGroup(t *testing.T) {
 	}
 }
 
+// A privileged group is in every tree, and goes with all groups that were made in it.
+func TestPrivilegedGroup(t *testing.T) {
+	m, err := Find("")
+	if err != nil || m == nil {
+		t.Fatalf("no cgroups on this machine: %v", err)
+	}
+	defer m.Close()
+	g, err := m.Create("privileged", Limits{}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dirs := g.Folders()
+	for c := range m.trees {
+		if dirs[c] == "" {
+			t.Errorf("the group is not in the tree of %s", c)
+		}
+	}
+	for _, dir := range dirs {
+		if err := os.MkdirAll(filepath.Join(dir, "a/b"), 0o755); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := g.Delete(); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left: %v", dir, err)
+		}
+	}
+}
+
 // A limit without its controller is an error, not a limit that is not there.
 func TestNoController(t *testing.T) {
 	m := &Manager{trees: map[string]string{}, devices: -1, owner: "x."}

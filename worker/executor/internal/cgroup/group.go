@@ -19,13 +19,16 @@ type Group struct {
 	joins   []int
 	filters bool
 	hybrid  bool // there are older trees
+	// privileged says that its processes may make groups in it.
+	privileged bool
 }
 
 // Create makes a group. Devices other than those that every process needs are out
-// of its reach, unless allDevices. The id makes its name telling.
-func (m *Manager) Create(id string, l Limits, allDevices bool) (_ *Group, err error) {
+// of its reach, unless it is privileged: then it is in all trees besides, as its
+// process may make groups of its own in any. The id makes its name telling.
+func (m *Manager) Create(id string, l Limits, privileged bool) (_ *Group, err error) {
 	name := m.owner + strconv.FormatInt(m.count.Add(1), 10) + "-" + clean(id)
-	g := &Group{dir: -1, trees: map[string]string{}, hybrid: m.hybrid}
+	g := &Group{dir: -1, trees: map[string]string{}, hybrid: m.hybrid, privileged: privileged}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.Delete())
@@ -39,13 +42,13 @@ func (m *Manager) Create(id string, l Limits, allDevices bool) (_ *Group, err er
 		if g.dir, err = unix.Open(g.unified, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
 			return nil, fmt.Errorf("opening %s: %w", g.unified, err)
 		}
-		if m.devices >= 0 && !allDevices {
+		if m.devices >= 0 && !privileged {
 			if err := m.filterDevices(g.dir, l.Devices); err == nil {
 				g.filters = true
 			}
 		}
 	}
-	if !g.filters && !allDevices && m.trees["devices"] != "" {
+	if !g.filters && !privileged && m.trees["devices"] != "" {
 		dir, err := g.join(m, "devices", name)
 		if err != nil {
 			return nil, err
@@ -60,7 +63,25 @@ func (m *Manager) Create(id string, l Limits, allDevices bool) (_ *Group, err er
 			return nil, fmt.Errorf("limiting %s: %w", s.what, err)
 		}
 	}
+	if privileged {
+		return g, g.joinAll(m, name)
+	}
 	return g, nil
+}
+
+// joinAll makes the group in all trees of the machine in which kiln may.
+func (g *Group) joinAll(m *Manager, name string) error {
+	for c := range m.trees {
+		if _, err := g.join(m, c, name); err != nil {
+			return err
+		}
+	}
+	m.all.Store(true)
+	for c := range m.rest {
+		// Kiln may not in this one, or it has no room: the step does without.
+		g.join(m, c, name)
+	}
+	return nil
 }
 
 // filterDevices attaches the filter to a group, one of its own where more is allowed.
@@ -120,13 +141,13 @@ func (g *Group) join(m *Manager, controller, name string) (string, error) {
 	if dir := g.trees[controller]; dir != "" {
 		return dir, nil
 	}
-	top, ok := m.trees[controller]
-	if !ok {
+	top := m.top(controller)
+	if top == "" {
 		return "", ErrNoController
 	}
 	dir := filepath.Join(top, name)
 	for c, other := range g.trees { // cpu and cpuacct may share a tree
-		if m.trees[c] == top {
+		if m.top(c) == top {
 			g.trees[controller] = other
 			return other, nil
 		}
@@ -144,6 +165,14 @@ func (g *Group) join(m *Manager, controller, name string) (string, error) {
 	}
 	g.joins = append(g.joins, fd)
 	return dir, nil
+}
+
+// top gives the folder of kiln's groups in the older tree of a controller; empty is none.
+func (m *Manager) top(controller string) string {
+	if dir := m.trees[controller]; dir != "" {
+		return dir
+	}
+	return m.rest[controller]
 }
 
 // A setting is a limit in both forms.
@@ -244,7 +273,7 @@ func (g *Group) Folders() map[string]string {
 		folders["unified"] = g.unified
 	}
 	for c, dir := range g.trees {
-		folders[c] = dir
+		folders[strings.TrimPrefix(c, "name=")] = dir
 	}
 	return folders
 }
@@ -283,6 +312,15 @@ func counted(file string) bool {
 	return false
 }
 
+// remove removes a folder of the group. Only a privileged process can have made groups
+// in it, and only then it is worth looking.
+func (g *Group) remove(dir string) error {
+	if g.privileged {
+		return each(dir, remove)
+	}
+	return remove(dir)
+}
+
 // Delete removes the group, in which no process may be left.
 func (g *Group) Delete() error {
 	for _, fd := range g.joins {
@@ -294,10 +332,10 @@ func (g *Group) Delete() error {
 	}
 	var errs []error
 	if g.unified != "" {
-		errs = append(errs, remove(g.unified))
+		errs = append(errs, g.remove(g.unified))
 	}
 	for _, dir := range g.trees {
-		errs = append(errs, remove(dir))
+		errs = append(errs, g.remove(dir))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("removing the step's cgroup: %w", err)
