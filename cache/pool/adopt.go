@@ -20,18 +20,23 @@ import (
 // metadata is compared with e's here, except for xattrs. Nobody may write to
 // the file any more.
 func (p *Pool) Adopt(e tree.Entry, dir *os.File, name string) error {
-	if err := p.adopt(e, int(dir.Fd()), name); err != nil {
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("taking %s into the pool: %w", name, err)
+	}
+	return p.AdoptStat(e, &st, int(dir.Fd()), name)
+}
+
+// AdoptStat is Adopt for whoever has the file's stat and a descriptor at hand.
+func (p *Pool) AdoptStat(e tree.Entry, st *unix.Stat_t, dirfd int, name string) error {
+	if err := p.adopt(e, st, dirfd, name); err != nil {
 		return fmt.Errorf("taking %s into the pool: %w", name, tmpfile.Explain(err))
 	}
 	return nil
 }
 
-func (p *Pool) adopt(e tree.Entry, dirfd int, name string) error {
-	var st, old unix.Stat_t
-	if err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
-	}
-	if err := p.compare(e, &st); err != nil {
+func (p *Pool) adopt(e tree.Entry, st *unix.Stat_t, dirfd int, name string) error {
+	if err := p.compare(e, st); err != nil {
 		return err
 	}
 	id := IDOf(e)
@@ -43,6 +48,7 @@ func (p *Pool) adopt(e tree.Entry, dirfd int, name string) error {
 	defer p.guard.Use((*[32]byte)(&id)).RUnlock()
 	p.guard.SetDirty()
 	for {
+		var old unix.Stat_t
 		err = unix.Linkat(dirfd, name, pooldir, poolname, 0)
 		if err == nil {
 			p.guard.Grow(st.Blocks * 512)

@@ -113,7 +113,7 @@ func (a *adopter) dir(dir *os.File, rel string, e *tree.Entry, below tree.Entry)
 		return fmt.Errorf("reading %q: %w", rel, err)
 	}
 	items := make([]adopted, len(names))
-	if err := a.each(names, items, func(i int) error { return a.name(dir, rel, names[i].Name, &items[i], inside) }); err != nil {
+	if err := a.each(names, items, func(i int) error { return a.name(dir, rel, names[i], &items[i], inside) }); err != nil {
 		return err
 	}
 	entries := make([]tree.Entry, 0, len(items))
@@ -170,16 +170,19 @@ func (a *adopter) each(names []dirfd.Name, items []adopted, one func(int) error)
 }
 
 // name takes over one name of a directory.
-func (a *adopter) name(dir *os.File, rel, name string, out *adopted, below tree.Entry) error {
-	fd := int(dir.Fd())
+func (a *adopter) name(dir *os.File, rel string, n dirfd.Name, out *adopted, below tree.Entry) error {
+	fd, name := int(dir.Fd()), n.Name
 	rel = path.Join(rel, name)
-	var st unix.Stat_t
-	if err := dirfd.Stat(fd, name, &st); err != nil {
-		return fmt.Errorf("reading %q: %w", rel, err)
-	}
 	under, err := a.under(below, name)
 	if err != nil {
 		return err
+	}
+	if n.Kind == unix.DT_REG {
+		return a.file(fd, rel, name, out, under)
+	}
+	var st unix.Stat_t
+	if err := dirfd.Stat(fd, name, &st); err != nil {
+		return fmt.Errorf("reading %q: %w", rel, err)
 	}
 	out.entry = EntryOf(name, &st)
 	switch e := &out.entry; e.Kind {
@@ -194,19 +197,7 @@ func (a *adopter) name(dir *os.File, rel, name string, out *adopted, below tree.
 		out.keep = e.Opaque || e.Children != (tree.Ref{}) || !sameInode(*e, under)
 		return nil
 	case tree.File:
-		if err := a.file(fd, rel, e, &st); err != nil {
-			return fmt.Errorf("reading %q: %w", rel, err)
-		}
-		// A file with a second name stays beside it: apart they would be two files.
-		if st.Nlink == 1 && e.MTime == under.MTime && e.Content == under.Content && sameInode(*e, under) {
-			return nil
-		}
-		out.keep = true
-		a.size.Add(e.Size)
-		if err := a.folders.pool.Adopt(*e, dir, name); err != nil {
-			return fmt.Errorf("keeping %q: %w", rel, err)
-		}
-		return nil
+		return a.file(fd, rel, name, out, under)
 	case tree.Symlink:
 		if e.Target, err = dirfd.Readlink(fd, name); err != nil {
 			return fmt.Errorf("reading %q: %w", rel, err)
@@ -217,6 +208,26 @@ func (a *adopter) name(dir *os.File, rel, name string, out *adopted, below tree.
 	}
 	e := out.entry
 	out.keep = e.MTime != under.MTime || e.Target != under.Target || !sameInode(e, under)
+	return nil
+}
+
+// file takes over a file of a directory, in as few system calls as there can be: a
+// step may leave a hundred thousand.
+func (a *adopter) file(dir int, rel, name string, out *adopted, under tree.Entry) error {
+	var st unix.Stat_t
+	if err := a.read(dir, rel, name, &out.entry, &st); err != nil {
+		return fmt.Errorf("reading %q: %w", rel, err)
+	}
+	e := &out.entry
+	// A file with a second name stays beside it: apart they would be two files.
+	if st.Nlink == 1 && e.MTime == under.MTime && e.Content == under.Content && sameInode(*e, under) {
+		return nil
+	}
+	out.keep = true
+	a.size.Add(e.Size)
+	if err := a.folders.pool.AdoptStat(*e, &st, dir, name); err != nil {
+		return fmt.Errorf("keeping %q: %w", rel, err)
+	}
 	return nil
 }
 
@@ -242,14 +253,20 @@ func (a *adopter) sub(fd int, rel string, e *tree.Entry, below tree.Entry) error
 	return a.dir(dir, rel, e, below)
 }
 
-// file adds to e what reading the file tells, and takes overlayfs's own
-// attributes off it: its inode is to be the pool's.
-func (a *adopter) file(fd int, rel string, e *tree.Entry, st *unix.Stat_t) error {
-	file, err := dirfd.File(fd, e.Name)
+// read makes the entry of a file, and takes overlayfs's own attributes off it: its
+// inode is to be the pool's.
+func (a *adopter) read(dir int, rel, name string, e *tree.Entry, st *unix.Stat_t) error {
+	file, err := dirfd.FileUnnoted(dir, name)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(file)
+	if err := unix.Fstat(file, st); err != nil {
+		return err
+	}
+	if *e = EntryOf(name, st); e.Kind != tree.File {
+		return errors.New("it turned out to be no regular file")
+	}
 	own := false
 	e.Xattrs, err = dirfd.Xattrs(file, "", func(attr string) bool {
 		own = own || isOverlayXattr(attr)
@@ -277,7 +294,7 @@ func (a *adopter) file(fd int, rel string, e *tree.Entry, st *unix.Stat_t) error
 }
 
 func sum(fd int, size int64) (blob.Digest, error) {
-	d, n, err := dirfd.Sum(fd)
+	d, n, err := dirfd.Sum(fd, size)
 	if err == nil && n != size {
 		err = fmt.Errorf("its size went from %d to %d", size, n)
 	}

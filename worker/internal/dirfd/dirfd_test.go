@@ -1,6 +1,7 @@
 package dirfd
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"fmt"
 	"os"
@@ -79,20 +80,27 @@ func TestFileIsNotFollowed(t *testing.T) {
 	}
 }
 
+// TestSum sums files around the size of a buffer, with sizes that were expected
+// rightly and wrongly.
 func TestSum(t *testing.T) {
 	dir := t.TempDir()
-	data := []byte(strings.Repeat("0123456789", 100_000))
-	if err := os.WriteFile(filepath.Join(dir, "f"), data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	f, err := File(open(t, dir), "f")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(f)
-	got, size, err := Sum(f)
-	if err != nil || got != sha256.Sum256(data) || size != int64(len(data)) {
-		t.Errorf("the sum is %s of %d bytes, %v", got, size, err)
+	fd := open(t, dir)
+	for _, size := range []int{0, 1, 5000, 256<<10 - 1, 256 << 10, 256<<10 + 1, 1_000_000} {
+		data := bytes.Repeat([]byte("0123456789abcdef"), size/16+1)[:size]
+		if err := os.WriteFile(filepath.Join(dir, "f"), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, hint := range []int{size, 0, size - 1, size + 1, 256 << 10} {
+			f, err := FileUnnoted(fd, "f")
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, n, err := Sum(f, int64(hint))
+			unix.Close(f)
+			if err != nil || got != sha256.Sum256(data) || n != int64(size) {
+				t.Errorf("the sum of %d bytes where %d are expected is %s of %d bytes, %v", size, hint, got, n, err)
+			}
+		}
 	}
 }
 

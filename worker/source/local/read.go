@@ -50,7 +50,7 @@ func (it *item) readFile(dir int) error {
 	if it.known.xattrs, err = dirfd.Xattrs(fd, "", layer.KeepXattr); err != nil {
 		return err
 	}
-	sum, size, err := dirfd.Sum(fd)
+	sum, size, err := dirfd.Sum(fd, it.stat.Size)
 	if err != nil {
 		return err
 	}
