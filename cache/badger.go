@@ -18,14 +18,37 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
+// load is what Badger is opened for.
+type load uint8
+
 const (
-	// Opening makes two files of twice the size of a memtable, whose first pages
-	// the kernel reads ahead by megabytes, and an arena of that size: a small one
-	// opens in half the time of a large one. A batch that is larger than a small
-	// one has Badger opened again with large ones, of which bulk writes make fewer
-	// tables to merge.
-	smallMemTable = 1 << 20
-	largeMemTable = 8 << 20
+	// light is how a database is opened. Opening makes two files of twice the size
+	// of a memtable, whose first pages the kernel reads ahead by megabytes, and an
+	// arena of that size: a small one opens in half the time of a large one. A batch
+	// that is larger than a small memtable makes it heavy.
+	light load = iota
+	// heavy has large memtables, of which bulk writes make fewer tables to merge.
+	// bulkBytes written make it bulk, and rest light.
+	heavy
+	// bulk keeps the larger values, which are nodes of trees for the most part, in
+	// the value log and not in tables. Keys are hashes, so that every merge of tables
+	// rewrites whole levels: a chain of 100,000 steps, 1.4 GB of nodes, had 9 GB
+	// written, and 1.8 GB so. But each process that writes to the log leaves a file,
+	// which Badger never merges: see closeBadger. Rest makes it light.
+	bulk
+)
+
+const (
+	lightMemTable = 1 << 20
+	heavyMemTable = 8 << 20
+	// bulkBytes are written before the value log is. Builds that write less, which
+	// are those after the first for the most part, leave no file.
+	bulkBytes = 32 << 20
+	// bulkValue is the size from which values go to the log then. A pointer to one
+	// takes 12 bytes of a table, and records are smaller.
+	bulkValue = 512
+	// bulkLog is the size of a file of the log.
+	bulkLog = 64 << 20
 )
 
 // baseLevel is how much the first level below the newest tables holds before there
@@ -34,18 +57,29 @@ const (
 // steps (80 MB of tree nodes) took half as long again, one of 100,000 twice as long.
 const baseLevel = 64 << 20
 
+// tableSize is that of merged tables. Opening and closing take their time for each:
+// a mapping, a check of the index, a sync.
+const tableSize = 8 << 20
+
 // badgerOptions are small: opening must take milliseconds, and at rest the
 // database must not be felt. Values are mostly hashes, so that compression would
 // cost more than it saves; tables are read through the page cache, so that a
-// cache of blocks would hold everything twice. All but the largest values are in
-// the tables, and the value log stays empty.
-func badgerOptions(dir string, memTable int64, log badger.Logger) badger.Options {
+// cache of blocks would hold everything twice.
+func badgerOptions(dir string, l load, log badger.Logger) badger.Options {
+	memTable, logFile, value := int64(lightMemTable), int64(2*lightMemTable), int64(lightMemTable/8)
+	switch l {
+	case heavy:
+		memTable, logFile = heavyMemTable, 2*heavyMemTable
+	case bulk:
+		memTable, logFile, value = heavyMemTable, bulkLog, bulkValue
+	}
 	return badger.DefaultOptions(dir).
 		WithLogger(log).
 		WithMemTableSize(memTable).
 		WithNumMemtables(2).
-		WithValueThreshold(smallMemTable / 8).
-		WithValueLogFileSize(2 * memTable).
+		WithValueThreshold(value).
+		WithValueLogFileSize(logFile).
+		WithVerifyValueChecksum(true).
 		WithBlockCacheSize(0).
 		WithIndexCacheSize(0).
 		WithCompression(options.None).
@@ -57,7 +91,8 @@ func badgerOptions(dir string, memTable int64, log badger.Logger) badger.Options
 		WithBypassLockGuard(true).
 		WithNumGoroutines(2).
 		WithNumLevelZeroTables(maxLevel0).
-		WithBaseLevelSize(baseLevel)
+		WithBaseLevelSize(baseLevel).
+		WithBaseTableSize(tableSize)
 }
 
 // setAside tells damage from what a fresh database would meet just so.
@@ -70,8 +105,8 @@ func setAside(err error) bool {
 	return true
 }
 
-func openBadger(dir string, memTable int64, warn func(error)) (*badger.DB, error) {
-	return openWith(badgerOptions(dir, memTable, badgerLog{warn}))
+func openBadger(dir string, l load, warn func(error)) (*badger.DB, error) {
+	return openWith(badgerOptions(dir, l, badgerLog{warn}))
 }
 
 func openWith(o badger.Options) (b *badger.DB, err error) {
@@ -99,6 +134,9 @@ func openWith(o badger.Options) (b *badger.DB, err error) {
 type badgerLog struct{ warn func(error) }
 
 func (l badgerLog) Errorf(format string, args ...any) {
+	if strings.HasPrefix(format, "Unable to read") || strings.HasPrefix(format, "Key:") || strings.HasPrefix(format, "Invalid read") {
+		return // of a value: whoever reads it has the error too
+	}
 	l.warn(fmt.Errorf("badger: %s", strings.TrimSpace(fmt.Sprintf(format, args...))))
 }
 func (l badgerLog) Warningf(string, ...any) {}
@@ -219,33 +257,71 @@ const maxLevel0 = 8
 
 // closeBadger closes Badger, and merges the tables of level 0 where there are many.
 func (d *database) closeBadger() error {
+	if err := d.mergeLogs(); err != nil {
+		d.warn(err)
+	}
 	level0 := d.badger.Levels()[0]
 	if err := d.badger.Close(); err != nil {
 		return err
 	}
+	// Badger reads the newest file of its log when it opens, to find the end: a large
+	// one is this process's to read, so that the next one finds an empty one.
+	large := d.load == bulk
 	// What is merged is level 0 and what it meets in the level below, whose size
 	// Badger keeps to ten megabytes or so.
-	if level0.NumTables < maxLevel0 || !roomFor(d.dir, headroom+4*level0.Size) {
+	if level0.NumTables < maxLevel0 && !large || !roomFor(d.dir, headroom+4*level0.Size) {
 		return nil
 	}
-	b, err := openWith(badgerOptions(d.dir, smallMemTable, badgerLog{d.warn}).WithCompactL0OnClose(true))
+	b, err := openWith(badgerOptions(d.dir, light, badgerLog{d.warn}).WithCompactL0OnClose(true))
 	if err != nil {
 		return fmt.Errorf("merging the database's small tables: %w", err)
 	}
 	return b.Close()
 }
 
-// reopen closes Badger and opens it with memtables of another size.
-func (d *database) reopen(memTable int64) error {
+// maxLogs is how many files the value log may have besides one for each bulkLog
+// bytes that are in them.
+const maxLogs = 16
+
+// mergeLogs writes the database anew where the value log has many files that are
+// not full, all of which every later process has to open. Each was left by a
+// process that had written bulkBytes besides, so that what is written anew is in
+// proportion to what was written since that was last done. flushMu is held, or
+// nobody writes any more.
+func (d *database) mergeLogs() error {
+	if d.load != bulk || d.damaged.Load() {
+		return nil
+	}
+	logs, err := filepath.Glob(filepath.Join(d.dir, "*.vlog"))
+	if err != nil {
+		return err
+	}
+	n, bytes := 0, int64(0)
+	for _, path := range logs {
+		if st, err := os.Lstat(path); err == nil && st.Size() >= bulkValue {
+			n, bytes = n+1, bytes+min(st.Size(), bulkLog)
+		}
+	}
+	if int64(n) <= maxLogs+bytes/bulkLog || !roomFor(d.dir, headroom+2*bytes) {
+		return nil
+	}
+	if err := d.rewrite(); err != nil {
+		return fmt.Errorf("merging the database's logs: %w", err)
+	}
+	return nil
+}
+
+// reopen closes Badger and opens it for another load.
+func (d *database) reopen(l load) error {
 	d.life.Lock()
 	defer d.life.Unlock()
 	if err := d.badger.Close(); err != nil {
 		return err
 	}
-	b, err := openBadger(d.dir, memTable, d.warn)
+	b, err := openBadger(d.dir, l, d.warn)
 	if err != nil {
 		return err
 	}
-	d.badger = b
+	d.badger, d.load = b, l
 	return nil
 }

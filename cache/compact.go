@@ -90,11 +90,11 @@ func (d *database) rewrite() error {
 		return err
 	}
 	exchange := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, d.dir, unix.RENAME_EXCHANGE)
-	b, err := openBadger(d.dir, smallMemTable, d.warn)
+	b, err := openBadger(d.dir, light, d.warn)
 	if err != nil {
 		return errors.Join(exchange, err)
 	}
-	d.badger, d.large = b, false
+	d.badger, d.load, d.written = b, light, 0
 	if errors.Is(exchange, unix.EINVAL) || errors.Is(exchange, unix.ENOSYS) {
 		// A file system without exchange keeps the old one.
 		return nil
@@ -124,7 +124,8 @@ func syncFolder(dir string) error {
 func (d *database) copyTo(dir string) error {
 	d.life.RLock()
 	defer d.life.RUnlock()
-	to, err := openBadger(dir, smallMemTable, d.warn)
+	// Larger values go to the log, as a bulk write puts them there.
+	to, err := openBadger(dir, bulk, d.warn)
 	if err != nil {
 		return err
 	}
@@ -143,16 +144,21 @@ func (d *database) copyTo(dir string) error {
 	return errors.Join(err, to.Close())
 }
 
-// shrink gives large memtables back.
+// shrink opens Badger for a light load again, once nobody writes.
 func (d *database) shrink() error {
 	d.flushMu.Lock()
 	defer d.flushMu.Unlock()
-	if !d.large || !roomFor(d.dir, headroom) {
+	if d.load == light || !roomFor(d.dir, headroom) {
 		return nil
 	}
-	d.large = false
-	if err := d.reopen(smallMemTable); err != nil {
-		return fmt.Errorf("opening the cache's database again: %w", err)
+	if err := d.mergeLogs(); err != nil {
+		return err
 	}
+	if d.load != light {
+		if err := d.reopen(light); err != nil {
+			return fmt.Errorf("opening the cache's database again: %w", err)
+		}
+	}
+	d.written = 0
 	return nil
 }

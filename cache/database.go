@@ -73,11 +73,14 @@ type database struct {
 	// until that is done: every reader stood still while a large batch was flushed.
 	// What is being flushed is in memory here, so readers take whatever is newest.
 	version uint64
-	large   bool // Badger has large memtables; guarded by flushMu
-	urgent  chan struct{}
-	wake    chan struct{}
-	done    chan struct{}
-	group   sync.WaitGroup
+	load    load  // what Badger is open for; guarded by flushMu
+	written int64 // since it was opened light; guarded by flushMu
+	// bulkAfter is bulkBytes, but in tests.
+	bulkAfter int64
+	urgent    chan struct{}
+	wake      chan struct{}
+	done      chan struct{}
+	group     sync.WaitGroup
 }
 
 // openDatabase opens dir. One that Badger cannot open is set aside; what was
@@ -90,7 +93,7 @@ func openDatabase(dir string, g *guard.Guard, now time.Time, warn func(error)) (
 	}
 	var b *badger.DB
 	if err == nil {
-		b, err = openBadger(dir, smallMemTable, warn)
+		b, err = openBadger(dir, light, warn)
 	}
 	if err != nil && !setAside(err) {
 		return nil, tmpfile.Explain(fmt.Errorf("opening the database %s: %w", dir, err))
@@ -101,12 +104,12 @@ func openDatabase(dir string, g *guard.Guard, now time.Time, warn func(error)) (
 			return nil, fmt.Errorf("setting the damaged database aside: %w", rerr)
 		}
 		warn(fmt.Errorf("the cache starts empty, because its database is damaged (%w); it was set aside as %s, which kiln prune removes", err, aside))
-		if b, err = openBadger(dir, smallMemTable, warn); err != nil {
+		if b, err = openBadger(dir, light, warn); err != nil {
 			return nil, tmpfile.Explain(fmt.Errorf("opening the database %s: %w", dir, err))
 		}
 	}
 	d := &database{
-		badger: b, version: b.MaxVersion(), dir: dir, guard: g, warn: warn,
+		badger: b, version: b.MaxVersion(), dir: dir, guard: g, warn: warn, bulkAfter: bulkBytes,
 		active: map[string][]byte{},
 		urgent: make(chan struct{}, 1), wake: make(chan struct{}, 1), done: make(chan struct{}),
 	}
@@ -303,15 +306,24 @@ func (d *database) flush() error {
 	return err
 }
 
+// bear sees to it that Badger is open for a batch of that size. flushMu is held.
+func (d *database) bear(size int) error {
+	switch {
+	case d.load < bulk && d.written > d.bulkAfter:
+		return d.reopen(bulk)
+	case d.load < heavy && size > lightMemTable:
+		return d.reopen(heavy)
+	}
+	return nil
+}
+
 func (d *database) writeBatch(batch map[string][]byte, size int) error {
 	if !roomFor(d.dir, int64(headroom+4*size)) {
 		return unix.ENOSPC
 	}
-	if size > smallMemTable && !d.large {
-		if err := d.reopen(largeMemTable); err != nil {
-			return err
-		}
-		d.large = true
+	d.written += int64(size)
+	if err := d.bear(size); err != nil {
+		return err
 	}
 	keys := make([]string, 0, len(batch))
 	for k := range batch {

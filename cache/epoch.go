@@ -96,6 +96,14 @@ func (c *Cache) beginEpochs(boot string, unclean bool) error {
 
 // dropOpenEpochs drops what was written after the note.
 func (c *Cache) dropOpenEpochs(note epochNote) error {
+	since := note.since
+	if time.Now().UnixNano() < since {
+		// The clock has gone back: times say nothing.
+		since = 0
+	}
+	if err := c.db.dropUnreadable(since); err != nil {
+		return err
+	}
 	for _, prefix := range []byte{prefixKey, prefixRecord, prefixState, prefixLayer} {
 		err := c.db.each([]byte{prefix}, true, func(k, v []byte) error {
 			if e, n := binary.Uvarint(v); n > 0 && e <= note.closed {
@@ -106,11 +114,6 @@ func (c *Cache) dropOpenEpochs(note epochNote) error {
 		if err != nil {
 			return err
 		}
-	}
-	since := note.since
-	if time.Now().UnixNano() < since {
-		// The clock has gone back: times say nothing.
-		since = 0
 	}
 	if err := c.pool.DropSince(since); err != nil {
 		return err

@@ -167,12 +167,12 @@ func TestShrink(t *testing.T) {
 		if err := c.db.flush(); err != nil {
 			t.Fatal(err)
 		}
-		if !c.db.large {
+		if c.db.load != heavy {
 			t.Error("bulk writes went to small memtables")
 		}
 		c.nodes.clear()
-		if err := c.db.shrink(); err != nil || c.db.large {
-			t.Fatalf("large is %v, %v", c.db.large, err)
+		if err := c.db.shrink(); err != nil || c.db.load != light {
+			t.Fatalf("the load is %v, %v", c.db.load, err)
 		}
 		for i := range (round + 1) * n {
 			if _, err := c.Node(sha256.Sum256(nodeOf(uint64(i)))); err != nil {
