@@ -208,7 +208,9 @@ func (b *build) open(r *Request) (req frontend.Request, release func(), err erro
 		}
 		in.locals["dockerfile"] = dir
 	}
-	s := worker.Session{Locals: in.locals, Layouts: in.layouts, Secrets: secrets(r.Secrets), SSH: agents(r.SSH)}
+	locals, done := &lentFolders{folders: in.locals, temp: b.engine.cache.Path("tmp")}, release
+	release = func() { locals.close(); done() }
+	s := worker.Session{Locals: locals, Layouts: in.layouts, Secrets: secrets(r.Secrets), SSH: agents(r.SSH)}
 	b.lend(r, s)
 	return req, release, nil
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"sync"
 
 	"github.com/kiln-build/kiln/cache"
@@ -62,6 +63,7 @@ func localLayerID(root tree.Entry) cache.LayerID {
 func filterOf(op *pb.SourceOp) (f Filter, err error) {
 	for attr, list := range map[string]*[]string{
 		pb.AttrIncludePatterns: &f.Include, pb.AttrExcludePatterns: &f.Exclude, pb.AttrFollowPaths: &f.Follow,
+		pb.AttrMetadataTransferExclude: &f.Exceptions,
 	} {
 		if v, ok := op.Attrs[attr]; ok {
 			if err := json.Unmarshal([]byte(v), list); err != nil {
@@ -69,10 +71,27 @@ func filterOf(op *pb.SourceOp) (f Filter, err error) {
 			}
 		}
 	}
-	if only := op.Attrs[pb.AttrMetadataTransfer]; only != "" && only != "false" {
-		return f, fmt.Errorf("attribute %s of %s: transfers of metadata alone are not supported by kiln", pb.AttrMetadataTransfer, op.Identifier)
+	if v := op.Attrs[pb.AttrMetadataTransfer]; v != "" {
+		if f.MetadataOnly, err = strconv.ParseBool(v); err != nil {
+			return f, fmt.Errorf("attribute %s of %s: %w", pb.AttrMetadataTransfer, op.Identifier, err)
+		}
 	}
-	return f, nil
+	if !f.MetadataOnly {
+		f.Exceptions = nil
+	}
+	switch f.Differ = Differ(op.Attrs[pb.AttrLocalDiffer]); f.Differ {
+	case "", DifferMetadata, DifferNone:
+		return f, nil
+	}
+	return f, fmt.Errorf("attribute %s of %s: %q is none of %s and %s", pb.AttrLocalDiffer, op.Identifier, f.Differ, DifferNone, DifferMetadata)
+}
+
+// scanned gives the tree of what a session gave for a filter.
+func (s *localSource) scanned(ctx context.Context, dir string, f Filter) (tree.Entry, error) {
+	if f.MetadataOnly {
+		return s.w.scanner.Scan(ctx, dir, local.Filter{})
+	}
+	return s.w.scanner.Scan(ctx, dir, local.Filter{Include: f.Include, Exclude: f.Exclude, Follow: f.Follow})
 }
 
 // Pin scans the folder.
@@ -90,7 +109,7 @@ func (s *localSource) Pin(ctx context.Context, job *solver.Job, op *pb.SourceOp)
 		if err != nil {
 			return "", fmt.Errorf("local folder %q: %w", name, err)
 		}
-		root, err := s.w.scanner.Scan(ctx, dir, local.Filter(f))
+		root, err := s.scanned(ctx, dir, f)
 		if err != nil {
 			return "", err
 		}

@@ -23,6 +23,8 @@ import (
 	"net"
 	"net/url"
 
+	"github.com/moby/buildkit/solver/pb"
+
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/remote"
 	"github.com/kiln-build/kiln/registry"
@@ -55,14 +57,33 @@ type Session struct {
 // Locals gives the folders that a build's local sources name.
 type Locals interface {
 	// Local gives the path of the folder called name, to be read in place. For a
-	// client elsewhere it is a copy, of what the filter lets through at least.
+	// client elsewhere it is a copy, of what the filter lets through at least; where
+	// metadata alone is wanted, of just that.
 	Local(ctx context.Context, name string, f Filter) (dir string, err error)
 }
 
-// Filter narrows a local source, in the pattern language of .dockerignore.
+// Filter narrows a local source, in the pattern language of .dockerignore, and says
+// how it gets here.
 type Filter struct {
 	Include, Exclude, Follow []string
+	// MetadataOnly wants the list of what the other fields let through, in the file
+	// .fsutil-metadata, and of the files themselves the Exceptions alone.
+	MetadataOnly bool
+	Exceptions   []string
+	// Differ says how a client's files are compared with what came before.
+	Differ Differ
 }
+
+// Differ is a way to tell which files of a client's folder have to be sent.
+type Differ string
+
+const (
+	// DifferMetadata compares what can be known without reading a file. It is what
+	// the empty Differ is, and besides says that somebody wants just that.
+	DifferMetadata Differ = pb.AttrLocalDifferMetadata
+	// DifferNone has every file sent again.
+	DifferNone Differ = pb.AttrLocalDifferNone
+)
 
 // Secrets gives secrets by id; one that is not known wraps fs.ErrNotExist.
 type Secrets interface {

@@ -2,6 +2,7 @@ package caller
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/url"
 	"os"
@@ -16,16 +17,17 @@ import (
 // Local gives the client's folder called name itself where it is read in place. Else
 // it brings the folder's mirror up to date, in what the filter lets through, and
 // gives that. What another filter let through before stays: the worker scans with
-// the filter too, and so does not see it.
+// the filter too, and so does not see it. Where metadata alone is wanted the mirror is
+// one of the filter's own, which holds nothing else.
 func (c *Caller) Local(ctx context.Context, name string, f worker.Filter) (string, error) {
-	if dir, ok := c.here[name]; ok {
+	if dir, ok := c.here[name]; ok && !f.MetadataOnly {
 		return dir, nil
 	}
 	conn, err := c.get(ctx)
 	if err != nil {
 		return "", err
 	}
-	m, err := c.mirror(conn.SharedKey(), name)
+	m, err := c.mirror(conn.SharedKey(), name, f)
 	if err != nil {
 		return "", err
 	}
@@ -48,8 +50,24 @@ func (c *Caller) Local(ctx context.Context, name string, f worker.Filter) (strin
 	return m.path, stream.CloseSend()
 }
 
+// keyless stands for the key of folders whose owner gives none, where the graph says
+// by itself that they are to be compared with what came before by metadata. Others
+// have a mirror for one session: who has no key cannot tell its folders from those of
+// other people.
+const keyless = "local.differ=metadata"
+
 // mirror gives the build's mirror of a folder.
-func (c *Caller) mirror(key, name string) (*mirror, error) {
+func (c *Caller) mirror(key, name string, f worker.Filter) (*mirror, error) {
+	if key == "" && f.Differ == worker.DifferMetadata {
+		key = keyless
+	}
+	if f.MetadataOnly {
+		own, err := json.Marshal(f)
+		if err != nil {
+			return nil, err
+		}
+		name += "\x00" + string(own)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if m, ok := c.held[name]; ok {

@@ -43,13 +43,19 @@ type receiver struct {
 	links   []*types.Stat
 	pending map[uint32]*incoming
 	listed  bool // the whole list is here
+	anew    bool // contents are asked for whatever the list says
+	only    *metadataOnly
 	room    room
 	asker   asker
 }
 
 // receive brings a mirror up to date.
 func receive(ctx context.Context, stream filesync.FileSync_DiffCopyClient, root *os.Root, f worker.Filter) error {
-	known, err := list(ctx, root, f)
+	shown := f
+	if f.MetadataOnly {
+		shown = worker.Filter{} // there is nothing in the mirror but this filter's
+	}
+	known, err := list(ctx, root, shown)
 	if err != nil {
 		return err
 	}
@@ -59,7 +65,14 @@ func receive(ctx context.Context, stream filesync.FileSync_DiffCopyClient, root 
 	}
 	r := &receiver{
 		stream: stream, root: root, known: known, room: free,
-		dir: ".", touched: make(map[string]bool), removed: make(map[string]bool), pending: make(map[uint32]*incoming),
+		dir: ".", anew: f.Differ == worker.DifferNone, touched: make(map[string]bool), removed: make(map[string]bool), pending: make(map[uint32]*incoming),
+	}
+	if f.MetadataOnly {
+		delete(known, metadataName)
+		if r.only, err = newMetadataOnly(root, f.Exceptions); err != nil {
+			return err
+		}
+		defer r.only.close()
 	}
 	r.asker.wake = sync.NewCond(&r.asker.mu)
 	var group sync.WaitGroup
@@ -160,6 +173,26 @@ func (r *receiver) entry(st *types.Stat) error {
 		}
 		r.dir = path.Dir(r.dir)
 	}
+	if os.FileMode(st.Mode).IsDir() {
+		r.dir = st.Path
+	}
+	if r.only == nil {
+		return r.compare(id, st)
+	}
+	take, err := r.only.note(st, &r.room)
+	if err != nil {
+		return err
+	}
+	for _, st := range take {
+		if err := r.compare(id, st); err != nil { // of folders the number does not matter
+			return err
+		}
+	}
+	return nil
+}
+
+// compare puts an entry in the place of what the mirror has.
+func (r *receiver) compare(id uint32, st *types.Stat) error {
 	old := r.known[st.Path]
 	delete(r.known, st.Path)
 	if err := r.put(id, old, st); err != nil {
@@ -173,7 +206,6 @@ func (r *receiver) put(id uint32, old, st *types.Stat) error {
 	mode := os.FileMode(st.Mode)
 	switch {
 	case mode.IsDir():
-		r.dir = st.Path
 		r.dirs = append(r.dirs, st)
 		if old != nil && os.FileMode(old.Mode).IsDir() {
 			if !same(old, st) {
@@ -186,7 +218,7 @@ func (r *receiver) put(id uint32, old, st *types.Stat) error {
 	case mode.IsRegular() && st.Linkname != "":
 		r.links = append(r.links, st)
 		return nil
-	case old != nil && same(old, st):
+	case old != nil && same(old, st) && !(r.anew && mode.IsRegular()):
 		return nil
 	case mode.IsRegular():
 		if err := r.room.take(st.Size); err != nil {
@@ -255,6 +287,11 @@ func (r *receiver) wentBefore(name string) bool {
 // finish does what can be done only when every file is there: hard links, what the
 // client has no more, the modes and times of folders.
 func (r *receiver) finish() error {
+	if r.only != nil {
+		if err := r.only.finish(); err != nil {
+			return err
+		}
+	}
 	for _, st := range r.links {
 		if err := r.link(st); err != nil {
 			return fmt.Errorf("linking %s: %w", st.Path, err)

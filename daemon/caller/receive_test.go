@@ -193,8 +193,10 @@ func FuzzReceive(f *testing.F) {
 				packets = append(packets, link(p1, p2, os.FileMode(m1)))
 			}
 		}
-		root := mirrorOf(t)
-		receive(t.Context(), &scripted{packets: append(packets, fin)}, root, worker.Filter{})
-		checkOutside(t, root)
+		for _, f := range []worker.Filter{{}, {MetadataOnly: true, Exceptions: []string{"a", "b/**"}}} {
+			root := mirrorOf(t)
+			receive(t.Context(), &scripted{packets: append(packets, fin)}, root, f)
+			checkOutside(t, root)
+		}
 	})
 }

@@ -15,7 +15,6 @@ var missing = []apicaps.CapID{
 	pb.CapBuildOpLLBFileName,
 	pb.CapRemoteCacheAzBlob,
 	pb.CapSourceGitSignatureVerify, pb.CapSourceHTTPSignatureVerify,
-	pb.CapSourceMetadataTransfer,
 	pb.CapGCFreeSpaceFilter,
 }
 
