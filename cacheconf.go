@@ -31,6 +31,7 @@ type cacheTarget struct {
 	name        string
 	store       remote.Target // nil for an inline cache
 	options     image.Options
+	container   remote.Container
 	max, mounts bool
 	sign        ed25519.PrivateKey // nil signs nothing
 	parallel    int
@@ -199,8 +200,12 @@ func (b *build) cacheTargets(to RemoteCache, here bool) ([]cacheTarget, error) {
 	if err := t.set(a, here, targets[0].store == nil); err != nil {
 		return nil, err
 	}
+	if t.container != remote.Image && to.Type != "registry" && to.Type != "local" {
+		return nil, errors.New("image-manifest=false: caches in registries and folders only have other forms")
+	}
 	for i := range targets {
 		o := &targets[i]
+		o.container = t.container
 		o.options, o.max, o.mounts, o.sign, o.ignoreError = t.options, t.max, t.mounts, t.sign, t.ignoreError
 	}
 	return targets, a.end()
@@ -272,13 +277,25 @@ func (t *cacheTarget) set(a attrs, here, inline bool) (err error) {
 	if inline && (t.mounts || t.sign != nil) {
 		return errors.New("an inline cache has neither cache mounts nor signatures")
 	}
-	// What caches are in anyway.
-	for _, name := range []string{"oci-mediatypes", "image-manifest"} {
-		if v, err := a.bool(name, true); err != nil || !v {
-			return errors.Join(err, fmt.Errorf("%s=false: caches are OCI image manifests", name))
-		}
+	oci, err := a.bool("oci-mediatypes", true)
+	if err != nil {
+		return err
+	}
+	manifest, err := a.bool("image-manifest", oci)
+	switch {
+	case err != nil:
+		return err
+	case manifest && !oci:
+		return errors.New("oci-mediatypes=false: image manifests of caches are OCI's; image-manifest=false has Docker's types")
+	case !manifest && oci:
+		t.container = remote.Index
+	case !manifest:
+		t.container = remote.List
 	}
 	layers := map[string]string{}
+	if !oci {
+		layers["oci-mediatypes"] = "false"
+	}
 	for _, name := range []string{"compression", "compression-level", "force-compression"} {
 		if v := a.take(name); v != "" {
 			layers[name] = v

@@ -46,7 +46,7 @@ func (b *build) beginCaches(ctx context.Context, imports []*remote.Import) (end 
 		}
 		x := &cacheExport{target: t, wake: make(chan struct{}, 1), over: make(chan struct{})}
 		o := remote.ExportOptions{
-			Forms: b.forms(t), Sign: t.sign, Parallel: t.parallel,
+			Forms: b.forms(t), Sign: t.sign, Parallel: t.parallel, Container: t.container,
 			Created:  func(id cache.LayerID) time.Time { return image.Created(b.engine.cache, id) },
 			Variants: func(l cache.Layer) []remote.Variant { return image.Variants(b.engine.cache, l) },
 		}

@@ -351,23 +351,23 @@ func (x *Exporter) write(ctx context.Context, b *builder, old blob.Descriptor) (
 		return d, false, fmt.Errorf("the index would have %d bytes, and %d at most are read", len(data), maxIndex)
 	}
 	config := descriptor(IndexType, data)
-	m := document{SchemaVersion: 2, MediaType: manifestType, ArtifactType: ArtifactType, Config: &config, Layers: b.holds()}
+	blobs := b.holds()
 	put := map[blob.Digest][]byte{config.Digest: data}
 	descs := []blob.Descriptor{config}
-	if len(m.Layers) == 0 {
+	if len(blobs) == 0 && x.opt.Container == Image {
 		// A manifest is to have one layer at least.
 		empty := []byte("{}")
 		d := descriptor(emptyType, empty)
-		m.Layers, descs, put[d.Digest] = append(m.Layers, d), append(descs, d), empty
+		blobs, descs, put[d.Digest] = append(blobs, d), append(descs, d), empty
 	}
-	manifest, err := json.Marshal(m)
+	mediaType, manifest, err := x.opt.Container.manifest(config, blobs)
 	if err != nil {
 		return d, false, err
 	}
 	if len(manifest) > maxManifest {
 		return d, false, fmt.Errorf("the manifest would have %d bytes, and registries take %d at most", len(manifest), maxManifest)
 	}
-	d = descriptor(manifestType, manifest)
+	d = descriptor(mediaType, manifest)
 	if d.Digest == old.Digest {
 		return d, true, nil
 	}

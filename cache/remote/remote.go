@@ -3,7 +3,7 @@
 //
 // A remote cache is an artifact as image-spec 1.1 has it, in a Store: a manifest
 // of ArtifactType, whose config is the index and whose layers are the blobs that
-// the cache holds itself. The index lists records under their keys, the chains
+// the cache holds itself (see Container for other kinds). The index lists records under their keys, the chains
 // that they put out, and for each layer its blobs and who has them; it is drawn in
 // docs/format-cache.md. An inline cache is the same inside the config of an image.
 // Besides records an index may list snapshots of cache mounts, and variants of
@@ -38,8 +38,10 @@ const (
 	ArtifactType = "application/vnd.kiln.cache.v1"
 	IndexType    = "application/vnd.kiln.cache.index.v1+json"
 
-	manifestType = "application/vnd.oci.image.manifest.v1+json"
-	emptyType    = "application/vnd.oci.empty.v1+json"
+	manifestType   = "application/vnd.oci.image.manifest.v1+json"
+	indexType      = "application/vnd.oci.image.index.v1+json"
+	dockerListType = "application/vnd.docker.distribution.manifest.list.v2+json"
+	emptyType      = "application/vnd.oci.empty.v1+json"
 )
 
 const (
@@ -93,6 +95,49 @@ type document struct {
 	Manifests     []blob.Descriptor `json:"manifests,omitempty"`
 }
 
+// Container is what kind of manifest a cache is written as. All are read.
+type Container uint8
+
+const (
+	// Image is an image manifest: the index as its config, the blobs as its layers.
+	Image Container = iota
+	// Index is an image index that lists the blobs, and the cache's index as the
+	// last of them. Registries that know no artifacts took caches in this form.
+	Index
+	// List is Index with the media type that Docker had for it.
+	List
+)
+
+// manifest makes the manifest of a cache.
+func (c Container) manifest(index blob.Descriptor, blobs []blob.Descriptor) (mediaType string, data []byte, err error) {
+	if c == Image {
+		data, err = json.Marshal(document{SchemaVersion: 2, MediaType: manifestType, ArtifactType: ArtifactType, Config: &index, Layers: blobs})
+		return manifestType, data, err
+	}
+	list := struct {
+		SchemaVersion int               `json:"schemaVersion"`
+		MediaType     string            `json:"mediaType"`
+		ArtifactType  string            `json:"artifactType,omitempty"`
+		Manifests     []blob.Descriptor `json:"manifests"`
+	}{2, indexType, ArtifactType, append(blobs, index)}
+	if c == List {
+		list.MediaType, list.ArtifactType = dockerListType, ""
+	}
+	data, err = json.Marshal(list)
+	return list.MediaType, data, err
+}
+
+// index gives the cache's index as the manifest names it, if it is a cache's.
+func (m document) index() *blob.Descriptor {
+	if m.Config != nil && m.Config.MediaType == IndexType {
+		return m.Config
+	}
+	if n := len(m.Manifests) - 1; n >= 0 && m.Manifests[n].MediaType == IndexType {
+		return &m.Manifests[n]
+	}
+	return nil
+}
+
 // load reads the index of a cache, and describes its manifest.
 func load(ctx context.Context, s Store) (*index, blob.Descriptor, error) {
 	data, err := s.Manifest(ctx, blob.Digest{})
@@ -109,9 +154,15 @@ func loadManifest(ctx context.Context, s Store, data []byte) (*index, blob.Descr
 	if err := json.Unmarshal(data, &m); err != nil {
 		return nil, name, formatf("its manifest cannot be read: %v", err)
 	}
-	if m.ArtifactType == ArtifactType {
-		x, err := loadIndex(ctx, s, m)
+	if m.MediaType == indexType || m.MediaType == dockerListType {
+		name.MediaType = m.MediaType
+	}
+	if d := m.index(); d != nil && (m.ArtifactType == ArtifactType || m.MediaType == dockerListType) {
+		x, err := loadIndex(ctx, s, *d)
 		return x, name, err
+	}
+	if m.ArtifactType == ArtifactType {
+		return nil, name, formatf("its manifest names no index")
 	}
 	if strings.HasPrefix(m.ArtifactType, "application/vnd.kiln.cache.") {
 		return nil, name, formatf("it is a cache of another version, %s", m.ArtifactType)
@@ -120,11 +171,8 @@ func loadManifest(ctx context.Context, s Store, data []byte) (*index, blob.Descr
 	return x, name, err
 }
 
-func loadIndex(ctx context.Context, s Store, m document) (*index, error) {
-	if m.Config == nil || m.Config.MediaType != IndexType {
-		return nil, formatf("its manifest names no index")
-	}
-	data, err := readBlob(ctx, s, *m.Config, maxIndex)
+func loadIndex(ctx context.Context, s Store, d blob.Descriptor) (*index, error) {
+	data, err := readBlob(ctx, s, d, maxIndex)
 	if err != nil {
 		return nil, fmt.Errorf("reading its index: %w", err)
 	}

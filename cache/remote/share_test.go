@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -346,5 +347,53 @@ func TestInlineOfSomeOutputs(t *testing.T) {
 	stats, err := Export(t.Context(), to, cached, ExportOptions{Forms: forms(&read)}, []Entry{{Keys: []cache.Key{{1}}, Record: r}}, time.Unix(1000, 0))
 	if err != nil || stats.Records != 0 || stats.Skipped != 0 {
 		t.Errorf("exporting it: %+v, %v; want it left out", stats, err)
+	}
+}
+
+// TestContainers writes a cache as each kind of manifest, over the kind before.
+func TestContainers(t *testing.T) {
+	from := openCache(t)
+	store := NewLayout(filepath.Join(t.TempDir(), "c"), "", blob.Digest{})
+	var read atomic.Int64
+	var at cache.ChainID
+	for n, c := range []struct {
+		container Container
+		mediaType string
+		listed    int // blobs of layers
+	}{
+		{Image, manifestType, 1},
+		{Index, indexType, 2},
+		{List, dockerListType, 3},
+		{Image, manifestType, 4},
+	} {
+		at = step(t, from, at, fmt.Sprint(n), nil)
+		key := byte(n + 1)
+		stats, err := Export(t.Context(), from, store, ExportOptions{Forms: forms(&read), Container: c.container}, []Entry{entry(key, at)}, time.Unix(1000, 0))
+		if err != nil || stats.Manifest.MediaType != c.mediaType || stats.Replaced != nil || stats.Sent != 1 {
+			t.Fatalf("%d: got %+v, %v; want one layer sent, and %s", n, stats, err, c.mediaType)
+		}
+		data, err := store.Manifest(t.Context(), blob.Digest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var m document
+		if err := json.Unmarshal(data, &m); err != nil {
+			t.Fatal(err)
+		}
+		if got := max(len(m.Layers), len(m.Manifests)-1); m.MediaType != c.mediaType || got != c.listed || bytes.Contains(data, []byte("null")) {
+			t.Errorf("%d: the manifest is %s", n, data)
+		}
+		i := importFrom(t, openCache(t), store, Options{})
+		for k := byte(1); k <= key; k++ {
+			if _, err := i.Lookup(cache.Key{k}); err != nil {
+				t.Errorf("%d: record %d: %v", n, k, err)
+			}
+		}
+		// What is there is not written anew for the sake of its form.
+		again := Index
+		stats, err = Export(t.Context(), from, store, ExportOptions{Forms: forms(&read), Container: again}, []Entry{entry(key, at)}, time.Unix(1000, 0))
+		if err != nil || stats.Manifest.MediaType != c.mediaType {
+			t.Errorf("%d: nothing to add: %+v, %v", n, stats, err)
+		}
 	}
 }

@@ -24,6 +24,9 @@ func TestSharing(t *testing.T) {
 	}{
 		{"local-max", "type=local,dest=LOCAL,mode=max", "type=local,src=LOCAL", []string{"app"}},
 		{"local-zstd", "type=local,dest=LOCAL,mode=max,compression=zstd", "type=local,src=LOCAL", []string{"app"}},
+		{"registry-index", "type=registry,ref=REGISTRY/index/cache:main,mode=max,image-manifest=false", "type=registry,ref=REGISTRY/index/cache:main", []string{"app"}},
+		{"registry-list", "type=registry,ref=REGISTRY/list/cache:main,mode=max,oci-mediatypes=false", "type=registry,ref=REGISTRY/list/cache:main", []string{"app"}},
+		{"local-index", "type=local,dest=LOCAL,mode=max,image-manifest=false", "type=local,src=LOCAL", []string{"app"}},
 		{"registry-max", "type=registry,ref=REGISTRY/max/cache:main,mode=max,image-manifest=true", "type=registry,ref=REGISTRY/max/cache:main", []string{"app"}},
 		{"http", "type=http,url=http://ci:hidden@BAZEL/team,name=app,mode=max", "type=http,url=http://ci:hidden@BAZEL/team/,name=app", []string{"app"}},
 		{"s3", "S3,prefix=team/,name=a;b,mode=max,touch_refresh=1h,upload_parallelism=2", "S3,prefix=team/,name=b", []string{"app"}},
