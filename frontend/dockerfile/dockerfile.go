@@ -54,6 +54,9 @@ func (Frontend) Build(ctx context.Context, req frontend.Request, b frontend.Brid
 	if err != nil {
 		return nil, err
 	}
+	if err := readCaches(ctx, b, opts.raw); err != nil {
+		return nil, err
+	}
 	in, err := openInputs(ctx, b, req, opts)
 	if err != nil {
 		return nil, err
