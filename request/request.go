@@ -72,6 +72,8 @@ type Request struct {
 
 	// Outputs say what to do with the result.
 	Outputs []Output
+	// Provenance has the result say what its images were built from.
+	Provenance bool
 	// CacheFrom are caches of other machines that results are looked for in, and
 	// CacheTo those that the build's results are added to.
 	CacheFrom, CacheTo []RemoteCache
@@ -118,4 +120,14 @@ type Result struct {
 	Digest string
 	// Metadata is what the outputs and the frontend tell, in BuildKit's names.
 	Metadata map[string]string
+	// Provenance is what the images were built from, where the request asked for that
+	// and the engine knows.
+	Provenance []Provenance
+}
+
+// Provenance says what one image was built from.
+type Provenance struct {
+	Platform string // what the frontend calls it; empty where there is one image only
+	Type     string // of the predicate: the URL of SLSA's version
+	Data     []byte // the predicate, as JSON
 }

@@ -136,6 +136,7 @@ func runBuild(ctx context.Context, o buildOptions, args []string) error {
 	if err := o.why.ask(&o, &req); err != nil {
 		return err
 	}
+	req.Provenance = o.metadataFile != "" && req.Call == "" && metadataProvenance() != provenanceNone
 	display, err := newDisplay(o.progress, o.quiet, o.stderr)
 	if err != nil {
 		return err
@@ -161,5 +162,5 @@ func runBuild(ctx context.Context, o buildOptions, args []string) error {
 	if len(req.Outputs) == 0 && !o.quiet {
 		fmt.Fprintln(o.stderr, "No output was asked for: the result stays in the cache. Write it with --output, or push it with --push.")
 	}
-	return o.report(result)
+	return o.report(result, req.Ref, display.warnings)
 }

@@ -205,7 +205,19 @@ func (h *here) Build(ctx context.Context, r *request.Request, show func(*client.
 	if err != nil {
 		return nil, err
 	}
-	return &request.Result{Digest: result.Digest, Metadata: result.Metadata}, nil
+	out := &request.Result{Digest: result.Digest, Metadata: result.Metadata}
+	for _, p := range result.Provenance {
+		data, kind, err := p.Document()
+		if err != nil {
+			return nil, fmt.Errorf("writing the provenance: %w", err)
+		}
+		said := request.Provenance{Type: kind, Data: data}
+		if p.Multi {
+			said.Platform = p.ID
+		}
+		out.Provenance = append(out.Provenance, said)
+	}
+	return out, nil
 }
 
 // engineRequest gives a request as the engine takes it.
@@ -216,7 +228,7 @@ func engineRequest(r *request.Request, events func(kiln.Event)) kiln.Request {
 		NoCache: r.NoCache, NoCacheFilter: r.NoCacheFilter, Pull: r.Pull, Network: r.Network, AddHosts: r.AddHosts,
 		ShmSize: r.ShmSize, Ulimits: r.Ulimits, CgroupParent: r.CgroupParent, Call: r.Call, Attrs: r.Attrs,
 		Secrets: r.Secrets, SSH: r.SSH, Allow: r.Allow, CacheFrom: r.CacheFrom, CacheTo: r.CacheTo, Events: events,
-		Ref: r.Ref, FailOnMiss: r.FailOnMiss, Frontend: frontendOf(r.Frontend), Forward: forward,
+		Ref: r.Ref, Record: r.Provenance, FailOnMiss: r.FailOnMiss, Frontend: frontendOf(r.Frontend), Forward: forward,
 	}
 	for _, o := range r.Outputs {
 		out.Outputs = append(out.Outputs, kiln.Output{Type: o.Type, Attrs: o.Attrs, Dest: o.Dest, Writer: o.Writer})

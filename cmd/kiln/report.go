@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/moby/buildkit/client"
+
 	"github.com/kiln-build/kiln/request"
 )
 
-// report writes the image's digest and the metadata where the flags say.
-func (o *buildOptions) report(r *request.Result) error {
+// report writes the image's digest and the metadata where the flags say. The build
+// has that name at its daemon, and warned of that.
+func (o *buildOptions) report(r *request.Result, ref string, warnings []client.VertexWarning) error {
 	if o.quiet && r.Digest != "" {
 		fmt.Fprintln(o.stdout, r.Digest)
 	}
@@ -26,12 +29,37 @@ func (o *buildOptions) report(r *request.Result) error {
 	if o.metadataFile == "" {
 		return nil
 	}
-	data, err := json.MarshalIndent(metadataJSON(r), "", "  ")
+	all := metadataJSON(r)
+	if err := o.describeBuild(all, r, ref, warnings); err != nil {
+		return err
+	}
+	data, err := json.MarshalIndent(all, "", "  ")
 	if err != nil {
 		return err
 	}
 	if err := os.WriteFile(o.metadataFile, append(data, '\n'), 0o644); err != nil {
 		return fmt.Errorf("writing the metadata: %w", err)
+	}
+	return nil
+}
+
+// builder is what stands for the names of a builder and of its node, which kiln does
+// not have, before the names of builds that buildx writes.
+const builder = "kiln/kiln/"
+
+// describeBuild adds what is known of the build beside its outputs, as buildx does.
+func (o *buildOptions) describeBuild(all map[string]any, r *request.Result, ref string, warnings []client.VertexWarning) error {
+	all["buildx.build.ref"] = builder + ref
+	mode := metadataProvenance()
+	for _, p := range r.Provenance {
+		said, err := predicate(p, mode)
+		if err != nil {
+			return err
+		}
+		all[provenanceKey(p)] = said
+	}
+	if metadataWarnings() && len(warnings) > 0 {
+		all["buildx.build.warnings"] = warnings
 	}
 	return nil
 }

@@ -61,6 +61,11 @@ func (c *Client) Build(ctx context.Context, r *request.Request, show func(*clien
 		return nil, c.explain(ctx, err)
 	}
 	result.Digest = result.Metadata["containerimage.digest"]
+	if r.Provenance {
+		if result.Provenance, err = c.provenance(ctx, r.Ref); err != nil {
+			return nil, err
+		}
+	}
 	return result, nil
 }
 
