@@ -309,6 +309,7 @@ func (b *build) attested(ctx context.Context, image frontend.Image, o frontend.S
 
 // asked gives an image that a frontend asked about.
 func asked(image frontend.Image, o frontend.ResolveOptions) frontend.Asked {
+	image.Ref = strings.TrimPrefix(image.Ref, "oci-layout://")
 	a := frontend.Asked{Image: image, Layout: o.Layout != ""}
 	if o.Platform.OS != "" {
 		a.Platform = &o.Platform

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/platforms"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	types "github.com/moby/buildkit/api/types"
+	dockerfileversion "github.com/moby/buildkit/frontend/dockerfile/version"
 	"github.com/moby/buildkit/session/grpchijack"
 	"github.com/moby/buildkit/solver/pb"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -72,7 +73,10 @@ func (s *Server) Info(context.Context, *controlapi.InfoRequest) (*controlapi.Inf
 }
 
 func (s *Server) version() *types.BuildkitVersion {
-	return &types.BuildkitVersion{Package: "github.com/kiln-build/kiln", Version: apiVersion, Revision: "kiln " + s.o.Version}
+	return &types.BuildkitVersion{
+		Package: "github.com/kiln-build/kiln", Version: apiVersion, Revision: "kiln " + s.o.Version,
+		DockerfileVersion: dockerfileversion.Version(),
+	}
 }
 
 // ListWorkers gives the one worker that there is.

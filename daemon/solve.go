@@ -223,6 +223,23 @@ func modernize(req *controlapi.SolveRequest) {
 	if len(req.Exporters) == 0 && req.ExporterDeprecated != "" {
 		req.Exporters = []*controlapi.Exporter{{Type: req.ExporterDeprecated, Attrs: req.ExporterAttrsDeprecated}}
 	}
+	inHouse(req)
+}
+
+// inHouse has the daemon's own frontend compile where a client asks for the one in an
+// image and gives its name as the image's, unless the client has something else of
+// that name.
+func inHouse(req *controlapi.SolveRequest) {
+	if req.Frontend != gateway.ImageFrontend || req.FrontendAttrs["source"] != gateway.DockerfileFrontend {
+		return
+	}
+	for k := range req.FrontendAttrs {
+		if name, ok := strings.CutPrefix(k, "context:"+gateway.DockerfileFrontend); ok && (name == "" || strings.HasPrefix(name, "::")) {
+			return
+		}
+	}
+	req.Frontend, req.FrontendAttrs = gateway.DockerfileFrontend, maps.Clone(req.FrontendAttrs)
+	delete(req.FrontendAttrs, "source")
 }
 
 // refuse says which of the request's wishes kiln cannot fulfil: none is ignored.

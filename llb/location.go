@@ -3,8 +3,10 @@ package llb
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/moby/buildkit/solver/pb"
+	"google.golang.org/protobuf/proto"
 )
 
 // Location is a range of lines, from 1, of a source file.
@@ -72,12 +74,7 @@ func (s *sourceMap) add(v *Vertex) {
 		if l.File == nil {
 			continue
 		}
-		i, ok := s.files[l.File]
-		if !ok {
-			i = int32(len(s.out.Infos))
-			s.files[l.File] = i
-			s.out.Infos = append(s.out.Infos, l.File.Info())
-		}
+		i := s.index(l.File)
 		if n := len(list); n > 0 && list[n-1].SourceIndex == i {
 			list[n-1].Ranges = append(list[n-1].Ranges, l.Range())
 			continue
@@ -87,6 +84,23 @@ func (s *sourceMap) add(v *Vertex) {
 	if len(list) > 0 {
 		s.out.Locations[v.digest.String()] = &pb.Locations{Locations: list}
 	}
+}
+
+// index gives a file's number. Two that say the same, as graphs may that came from
+// different clients' calls, are one.
+func (s *sourceMap) index(f *File) int32 {
+	i, ok := s.files[f]
+	if ok {
+		return i
+	}
+	info := f.Info()
+	at := slices.IndexFunc(s.out.Infos, func(o *pb.SourceInfo) bool { return proto.Equal(o, info) })
+	if at < 0 {
+		at = len(s.out.Infos)
+		s.out.Infos = append(s.out.Infos, info)
+	}
+	s.files[f] = int32(at)
+	return int32(at)
 }
 
 // readLocations gives the locations of each vertex, by digest. Each SourceInfo

@@ -143,6 +143,9 @@ const (
 func LoadInputs(defs map[string]*pb.Definition) (map[string]llb.Edge, error) {
 	inputs := make(map[string]llb.Edge, len(defs))
 	for name, def := range defs {
+		if len(def.GetDef()) == 0 && def.GetMetadata() == nil {
+			return nil, fault.New(codes.InvalidArgument, fmt.Sprintf("the input %s: invalid nil input definition to definition op", name))
+		}
 		e, err := llb.Load(def)
 		if err != nil {
 			return nil, fault.New(codes.InvalidArgument, fmt.Sprintf("the input %s: %v", name, err))

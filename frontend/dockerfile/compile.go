@@ -43,6 +43,7 @@ type compiler struct {
 	findings  findings // of the linter, where they are errors
 
 	ignored []string                       // patterns of the main context's ignore file
+	unread  error                          // what kept the ignore file from being read
 	ignorer *patternmatcher.PatternMatcher // of ignored; nil if it is empty
 	reads   paths                          // of the main context
 	context *fsys                          // the main context
@@ -53,7 +54,12 @@ func newCompiler(opts *options, in *origin, file *llb.File, images *resolver, p 
 		opts: opts, in: in, file: file, images: images, platforms: p, warn: warn,
 		reads: paths{}, buildArgs: maps.Clone(opts.buildArgs),
 	}
-	c.context = &fsys{make: func() (llb.Edge, error) { return in.mainContext(c.reads, c.ignored).get() }}
+	c.context = &fsys{make: func() (llb.Edge, error) {
+		if c.unread != nil {
+			return llb.Edge{}, c.unread
+		}
+		return in.mainContext(c.reads, c.ignored).get()
+	}}
 	return c
 }
 
@@ -240,8 +246,14 @@ func tooManyInstructions(n int) error {
 	return fmt.Errorf("the Dockerfile comes to %d instructions, the limit is %d", n, maxInstructions)
 }
 
+// readIgnore reads the ignore file. Where there is none to be had, as the client has no
+// context, that is an error of whatever reads the context; not all builds do.
 func (c *compiler) readIgnore(ctx context.Context) error {
 	list, err := c.in.ignorePatterns(ctx)
+	if said := (*Error)(nil); err != nil && ctx.Err() == nil && !errors.As(err, &said) {
+		c.unread = err
+		return nil
+	}
 	if err != nil || len(list) == 0 {
 		return err
 	}
@@ -250,13 +262,16 @@ func (c *compiler) readIgnore(ctx context.Context) error {
 	return err
 }
 
-// location is where a vertex was compiled from.
-func (c *compiler) location(r []parser.Range) []llb.Location {
-	l, ok := linesOf(r)
-	if !ok {
-		return nil
+// location is where a vertex was compiled from: a range for each line, as clients of
+// BuildKit's know it.
+func (c *compiler) location(ranges []parser.Range) []llb.Location {
+	var out []llb.Location
+	for _, r := range ranges {
+		if r.Start.Line > 0 {
+			out = append(out, llb.Location{File: c.file, Start: r.Start.Line, End: r.End.Line})
+		}
 	}
-	return []llb.Location{{File: c.file, Start: l.Start, End: l.End}}
+	return out
 }
 
 // describe is the description of a vertex: the instruction that it stands for.

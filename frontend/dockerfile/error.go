@@ -65,6 +65,7 @@ const (
 )
 
 func excerpt(data []byte, marked []Lines) string {
+	marked = joined(marked)
 	text := strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
 	isMarked := func(n int) bool {
 		return slices.ContainsFunc(marked, func(l Lines) bool { return n >= l.Start && n <= l.End })
@@ -99,6 +100,20 @@ func excerpt(data []byte, marked []Lines) string {
 		out = append(out, strings.TrimRight(fmt.Sprintf("%s%4d | %s", mark, n, strings.TrimRight(line, "\r")), " "))
 	}
 	return strings.Join(out, "\n")
+}
+
+// joined makes one range of those that follow on each other: an instruction may have
+// one for each of its lines.
+func joined(list []Lines) []Lines {
+	var out []Lines
+	for _, l := range list {
+		if n := len(out); n > 0 && l.Start >= out[n-1].Start && l.Start <= out[n-1].End+1 {
+			out[n-1].End = max(out[n-1].End, l.End)
+			continue
+		}
+		out = append(out, l)
+	}
+	return out
 }
 
 // parsePrefix is what the parser puts in front of its errors; the place is said

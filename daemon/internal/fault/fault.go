@@ -169,7 +169,10 @@ func sources(locations []llb.Location) []source {
 func sourceOf(e *dockerfile.Error) source {
 	s := source{Info: e.File.Info()}
 	for _, l := range e.Lines {
-		s.Ranges = append(s.Ranges, &pb.Range{Start: &pb.Position{Line: int32(l.Start)}, End: &pb.Position{Line: int32(l.End)}})
+		for n := l.Start; n <= l.End; n++ { // a range for each line, as BuildKit has it
+			at := &pb.Position{Line: int32(n)}
+			s.Ranges = append(s.Ranges, &pb.Range{Start: at, End: at})
+		}
 	}
 	return s
 }
