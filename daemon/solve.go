@@ -250,7 +250,7 @@ func (s *Server) refuse(req *controlapi.SolveRequest) error {
 	for _, e := range req.Entitlements {
 		name, _, _ := strings.Cut(e, "=")
 		if !slices.Contains(s.o.Entitlements, name) {
-			return fault.New(codes.PermissionDenied, name+" is not allowed by the daemon's configuration")
+			return fault.New(codes.PermissionDenied, fmt.Sprintf("entitlement %s is not allowed by the daemon's configuration", name))
 		}
 	}
 	return nil

@@ -49,6 +49,20 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
+// Message gives the text for clients that show the lines themselves: in the words of
+// BuildKit, for which tools look, with the hint in brackets.
+func (e *Error) Message() string {
+	text := e.Err.Error()
+	var r *reworded
+	if errors.As(e.Err, &r) {
+		text = parsePrefix.FindString(r.err.Error()) + text
+	}
+	if e.Hint != "" {
+		text += " (" + e.Hint + ")"
+	}
+	return text
+}
+
 // Excerpt shows the lines that the error is about, numbered and marked, with two
 // lines around them.
 func (e *Error) Excerpt() string {

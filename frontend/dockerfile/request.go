@@ -259,14 +259,15 @@ func answerLint(ctx context.Context, a asked) (document, error) {
 	doc, file, c := a.findings, a.file, a.compiler
 	doc.Sources = []*pb.SourceInfo{file.Info()}
 	c.everyStage = c.opts.target == ""
-	if _, err := c.evaluate(ctx); err != nil {
+	_, err := c.evaluate(ctx)
+	if err == nil {
+		err = c.findings.locate(file, c.lint.Error())
+	}
+	if err != nil {
 		doc.Error = &lintError{Message: err.Error(), Location: &pb.Location{}}
 		var e *Error
 		if errors.As(err, &e) {
-			doc.Error.Message = e.Err.Error()
-			if e.Hint != "" {
-				doc.Error.Message += " (" + e.Hint + ")"
-			}
+			doc.Error.Message = e.Message()
 			for _, l := range e.Lines {
 				doc.Error.Location.Ranges = append(doc.Error.Location.Ranges, &pb.Range{
 					Start: &pb.Position{Line: int32(l.Start)}, End: &pb.Position{Line: int32(l.End)},

@@ -103,7 +103,20 @@ func TestLintRequest(t *testing.T) {
 }
 
 func TestLintRequestOfABrokenFile(t *testing.T) {
-	res := ask(t, lines("FROM base", "RUNN x"), "requestid=frontend.lint")
+	for _, tt := range []struct{ dockerfile, want string }{
+		{lines("FROM base", "RUNN x"), "dockerfile parse error on line 2: unknown instruction: RUNN (did you mean RUN?)"},
+		// Where warnings are errors they are one of the build.
+		{lines("# check=error=true", "FROM base AS A"), "lint violation found for rules: StageNameCasing"},
+	} {
+		checkBuildError(t, tt.dockerfile, tt.want)
+	}
+}
+
+// checkBuildError asks for a check, and compares the error in line 2 that is part of
+// its answer.
+func checkBuildError(t *testing.T, dockerfile, want string) {
+	t.Helper()
+	res := ask(t, dockerfile, "requestid=frontend.lint")
 	var doc struct {
 		BuildError struct {
 			Message  string
@@ -115,8 +128,8 @@ func TestLintRequestOfABrokenFile(t *testing.T) {
 	if err := json.Unmarshal(res.Metadata["result.json"], &doc); err != nil {
 		t.Fatal(err)
 	}
-	if e := doc.BuildError; e.Message != "unknown instruction: RUNN (did you mean RUN?)" || len(e.Location.Ranges) != 1 || e.Location.Ranges[0].Start.Line != 2 {
-		t.Errorf("error = %+v, want the unknown instruction on line 2", e)
+	if e := doc.BuildError; e.Message != want || len(e.Location.Ranges) != 1 || e.Location.Ranges[0].Start.Line != 2 {
+		t.Errorf("error = %+v, want %q on line 2", e, want)
 	}
 }
 

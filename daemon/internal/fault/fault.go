@@ -213,9 +213,5 @@ func message(err error) string {
 		}
 		return err.Error()
 	}
-	m := placed.Err.Error()
-	if placed.Hint != "" {
-		m += "; " + placed.Hint
-	}
-	return m
+	return placed.Message()
 }

@@ -54,7 +54,7 @@ func TestStatusCodes(t *testing.T) {
 		{"an error of no kind", errors.New("x"), codes.Unknown, "x"},
 		{"a cancelled build", fmt.Errorf("building: %w", context.Canceled), codes.Canceled, "building: context canceled"},
 		{"one with a code", New(codes.NotFound, "no such job"), codes.NotFound, "no such job"},
-		{"a mistake in the text, with advice", &dockerfile.Error{Err: errors.New("unknown"), Hint: "did you mean RUN?"}, codes.Unknown, "unknown; did you mean RUN?"},
+		{"a mistake in the text, with advice", &dockerfile.Error{Err: errors.New("unknown"), Hint: "did you mean RUN?"}, codes.Unknown, "unknown (did you mean RUN?)"},
 		{"one that came back", fmt.Errorf("here: %w", Foreign(status.New(codes.Aborted, "theirs").Proto())), codes.Aborted, "theirs"},
 		{"one that came back as no error", Foreign(status.New(codes.OK, "odd").Proto()), codes.Unknown, "odd"},
 	} {
