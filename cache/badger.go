@@ -22,11 +22,15 @@ import (
 type load uint8
 
 const (
-	// light is how a database is opened. Opening makes two files of twice the size
-	// of a memtable, whose first pages the kernel reads ahead by megabytes, and an
-	// arena of that size: a small one opens in half the time of a large one. A batch
-	// that is larger than a small memtable makes it heavy.
-	light load = iota
+	// reading is how a database is opened that was closed in order. It makes no
+	// files, and starts no compactors: a build that finds everything cached writes
+	// nothing. A batch makes it light, or heavy if it is large.
+	reading load = iota
+	// light is for small writes. Opening makes two files of twice the size of a
+	// memtable, whose first pages the kernel reads ahead by megabytes, and an arena of
+	// that size: a small one opens in half the time of a large one. A batch that is
+	// larger than a small memtable makes it heavy.
+	light
 	// heavy has large memtables, of which bulk writes make fewer tables to merge.
 	// bulkBytes written make it bulk, and rest light.
 	heavy
@@ -74,6 +78,7 @@ func badgerOptions(dir string, l load, log badger.Logger) badger.Options {
 		memTable, logFile, value = heavyMemTable, bulkLog, bulkValue
 	}
 	return badger.DefaultOptions(dir).
+		WithReadOnly(l == reading).
 		WithLogger(log).
 		WithMemTableSize(memTable).
 		WithNumMemtables(2).
@@ -107,6 +112,22 @@ func setAside(err error) bool {
 
 func openBadger(dir string, l load, warn func(error)) (*badger.DB, error) {
 	return openWith(badgerOptions(dir, l, badgerLog{warn}))
+}
+
+// openFirst opens a database that was closed in order for reading, and any other
+// for light writes: it has a log to be replayed, or nothing in it yet.
+func openFirst(dir string, warn func(error)) (*badger.DB, load, error) {
+	memtables, err := filepath.Glob(filepath.Join(dir, "*.mem"))
+	if err == nil && len(memtables) == 0 {
+		if _, err := os.Lstat(filepath.Join(dir, badger.ManifestFilename)); err == nil {
+			// What it has to say of a damaged database the second one says too.
+			if b, err := openBadger(dir, reading, func(error) {}); err == nil {
+				return b, reading, nil
+			}
+		}
+	}
+	b, err := openBadger(dir, light, warn)
+	return b, light, err
 }
 
 func openWith(o badger.Options) (b *badger.DB, err error) {
@@ -269,7 +290,7 @@ func (d *database) closeBadger() error {
 	large := d.load == bulk
 	// What is merged is level 0 and what it meets in the level below, whose size
 	// Badger keeps to ten megabytes or so.
-	if level0.NumTables < maxLevel0 && !large || !roomFor(d.dir, headroom+4*level0.Size) {
+	if d.load == reading || level0.NumTables < maxLevel0 && !large || !roomFor(d.dir, headroom+4*level0.Size) {
 		return nil
 	}
 	b, err := openWith(badgerOptions(d.dir, light, badgerLog{d.warn}).WithCompactL0OnClose(true))

@@ -148,7 +148,7 @@ func (d *database) copyTo(dir string) error {
 func (d *database) shrink() error {
 	d.flushMu.Lock()
 	defer d.flushMu.Unlock()
-	if d.load == light || !roomFor(d.dir, headroom) {
+	if d.load <= light || !roomFor(d.dir, headroom) {
 		return nil
 	}
 	if err := d.mergeLogs(); err != nil {

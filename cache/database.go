@@ -92,8 +92,9 @@ func openDatabase(dir string, g *guard.Guard, now time.Time, warn func(error)) (
 		err = errors.New("it was found damaged when it was last read")
 	}
 	var b *badger.DB
+	l := light
 	if err == nil {
-		b, err = openBadger(dir, light, warn)
+		b, l, err = openFirst(dir, warn)
 	}
 	if err != nil && !setAside(err) {
 		return nil, tmpfile.Explain(fmt.Errorf("opening the database %s: %w", dir, err))
@@ -104,12 +105,12 @@ func openDatabase(dir string, g *guard.Guard, now time.Time, warn func(error)) (
 			return nil, fmt.Errorf("setting the damaged database aside: %w", rerr)
 		}
 		warn(fmt.Errorf("the cache starts empty, because its database is damaged (%w); it was set aside as %s, which kiln prune removes", err, aside))
-		if b, err = openBadger(dir, light, warn); err != nil {
+		if b, l, err = openFirst(dir, warn); err != nil {
 			return nil, tmpfile.Explain(fmt.Errorf("opening the database %s: %w", dir, err))
 		}
 	}
 	d := &database{
-		badger: b, version: b.MaxVersion(), dir: dir, guard: g, warn: warn, bulkAfter: bulkBytes,
+		badger: b, load: l, version: b.MaxVersion(), dir: dir, guard: g, warn: warn, bulkAfter: bulkBytes,
 		active: map[string][]byte{},
 		urgent: make(chan struct{}, 1), wake: make(chan struct{}, 1), done: make(chan struct{}),
 	}
@@ -313,6 +314,8 @@ func (d *database) bear(size int) error {
 		return d.reopen(bulk)
 	case d.load < heavy && size > lightMemTable:
 		return d.reopen(heavy)
+	case d.load < light:
+		return d.reopen(light)
 	}
 	return nil
 }
