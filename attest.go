@@ -15,6 +15,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/exporter"
 	"github.com/kiln-build/kiln/exporter/provenance"
 	"github.com/kiln-build/kiln/frontend"
@@ -112,7 +113,7 @@ func (b *build) plan(ctx context.Context, r *frontend.Result) (*made, error) {
 
 // exported gives what exporters write.
 func (b *build) exported(ctx context.Context, m *made) exporter.Result {
-	out := exporter.Result{Metadata: m.Metadata, Multi: m.Index}
+	out := exporter.Result{Metadata: m.Metadata, Multi: m.Index, Came: func(ctx context.Context) map[blob.Digest]bool { return b.came(ctx, m) }}
 	said := m.chains[len(m.images):]
 	for i, image := range m.images {
 		x := exporter.Image{Platform: image.Platform, ID: image.ID, Root: m.chains[i], Config: image.Config, BaseConfig: image.BaseConfig}

@@ -8,6 +8,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/exporter"
 	"github.com/kiln-build/kiln/llb"
 )
@@ -40,6 +41,25 @@ func (b *build) layersOf(ctx context.Context, m *made) func(exporter.Blobs) func
 			return d.of(outputs[e.Output])
 		}
 	}
+}
+
+// came gives the blobs of the layers of all images that the result was made of.
+func (b *build) came(ctx context.Context, m *made) map[blob.Digest]bool {
+	out := map[blob.Digest]bool{}
+	pins := b.engine.solver.Pins(b.session)
+	for _, v := range llb.Walk(m.edges[:len(m.images)]...) {
+		if v.Op().GetSource() == nil {
+			continue
+		}
+		blobs, err := b.engine.worker.ImageBlobs(ctx, b.session, v, pins[v.Digest()])
+		if err != nil {
+			continue // it is no image
+		}
+		for _, d := range blobs {
+			out[d] = true
+		}
+	}
+	return out
 }
 
 // described names the blobs of chains. The steps of a build stand on each other, so

@@ -25,6 +25,10 @@ type Result struct {
 	Metadata map[string][]byte // the frontend's; "annotation…" keys and the like
 	// Multi says that the result is an index even where it has one image only.
 	Multi bool
+	// Came gives the blobs that layers came as in the images that the build read. Of
+	// a layer that is known in several forms an image has that one, so that who has
+	// the base image has the layer. It is asked when there is a choice; may be nil.
+	Came func(ctx context.Context) map[blob.Digest]bool
 }
 
 // Index reports whether the result is written as an index of images, or as

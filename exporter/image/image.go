@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
@@ -99,6 +100,14 @@ func Assemble(ctx context.Context, env exporter.Env, o Options, r exporter.Resul
 		return nil, err
 	}
 	a := &assembly{env: env, opts: o, annotations: annotations, result: r, layers: newLayers(env, &o)}
+	if r.Came != nil {
+		var once sync.Once
+		var came map[blob.Digest]bool
+		a.layers.came = func(ctx context.Context) map[blob.Digest]bool {
+			once.Do(func() { came = r.Came(ctx) })
+			return came
+		}
+	}
 	done := p.Step("exporting layers")
 	found, err := a.findLayers(ctx, ready)
 	done(err)

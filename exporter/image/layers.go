@@ -34,6 +34,8 @@ type layers struct {
 	env   exporter.Env
 	opts  *Options
 	maker *layer.Maker
+	// came is exporter.Result.Came, asked once.
+	came func(context.Context) map[blob.Digest]bool
 
 	mu      sync.Mutex
 	pending map[layerKey]*pending // guarded by mu
@@ -93,7 +95,7 @@ func (ls *layers) get(ctx context.Context, chain cache.ChainID, l cache.Layer, c
 func (ls *layers) find(ctx context.Context, chain cache.ChainID, l cache.Layer, clamp layer.Options) (Layer, error) {
 	pulled := !l.DiffID.IsZero() && l.ID == cache.ImageLayerID(l.DiffID)
 	if pulled && len(l.Blobs) > 0 {
-		d := ls.choose(l.Blobs)
+		d := ls.choose(ctx, l.Blobs)
 		if !ls.opts.Force || compressionOf(d.MediaType) == ls.opts.Method.Compression {
 			return ls.existing(l, d), nil
 		}
@@ -132,14 +134,25 @@ func rewritten(l Layer, clamp layer.Options) Layer {
 	return l
 }
 
-// choose picks the blob of a pulled layer: of the wanted compression, or one that
-// is here, or the first.
-func (ls *layers) choose(blobs []blob.Descriptor) blob.Descriptor {
+// choose picks the blob of a pulled layer: the one that it came as in an image that
+// the build read, or one of the wanted compression, or one that is here, or the
+// first. Where the compression is forced it is what counts most.
+func (ls *layers) choose(ctx context.Context, blobs []blob.Descriptor) blob.Descriptor {
 	best, rank := blobs[0], -1
+	var came map[blob.Digest]bool
+	if len(blobs) > 1 && ls.came != nil {
+		came = ls.came(ctx)
+	}
 	for _, d := range blobs {
 		r := 0
 		if compressionOf(d.MediaType) == ls.opts.Method.Compression {
 			r += 2
+			if ls.opts.Force {
+				r += 8
+			}
+		}
+		if came[d.Digest] {
+			r += 4
 		}
 		if ls.env.Cache.Blobs().Has(d.Digest) {
 			r++

@@ -345,6 +345,15 @@ func (img *Image) chain(c *cache.Cache, limit int, origins []string) (id cache.C
 	return id, nil
 }
 
+// Blobs gives the digests of the blobs that the image's layers came as.
+func (img *Image) Blobs() []blob.Digest {
+	var out []blob.Digest
+	for _, l := range img.layers {
+		out = append(out, l.blob.Digest)
+	}
+	return out
+}
+
 // limited gives the lowest layers; a limit of 0 is all.
 func (img *Image) limited(limit int) ([]imageLayer, error) {
 	switch {
