@@ -123,8 +123,13 @@ func (w *Worker) fileContent(op *pb.FileOp, input int, root tree.Entry) (cache.C
 	s := newSum("paths")
 	for _, a := range op.Actions {
 		if c := a.GetCopy(); c != nil && a.SecondaryInput == int64(input) {
-			if err := w.copied(s, root, c); err != nil {
-				return cache.ContentID{}, fmt.Errorf("failed to calculate checksum of %s: %w", path.Join("/", c.Src), err)
+			err := w.copied(s, root, c)
+			var missing *NotFoundError
+			if errors.As(err, &missing) && root.Children == (tree.Ref{}) {
+				missing.Late = true // BuildKit does not look into what is empty before
+			}
+			if err != nil {
+				return cache.ContentID{}, checksumError(root, err)
 			}
 		}
 		for _, f := range fileop.UserFiles(a) {
@@ -136,6 +141,13 @@ func (w *Worker) fileContent(op *pb.FileOp, input int, root tree.Entry) (cache.C
 		}
 	}
 	return s.id(), nil
+}
+
+// checksumError says in BuildKit's words, for which tools look, that what an operation
+// reads of a state could not be identified.
+func checksumError(root tree.Entry, err error) error {
+	id := root.ID()
+	return fmt.Errorf("failed to compute cache key: failed to calculate checksum of ref %x: %w", id[:6], err)
 }
 
 // copied adds what a copy takes from the state root.

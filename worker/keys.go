@@ -211,7 +211,8 @@ func (w *Worker) agentOf(ctx context.Context, job *solver.Job, id string) (SSH, 
 	if id == "" {
 		id = "default"
 	}
-	return nil, &MissingError{What: fmt.Sprintf("no SSH key %q forwarded from the client", id), hint: fmt.Sprintf("lend one with --ssh %s, or keys with --ssh %s=FILE", id, id)}
+	// The words in brackets are those of BuildKit's clients, which tools look for.
+	return nil, &MissingError{What: fmt.Sprintf("no SSH key %q forwarded from the client (unset ssh forward key %s)", id, id), hint: fmt.Sprintf("lend one with --ssh %s, or keys with --ssh %s=FILE", id, id)}
 }
 
 // dialAgent connects to an ssh agent of one of a job's sessions.

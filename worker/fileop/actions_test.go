@@ -169,12 +169,12 @@ func TestActions(t *testing.T) {
 		{"a copy that must not make its destination", &pb.FileAction{Action: &pb.FileAction_Copy{Copy: &pb.FileActionCopy{
 			Src: "/dir/a", Dest: "/no/where", Mode: -1, Timestamp: -1}}}, "failed to stat /no/where"},
 		{"a copy of what is not there", &pb.FileAction{Action: &pb.FileAction_Copy{Copy: &pb.FileActionCopy{
-			Src: "/nope/x", Dest: "/", Mode: -1, Timestamp: -1, CreateDestPath: true}}}, `"/nope/x": not found`},
+			Src: "/nope/x", Dest: "/", Mode: -1, Timestamp: -1, CreateDestPath: true}}}, "/nope/x: no such file or directory"},
 		{"a copy with a mode that is none", &pb.FileAction{Action: &pb.FileAction_Copy{Copy: &pb.FileActionCopy{
 			Src: "/dir/a", Dest: "/", Mode: -1, Timestamp: -1, CreateDestPath: true, ModeStr: "u=q"}}}, `invalid mode "u=q"`},
 		{"a required path that the patterns leave nothing of", &pb.FileAction{Action: &pb.FileAction_Copy{Copy: &pb.FileActionCopy{
 			Src: "/", Dest: "/to", Mode: -1, Timestamp: -1, CreateDestPath: true, DirCopyContents: true,
-			IncludePatterns: []string{"nope/x"}, RequiredPaths: []string{"/nope/x"}}}}, `"/nope/x": not found`},
+			IncludePatterns: []string{"nope/x"}, RequiredPaths: []string{"/nope/x"}}}}, "/nope/x: no such file or directory"},
 		{"an input that is none", &pb.FileAction{Input: 7, Action: &pb.FileAction_Rm{Rm: &pb.FileActionRm{}}}, "invalid input index 7"},
 		{"an action on itself", &pb.FileAction{Input: 1, Action: &pb.FileAction_Rm{Rm: &pb.FileActionRm{}}}, "an input of itself"},
 	} {

@@ -52,7 +52,7 @@ func (e *edit) copy(ctx context.Context, input int, src tree.Entry, a *pb.FileAc
 	}
 	matches, err := Select(e.op.Nodes, src, a)
 	if err != nil {
-		return err
+		return late(err)
 	}
 	for _, c.m = range matches {
 		if err := ctx.Err(); err != nil {

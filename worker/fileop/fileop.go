@@ -15,8 +15,10 @@ package fileop
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"syscall"
 
 	"github.com/kiln-build/kiln/cache/tree"
 	"github.com/moby/buildkit/solver/pb"
@@ -279,7 +281,25 @@ func (e *ActionError) Unwrap() error { return e.Err }
 // NotFoundError says that a path that an operation reads is not in its source.
 type NotFoundError struct {
 	Path string // absolute, as the operation has it
+	// Late says that it was found out when the operation ran, as it is where there is
+	// nothing in the source at all, or where the operation stands on it too.
+	Late bool
 }
 
-// Error is BuildKit's wording, which tools look for.
-func (e *NotFoundError) Error() string { return fmt.Sprintf("%q: not found", e.Path) }
+// Error is BuildKit's wording, which tools look for: it has one of those who ask before
+// an operation runs, and that of the kernel.
+func (e *NotFoundError) Error() string {
+	if e.Late {
+		return fmt.Sprintf("%s: %v", e.Path, syscall.ENOENT)
+	}
+	return fmt.Sprintf("%q: not found", e.Path)
+}
+
+// late marks err as found out when an operation ran, if it is a *NotFoundError.
+func late(err error) error {
+	var missing *NotFoundError
+	if errors.As(err, &missing) {
+		missing.Late = true
+	}
+	return err
+}

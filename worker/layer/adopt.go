@@ -70,6 +70,11 @@ type adopted struct {
 	failed error
 }
 
+// timed says whether a directory has a time that the step gave it. One that it got because
+// something came or went in it is no change of its own: a step that made a file for
+// a while, and nothing else, has changed nothing.
+func timed(st *unix.Stat_t) bool { return st.Mtim != st.Ctim }
+
 func (a *adopter) root(dir *os.File, below tree.Entry) (tree.Entry, error) {
 	fd := int(dir.Fd())
 	var st unix.Stat_t
@@ -194,7 +199,7 @@ func (a *adopter) name(dir *os.File, rel string, n dirfd.Name, out *adopted, bel
 		if err := a.sub(fd, rel, e, under); err != nil {
 			return err
 		}
-		out.keep = e.Opaque || e.Children != (tree.Ref{}) || !sameInode(*e, under)
+		out.keep = e.Opaque || e.Children != (tree.Ref{}) || !sameInode(*e, under) || e.MTime != under.MTime && timed(&st)
 		return nil
 	case tree.File:
 		return a.file(fd, rel, name, out, under)
