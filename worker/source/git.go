@@ -66,7 +66,7 @@ func (s *Git) Pin(ctx context.Context, job *solver.Job, op *pb.SourceOp) (string
 		sha, tag = at.commit, at.tag
 	}
 	if !strings.HasPrefix(sha, g.checksum) && (tag == "" || !strings.HasPrefix(tag, g.checksum)) {
-		return "", fmt.Errorf("%s: %q is the commit %s, and %s was expected", redactURL(g.remote), cmp.Or(g.ref, "HEAD"), sha, g.checksum)
+		return "", fmt.Errorf("%s: expected checksum to match %s, got %s, which is the commit of %q", redactURL(g.remote), g.checksum, sha, cmp.Or(g.ref, "HEAD"))
 	}
 	return sha, nil
 }

@@ -321,7 +321,7 @@ func TestGitFetchByCommit(t *testing.T) {
 		{first, first[:8], ""},
 		{"main", "", "needs a commit"},
 		{"main", first[:8], "whole name"},
-		{strings.Repeat("0", 40), first, "was expected"},
+		{strings.Repeat("0", 40), first, "expected checksum to match"},
 	} {
 		pin, got, _, err := checkout(t, c, s, srv.op("app", test.ref, by(test.checksum)))
 		if test.checksum == "" {
