@@ -261,7 +261,7 @@ func (r *gitRunner) lsRemote(ctx context.Context, g *gitOp) (remoteRef, error) {
 		}
 		return at, nil
 	}
-	return remoteRef{}, fmt.Errorf("%s: repository does not contain ref %s: there is no such branch or tag", redactURL(g.remote), ref)
+	return remoteRef{}, fmt.Errorf("%s: repository does not contain ref %s: it has no branch or tag %q", redactURL(g.remote), ref, ref)
 }
 
 // fetch brings a commit into a mirror: by its name, and where the server gives no
