@@ -266,10 +266,14 @@ func (b *build) request(c *provenance.Capture, m *made, image frontend.ResultIma
 		return nil // a graph, or a client's function: nobody compiled it
 	}
 	c.Frontend, c.Args = call.Frontend, provenance.Args(call.Opts)
+	left := maxMakers
+	c.Inputs = inputsOf(call, c, &left)
 	if root := call.Root(); root != nil {
 		args := provenance.Args(root.Opts)
 		top := provenance.NewRequest(root.Frontend, args, c)
+		top.Request.Inputs = inputsOf(root, c, &left)
 		own := provenance.NewRequest(c.Frontend, c.Args, c)
+		own.Request.Inputs = c.Inputs
 		if (root.Frontend != "" || len(args) > 0) && !top.Equal(own) {
 			c.Root = top
 		}

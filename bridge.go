@@ -146,6 +146,7 @@ var (
 	_ frontend.SourceDescriber = bridge{}
 	_ frontend.SourceResolver  = bridge{}
 	_ frontend.Admitter        = bridge{}
+	_ frontend.Attributor      = bridge{}
 	_ frontend.CacheReader     = bridge{}
 	_ frontend.RangeReader     = (*ref)(nil)
 )

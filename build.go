@@ -79,6 +79,7 @@ type build struct {
 	events func(Event)
 	steps  map[llb.Digest]*llb.Vertex // those of the graph that are no sources
 	edges  []llb.Edge                 // all that were solved
+	given  []attributed               // graphs that frontends were given names for
 	// exports are the remote caches that are being written.
 	exports []*cacheExport
 	result  Result
@@ -171,6 +172,7 @@ func (e *Engine) newBuild(events func(Event)) *build {
 }
 
 func (b *build) end() {
+	b.forgetGiven()
 	b.engine.solver.EndSession(b.session)
 	b.engine.worker.CloseSession(b.session)
 	b.lease.Release()
@@ -239,6 +241,7 @@ func (b *build) lend(r *Request, s worker.Session) {
 // run compiles, solves and exports once.
 func (b *build) run(ctx context.Context, r *Request, req frontend.Request, exporters []exporter.Exporter) error {
 	call := b.call(req)
+	call.Attribute(b.bridge())
 	compiled, err := b.frontend.Build(frontend.WithCall(ctx, call), req, b.bridge())
 	if err != nil {
 		return err

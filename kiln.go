@@ -59,6 +59,7 @@ type Engine struct {
 	solver        *solver.Solver
 	collector     collector
 	journal       *journal.Journal
+	makers        makers
 }
 
 // Open opens a state folder, making it where it is missing. It waits while another

@@ -19,6 +19,8 @@ type Call struct {
 	Inputs   map[string]llb.Edge
 	// Caller is the call that made this one; nil for a build's own.
 	Caller *Call
+	// Makers are the calls that inputs came from, as far as they are known.
+	Makers map[string]*Call
 
 	mu     sync.Mutex // guards what is below
 	images []Asked
@@ -55,6 +57,29 @@ func Sub(ctx context.Context, name string, req Request) (context.Context, *Call)
 		c.Caller.mu.Unlock()
 	}
 	return WithCall(ctx, c), c
+}
+
+// Attributor is what a Bridge is besides, where the engine remembers which call a
+// graph came from, while the build of that call goes on. Other builds see it too.
+type Attributor interface {
+	Attribute(e llb.Edge, by *Call)
+	Maker(e llb.Edge) *Call // nil where none is known, or several that differ
+}
+
+// Attribute notes which calls made c's inputs.
+func (c *Call) Attribute(b Bridge) {
+	a, ok := b.(Attributor)
+	if !ok {
+		return
+	}
+	for name, e := range c.Inputs {
+		if maker := a.Maker(e); maker != nil {
+			if c.Makers == nil {
+				c.Makers = map[string]*Call{}
+			}
+			c.Makers[name] = maker
+		}
+	}
 }
 
 // Made notes that the images of a result came from c, unless from another call.

@@ -1,12 +1,12 @@
 package llb
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
 
 	"github.com/moby/buildkit/solver/pb"
-	"google.golang.org/protobuf/proto"
 )
 
 // Location is a range of lines, from 1, of a source file.
@@ -94,13 +94,20 @@ func (s *sourceMap) index(f *File) int32 {
 		return i
 	}
 	info := f.Info()
-	at := slices.IndexFunc(s.out.Infos, func(o *pb.SourceInfo) bool { return proto.Equal(o, info) })
+	at := slices.IndexFunc(s.out.Infos, func(o *pb.SourceInfo) bool { return sameFile(o, info) })
 	if at < 0 {
 		at = len(s.out.Infos)
 		s.out.Infos = append(s.out.Infos, info)
 	}
 	s.files[f] = int32(at)
 	return int32(at)
+}
+
+// sameFile reports whether two files are the same text of the same place. What clients
+// say besides of the graph of the place is no difference.
+func sameFile(a, b *pb.SourceInfo) bool {
+	return a.Filename == b.Filename && a.Language == b.Language && bytes.Equal(a.Data, b.Data) &&
+		slices.EqualFunc(a.Definition.GetDef(), b.Definition.GetDef(), bytes.Equal)
 }
 
 // readLocations gives the locations of each vertex, by digest. Each SourceInfo

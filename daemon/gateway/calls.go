@@ -84,6 +84,7 @@ func (f *Function) compile(ctx context.Context, req *gwpb.SolveRequest) (*fronte
 		}
 		inner := frontend.Request{Opts: req.FrontendOpt, Inputs: inputs}
 		ctx, call := frontend.Sub(ctx, req.Frontend, inner)
+		call.Attribute(f.engine())
 		res, err := dockerfile.New().Build(ctx, inner, f.engine())
 		return call.Made(res), err
 	case req.Frontend == ImageFrontend:
@@ -93,6 +94,7 @@ func (f *Function) compile(ctx context.Context, req *gwpb.SolveRequest) (*fronte
 		}
 		inner := frontend.Request{Opts: req.FrontendOpt, Inputs: inputs}
 		ctx, call := frontend.Sub(ctx, req.Frontend, inner)
+		call.Attribute(f.engine())
 		res, err := FromImage{Workers: f.workers, Limits: f.Limits}.Build(ctx, inner, f.engine())
 		return call.Made(res), err
 	}

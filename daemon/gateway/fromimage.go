@@ -71,6 +71,7 @@ func (i FromImage) Forward(ctx context.Context, b frontend.Bridge, source, cmdli
 	opts["source"], opts["cmdline"] = source, cmdline
 	req.Opts = opts
 	ctx, call := frontend.Sub(ctx, ImageFrontend, req)
+	call.Attribute(b)
 	res, err := i.Build(ctx, req, b)
 	return call.Made(res), true, err
 }

@@ -139,6 +139,9 @@ func (f *Function) refer(e llb.Edge, call *frontend.Call) (*gwpb.Ref, error) {
 	if err != nil {
 		return nil, err
 	}
+	if a, ok := f.engine().(frontend.Attributor); ok {
+		a.Attribute(e, call)
+	}
 	id, err := f.put(&reference{edge: e, call: call})
 	return &gwpb.Ref{Id: id, Def: def}, err
 }
