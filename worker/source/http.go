@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/klauspost/compress/gzip"
 	"github.com/moby/buildkit/solver/pb"
 
 	"github.com/kiln-build/kiln/cache"
@@ -39,7 +40,7 @@ type HTTP struct {
 
 	cache  *cache.Cache
 	client *http.Client
-	known  *cache.Bucket // what URLs gave last, see httpMemory
+	known  *cache.Bucket // what URLs gave, see httpPast
 	stall  time.Duration
 	seen   seen[httpMemory]
 }
@@ -70,14 +71,6 @@ type httpPin struct {
 	Digest blob.Digest `json:"digest"`
 	Name   string      `json:"name"`
 	MTime  int64       `json:"mtime,omitempty"` // seconds
-}
-
-// httpMemory is what a URL gave when it was last asked.
-type httpMemory struct {
-	Pin      httpPin `json:"pin"`
-	Size     int64   `json:"size"`
-	ETag     string  `json:"etag,omitempty"`
-	Modified string  `json:"modified,omitempty"`
 }
 
 // parseHTTP reads a source op. The headers that a build may set are those of BuildKit.
@@ -126,7 +119,11 @@ func (h *httpOp) redacted() string {
 
 // key is under what the answers of the URL are remembered.
 func (h *httpOp) key() []byte {
-	b, _ := json.Marshal([]any{h.url, h.secret, h.header}) // strings never fail
+	parts := []any{h.url, h.secret, h.header}
+	if h.checked {
+		parts = append(parts, "identity") // the server is asked for another form, see request
+	}
+	b, _ := json.Marshal(parts) // strings never fail
 	return b
 }
 
@@ -224,49 +221,75 @@ func (s *HTTP) pool(ctx context.Context, e tree.Entry) error {
 	return s.cache.Pool().Put(ctx, e, r)
 }
 
-// get asks the server, with what it gave last to compare, and fetches the file
+// get asks the server, with what it gave before to compare, and fetches the file
 // where it is another one now.
 func (s *HTTP) get(ctx context.Context, job *solver.Job, h *httpOp) (httpMemory, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	var last httpMemory
-	if v, ok := s.known.Get(h.key()); ok && json.Unmarshal(v, &last) == nil && !s.cache.Blobs().Has(last.Pin.Digest) {
-		last = httpMemory{}
+	past := s.recall(h)
+	if past.tags() != "" {
+		m, ok, err := s.head(ctx, job, h, past)
+		if ok || err != nil {
+			return m, err
+		}
 	}
-	req, err := s.request(ctx, job, h)
+	req, err := s.request(ctx, job, h, http.MethodGet)
 	if err != nil {
-		return last, fmt.Errorf("%s: %w", h.redacted(), err)
+		return httpMemory{}, fmt.Errorf("%s: %w", h.redacted(), err)
 	}
-	if last.ETag != "" {
-		req.Header.Set("If-None-Match", last.ETag)
-	} else if last.Modified != "" {
-		req.Header.Set("If-Modified-Since", last.Modified)
-	}
+	past.ask(req)
 	resp, err := s.do(ctx, job, req)
 	if err != nil {
-		var u *url.Error
-		if errors.As(err, &u) {
-			err = u.Err // its URL has the password in it
-		}
-		return last, fmt.Errorf("fetching %s: %w", h.redacted(), err)
+		return httpMemory{}, fmt.Errorf("fetching %s: %w", h.redacted(), withoutURL(err))
 	}
 	defer resp.Body.Close()
-	asked := req.Header.Get("If-None-Match") != "" || req.Header.Get("If-Modified-Since") != ""
-	switch {
-	case resp.StatusCode == http.StatusNotModified && asked:
-		if tag := resp.Header.Get("ETag"); tag != "" && tag != last.ETag {
-			last.ETag = tag
-			s.remember(h, last)
+	if resp.StatusCode == http.StatusNotModified {
+		if m, ok := past.named(resp); ok {
+			s.remember(h, past, m)
+			return m, nil
 		}
-		return last, nil
-	case resp.StatusCode < 200 || resp.StatusCode > 299:
-		return last, fmt.Errorf("fetching %s: the server answered %s (invalid response status %d)", h.redacted(), resp.Status, resp.StatusCode)
+	}
+	if resp.StatusCode < 200 || resp.StatusCode > 299 {
+		return httpMemory{}, fmt.Errorf("fetching %s: the server answered %s (invalid response status %d)", h.redacted(), resp.Status, resp.StatusCode)
 	}
 	m, err := s.save(ctx, cancel, job, h, resp)
 	if err != nil {
 		return m, fmt.Errorf("fetching %s: %w", h.redacted(), err)
 	}
+	s.remember(h, past, m)
 	return m, nil
+}
+
+// head asks whether the URL still has something that it had before. There are servers
+// that give tags and do not look at those that they are sent: with HEAD they send the
+// tag, and not the file. Whatever else comes of it, GET will say.
+func (s *HTTP) head(ctx context.Context, job *solver.Job, h *httpOp, past httpPast) (m httpMemory, ok bool, err error) {
+	req, err := s.request(ctx, job, h, http.MethodHead)
+	if err != nil {
+		return m, false, fmt.Errorf("%s: %w", h.redacted(), err)
+	}
+	past.ask(req)
+	resp, err := s.do(ctx, job, req)
+	if err != nil {
+		return m, false, nil
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusNotModified {
+		return m, false, nil
+	}
+	if m, ok = past.named(resp); ok {
+		s.remember(h, past, m)
+	}
+	return m, ok, nil
+}
+
+// withoutURL takes the URL out of an error, which may have a password in it.
+func withoutURL(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err
+	}
+	return err
 }
 
 // do sends a request: to its server, or to the client whose session it names.
@@ -285,14 +308,19 @@ func (s *HTTP) do(ctx context.Context, job *solver.Job, req *http.Request) (*htt
 }
 
 // request makes the request, with what the sessions lend to log in.
-func (s *HTTP) request(ctx context.Context, job *solver.Job, h *httpOp) (*http.Request, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, h.url, nil)
+func (s *HTTP) request(ctx context.Context, job *solver.Job, h *httpOp, method string) (*http.Request, error) {
+	req, err := http.NewRequestWithContext(ctx, method, h.url, nil)
 	if err != nil {
 		return nil, err
 	}
 	req.Header.Set("User-Agent", "kiln")
-	// The bytes as they are: their digest must not depend on how they travel.
-	req.Header.Set("Accept-Encoding", "identity")
+	// How the bytes travel is no concern of their digest's, see plain. Of a file that
+	// has a checksum nothing but its own bytes is asked for: servers that take the name
+	// x.tar.gz for an encoding of x.tar say so less often then.
+	req.Header.Set("Accept-Encoding", "gzip")
+	if h.checked {
+		req.Header.Set("Accept-Encoding", "identity")
+	}
 	for _, kv := range h.header {
 		req.Header.Set(kv[0], kv[1])
 	}
@@ -318,18 +346,21 @@ func (s *HTTP) request(ctx context.Context, job *solver.Job, h *httpOp) (*http.R
 	return req, nil
 }
 
-// save stores an answer's body and remembers what it was.
+// save stores an answer's body.
 func (s *HTTP) save(ctx context.Context, cancel context.CancelCauseFunc, job *solver.Job, h *httpOp, resp *http.Response) (httpMemory, error) {
-	var report Progress
-	if job != nil {
-		report = job.Progress
+	limit := s.MaxSize
+	if limit <= 0 {
+		var err error
+		if limit, err = diskRoom(s.cache.Path("tmp")); err != nil {
+			return httpMemory{}, err
+		}
 	}
 	in := &httpBody{
-		r: resp.Body, limit: s.MaxSize, stall: s.stall, ctx: ctx, cancel: cancel,
-		meter: newMeter(report, h.redacted(), "downloading", 0, max(resp.ContentLength, 0)),
+		r: resp.Body, limit: limit, stall: s.stall, ctx: ctx, cancel: cancel,
+		meter: newMeter(progressOf(job), h.redacted(), "downloading", 0, max(resp.ContentLength, 0)),
 	}
-	f, err := spool(s.cache.Path("tmp"), in)
-	if errors.Is(err, io.ErrUnexpectedEOF) {
+	f, err := s.plain(h, resp, in, limit)
+	if errors.Is(err, io.ErrUnexpectedEOF) && resp.ContentLength >= 0 && in.n < resp.ContentLength {
 		err = fmt.Errorf("the server closed the connection after %d of %d bytes: %w", in.n, resp.ContentLength, err)
 	}
 	if err != nil {
@@ -337,7 +368,7 @@ func (s *HTTP) save(ctx context.Context, cancel context.CancelCauseFunc, job *so
 	}
 	defer f.Close()
 	in.meter.done()
-	if resp.ContentLength >= 0 && f.size != resp.ContentLength {
+	if resp.ContentLength >= 0 && in.n != resp.ContentLength {
 		return httpMemory{}, io.ErrUnexpectedEOF
 	}
 	if h.checked && f.digest != h.checksum {
@@ -353,18 +384,41 @@ func (s *HTTP) save(ctx context.Context, cancel context.CancelCauseFunc, job *so
 	if t, err := http.ParseTime(m.Modified); err == nil && t.Unix() > 0 {
 		m.Pin.MTime = t.Unix()
 	}
-	s.remember(h, m)
 	return m, nil
 }
 
-// remember notes what a URL gave. Losing it costs a download.
-func (s *HTTP) remember(h *httpOp, m httpMemory) {
-	if strings.HasPrefix(h.url, "http://"+SessionHost+"/") {
-		return // a name that means something to one build only
+// plain gives the file that an answer carries, without the gzip that it may travel in.
+// Where the bytes as they came have the checksum that the op names, they are the file:
+// it is a server that takes the name x.tar.gz for an encoding of x.tar.
+func (s *HTTP) plain(h *httpOp, resp *http.Response, in *httpBody, limit int64) (*spooled, error) {
+	tmp := s.cache.Path("tmp")
+	encoding := strings.ToLower(resp.Header.Get("Content-Encoding"))
+	if encoding != "gzip" && encoding != "x-gzip" {
+		return spool(tmp, in)
 	}
-	if v, err := json.Marshal(m); err == nil {
-		_ = s.known.Put(h.key(), v)
+	var packed io.Reader = in
+	if h.checked {
+		f, err := spool(tmp, in)
+		if err != nil || f.digest == h.checksum {
+			return f, err
+		}
+		defer f.Close()
+		packed = f
 	}
+	r, err := gzip.NewReader(packed)
+	if err != nil {
+		return nil, fmt.Errorf("the server says that it is compressed with gzip: %w", err)
+	}
+	f, err := spool(tmp, &bounded{r, limit})
+	if err != nil {
+		return nil, err
+	}
+	// What is behind the compressed bytes counts, too.
+	if _, err := io.Copy(io.Discard, packed); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // fileName is what the file is called: as the op says, as the server says, or as

@@ -95,7 +95,7 @@ func TestHTTP(t *testing.T) {
 	if _, _, err = file(t, c, s, op); err != nil {
 		t.Fatal(err)
 	}
-	if got, _, err = file(t, c, s, op); err != nil || got != "file.txt=changed" || w.log[len(w.log)-1] != `GET "one"` {
+	if got, _, err = file(t, c, s, op); err != nil || got != "file.txt=changed" || w.log[len(w.log)-1] != `HEAD "one"` {
 		t.Errorf("got %q, %v, requests %q", got, err, w.log)
 	}
 	// Attributes.

@@ -75,3 +75,17 @@ func (b *httpBody) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// bounded is a reader that fails where there is more than its bound.
+type bounded struct {
+	r    io.Reader
+	left int64
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		return 0, errors.New("it is larger, once decompressed, than what may be brought in")
+	}
+	return n, err
+}

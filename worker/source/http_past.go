@@ -1,0 +1,111 @@
+package source
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+)
+
+// httpMemory is what a URL gave when it was asked.
+type httpMemory struct {
+	Pin      httpPin `json:"pin"`
+	Size     int64   `json:"size"`
+	ETag     string  `json:"etag,omitempty"`
+	Modified string  `json:"modified,omitempty"`
+}
+
+// httpPast is what a URL gave, the newest first: it may give the same again.
+type httpPast []httpMemory
+
+// maxPast bounds it. The tags are in a header of each request.
+const maxPast = 8
+
+// recall gives what a URL gave, as far as it is here.
+func (s *HTTP) recall(h *httpOp) httpPast {
+	v, ok := s.known.Get(h.key())
+	var all httpPast
+	if !ok || json.Unmarshal(v, &all) != nil {
+		return nil
+	}
+	past := make(httpPast, 0, len(all))
+	for _, m := range all {
+		if s.cache.Blobs().Has(m.Pin.Digest) {
+			past = append(past, m)
+		}
+	}
+	return past
+}
+
+// remember notes what a URL gave now. Losing it costs a download.
+func (s *HTTP) remember(h *httpOp, past httpPast, now httpMemory) {
+	if strings.HasPrefix(h.url, "http://"+SessionHost+"/") {
+		return // a name that means something to one build only
+	}
+	next := httpPast{now}
+	for _, m := range past {
+		if len(next) < maxPast && weak(m.ETag) != weak(now.ETag) {
+			next = append(next, m)
+		}
+	}
+	if v, err := json.Marshal(next); err == nil {
+		_ = s.known.Put(h.key(), v)
+	}
+}
+
+// tagged gives those that have a tag.
+func (p httpPast) tagged() (out httpPast) {
+	for _, m := range p {
+		if m.ETag != "" {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// tags gives the tags of what the URL gave, as a header lists them.
+func (p httpPast) tags() string {
+	var tags []string
+	for _, m := range p.tagged() {
+		tags = append(tags, m.ETag)
+	}
+	return strings.Join(tags, ", ")
+}
+
+// ask makes a request ask for what is none of these.
+func (p httpPast) ask(req *http.Request) {
+	if tags := p.tags(); tags != "" {
+		req.Header.Set("If-None-Match", tags)
+	} else if len(p) > 0 && p[0].Modified != "" {
+		req.Header.Set("If-Modified-Since", p[0].Modified)
+	}
+}
+
+// named gives the one of these that an answer to ask says the URL has now.
+func (p httpPast) named(resp *http.Response) (httpMemory, bool) {
+	tag := resp.Header.Get("ETag")
+	for _, m := range p {
+		if tag != "" && weak(m.ETag) == weak(tag) {
+			return m, true
+		}
+	}
+	if resp.StatusCode != http.StatusNotModified {
+		return httpMemory{}, false
+	}
+	// It is the one that was asked about, where that is clear.
+	asked := p.tagged()
+	if len(asked) == 0 && len(p) > 0 && p[0].Modified != "" {
+		asked = p[:1]
+	}
+	if len(asked) != 1 {
+		return httpMemory{}, false
+	}
+	m := asked[0]
+	if tag != "" {
+		m.ETag = tag
+	}
+	return m, true
+}
+
+// weak gives a tag without the mark that equal bytes are not promised for it: a file
+// that means the same is the same to a build.
+func weak(tag string) string { return strings.TrimPrefix(tag, "W/") }
