@@ -26,6 +26,7 @@ type box struct {
 	n     *Native
 	s     *Spec
 	group *cgroup.Group // nil is none
+	nodev bool          // no device of the root or of a mount may be used: no group would keep any from the process
 	io    *stdio
 
 	root   rootDir
@@ -142,8 +143,19 @@ func (b *box) mountRoot() error {
 		return err
 	}
 	b.root = rootDir(b.keep(fd))
+	if err := b.withoutDevices(fd); err != nil {
+		return err
+	}
 	b.places = []place{{at: "/", upper: b.s.Root.Upper}}
 	return unix.MoveMount(fd, "", unix.AT_FDCWD, b.n.path("root"), unix.MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+// withoutDevices makes the devices of a mount useless, where nothing else does.
+func (b *box) withoutDevices(mount int) error {
+	if !b.nodev {
+		return nil
+	}
+	return restrict(mount, unix.MOUNT_ATTR_NODEV)
 }
 
 func (b *box) makeCwd() error {

@@ -156,6 +156,9 @@ func (b *box) mountOne(m Mount) error {
 		return err
 	}
 	b.keep(fd)
+	if err := b.withoutDevices(fd); err != nil {
+		return err
+	}
 	if m.ReadOnly {
 		if err := restrict(fd, unix.MOUNT_ATTR_RDONLY); err != nil {
 			return err

@@ -73,7 +73,7 @@ func (n *names) files(s *Spec) (resolv, hosts string, err error) {
 // write keeps content under its digest. It needs mu.
 func (n *names) write(kind string, content []byte) (string, error) {
 	sum := sha256.Sum256(content)
-	p := filepath.Join(n.dir, kind+"-"+hex.EncodeToString(sum[:8]))
+	p := filepath.Join(n.dir, kind+"-"+hex.EncodeToString(sum[:]))
 	if _, err := os.Lstat(p); err == nil {
 		return p, nil
 	}

@@ -244,6 +244,7 @@ func (n *Native) Run(ctx context.Context, s Spec) error {
 		}
 		b.group = g
 	}
+	b.nodev = !s.Insecure && (b.group == nil || !b.group.RestrictsDevices())
 	counted := b.group != nil && b.group.CountsOOM()
 	var before uint64
 	if !counted {

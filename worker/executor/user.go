@@ -134,18 +134,25 @@ func parseID(s string) (uint32, error) {
 // eachLine calls f with the fields of each line of a file of the root until f is
 // false. A file that is not there has no lines.
 func eachLine(r rootDir, name string, f func(fields []string) bool) error {
-	fd, err := r.open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	// It may be a device: to open it would run the host's driver, outside of what the
+	// step's cgroup allows. So it is looked at first.
+	at, err := r.find(name)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("opening the image's %s: %w", name, err)
 	}
-	file := os.NewFile(uintptr(fd), name)
-	defer file.Close()
-	if st, err := file.Stat(); err != nil || !st.Mode().IsRegular() {
+	defer unix.Close(at)
+	var st unix.Stat_t
+	if err := unix.Fstat(at, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return fmt.Errorf("reading the image's %s: not a regular file", name)
 	}
+	file, err := reopen(at, os.O_RDONLY)
+	if err != nil {
+		return fmt.Errorf("opening the image's %s: %w", name, err)
+	}
+	defer file.Close()
 	return scanLines(file, name, f)
 }
 
