@@ -115,6 +115,9 @@ func (w *Worker) failedAction(job *solver.Job, run *fileop.Op, chains []cache.Ch
 
 // reached makes a chain of the state that an action came to.
 func (w *Worker) reached(run *fileop.Op, chains []cache.ChainID, out fileop.Output) (cache.ChainID, error) {
+	if err := keep(run, out); err != nil {
+		return cache.ChainID{}, err
+	}
 	base, below := cache.ChainID{}, fileop.Scratch
 	if out.Base >= 0 {
 		base, below = chains[out.Base], run.Inputs[out.Base]

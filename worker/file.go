@@ -3,6 +3,7 @@ package worker
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -48,12 +49,19 @@ func (w *Worker) runFile(ctx context.Context, job *solver.Job, op *pb.FileOp) ([
 	}
 	f.bringer = newBringer(ctx, w.cache.Pool(), func(i int) *localTree { return f.locals[i] })
 	run := fileop.Op{Nodes: w.cache, Inputs: states, Files: f, Now: w.clock().UnixNano()}
+	if len(op.Actions) > 1 {
+		// Each action makes a tree, most of which only the next one reads.
+		run.Nodes = tree.NewSketch(w.cache)
+	}
 	outs, err := run.Run(ctx, op.Actions)
 	if err != nil {
 		return nil, w.failedAction(job, &run, chains, w.lost(ctx, err, chains))
 	}
 	ids := make([]cache.ChainID, len(outs))
 	for i, out := range outs {
+		if err := keep(&run, out); err != nil {
+			return nil, err
+		}
 		if out.Base >= 0 {
 			ids[i] = chains[out.Base]
 		}
@@ -68,6 +76,15 @@ func (w *Worker) runFile(ctx context.Context, job *solver.Job, op *pb.FileOp) ([
 		}
 	}
 	return ids, nil
+}
+
+// keep stores the trees of an output, where they are a sketch yet.
+func keep(run *fileop.Op, out fileop.Output) error {
+	d, ok := run.Nodes.(*tree.Sketch)
+	if !ok {
+		return nil
+	}
+	return errors.Join(d.Keep(out.Layers...), d.Keep(out.State))
 }
 
 // files moves the contents of files for a file operation.
