@@ -21,6 +21,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"strconv"
@@ -204,10 +205,43 @@ func (p *Pool) has(id *FileID, size int64) bool {
 
 // Open reads e's file. One that is not here wraps fs.ErrNotExist.
 func (p *Pool) Open(e tree.Entry) (*os.File, error) {
+	fd, err := p.open(e)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), e.Name), nil
+}
+
+// ReadAt fills b with e's bytes from off on. It is for the many small files of an
+// export: what an os.File does besides costs about as much as opening one. A file
+// that ends before b is full is an error that wraps io.ErrUnexpectedEOF.
+func (p *Pool) ReadAt(e tree.Entry, b []byte, off int64) error {
+	fd, err := p.open(e)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for len(b) > 0 {
+		n, err := unix.Pread(fd, b, off)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == nil && n == 0:
+			err = io.ErrUnexpectedEOF
+			fallthrough
+		case err != nil:
+			return fmt.Errorf("reading %s of the pool: %w", e.Name, err)
+		}
+		b, off = b[n:], off+int64(n)
+	}
+	return nil
+}
+
+func (p *Pool) open(e tree.Entry) (int, error) {
 	id := IDOf(e)
 	dirfd, name, in, err := p.place(&id)
 	if err != nil {
-		return nil, err
+		return -1, err
 	}
 	defer in.RUnlock()
 	defer p.guard.Use((*[32]byte)(&id)).RUnlock()
@@ -217,9 +251,9 @@ func (p *Pool) Open(e tree.Entry) (*os.File, error) {
 		fd, err = unix.Openat(dirfd, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	}
 	if err != nil {
-		return nil, missing(id, e, err)
+		return -1, missing(id, e, err)
 	}
-	return os.NewFile(uintptr(fd), e.Name), nil
+	return fd, nil
 }
 
 // missing is the error of a file that the pool was asked for.

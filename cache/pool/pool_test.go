@@ -147,6 +147,32 @@ func TestFileHasItsMetadata(t *testing.T) {
 	}
 }
 
+func TestReadAt(t *testing.T) {
+	p, _ := openPool(t, Options{})
+	data := bytes.Repeat([]byte("0123456789"), 1000)
+	e := entry("f", data)
+	put(t, p, e, data)
+	for _, row := range []struct {
+		off, n int
+		want   error
+	}{
+		{0, len(data), nil},
+		{9990, 10, nil},
+		{5, 0, nil},
+		{0, len(data) + 1, io.ErrUnexpectedEOF}, // longer than the file
+		{10_000, 1, io.ErrUnexpectedEOF},        // behind its end
+	} {
+		b := make([]byte, row.n)
+		err := p.ReadAt(e, b, int64(row.off))
+		if !errors.Is(err, row.want) || err == nil && !bytes.Equal(b, data[row.off:row.off+row.n]) {
+			t.Errorf("%d bytes from %d: got %v, want %v", row.n, row.off, err, row.want)
+		}
+	}
+	if err := p.ReadAt(entry("none", []byte("none")), make([]byte, 4), 0); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
+	}
+}
+
 func TestPutVerifies(t *testing.T) {
 	p, _ := openPool(t, Options{})
 	for _, row := range []struct {

@@ -164,5 +164,6 @@ func Files(c *cache.Cache) layer.Files {
 			}
 			return f, nil
 		},
+		Read: c.Pool().ReadAt,
 	}
 }

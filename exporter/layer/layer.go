@@ -41,6 +41,9 @@ type Files struct {
 	// Open reads the contents of an entry of kind File. It is called from
 	// several goroutines at once.
 	Open func(e tree.Entry) (io.ReadCloser, error)
+	// Read, where it is set, is what Open, reading from off until b is full, and
+	// closing come to. It is called from several goroutines at once.
+	Read func(e tree.Entry, b []byte, off int64) error
 }
 
 // Chunks keeps compressed pieces; a *blob.Store does.

@@ -3,6 +3,7 @@ package layer
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -127,12 +128,19 @@ func (p *piece) read(f *Files, buf []byte) ([]byte, error) {
 }
 
 func (pt *part) read(f *Files, buf []byte) ([]byte, error) {
+	start := len(buf)
+	if f.Read != nil {
+		buf = grow(buf, int(pt.n))
+		if err := f.Read(pt.file, buf[start:], pt.off); err != nil {
+			return buf[:start], shortRead(err)
+		}
+		return buf, nil
+	}
 	r, err := pt.open(f)
 	if err != nil {
 		return buf, err
 	}
 	defer r.Close()
-	start := len(buf)
 	buf = grow(buf, int(pt.n))
 	if _, err := io.ReadFull(r, buf[start:]); err != nil {
 		return buf[:start], shortRead(err)
@@ -163,7 +171,7 @@ func (pt *part) open(f *Files) (io.ReadCloser, error) {
 
 // shortRead turns an early end into what it means.
 func shortRead(err error) error {
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
+	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("the file is shorter than its tree says: %w", io.ErrUnexpectedEOF)
 	}
 	return err

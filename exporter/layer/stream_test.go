@@ -3,8 +3,10 @@ package layer
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -116,6 +118,66 @@ func TestWhiteoutNamesAreRefused(t *testing.T) {
 	if err := (Stream{Files: s.Files()}).Write(t.Context(), io.Discard, root); err == nil || !strings.Contains(err.Error(), ".wh.x") {
 		t.Errorf("got %v, want an error that names the file", err)
 	}
+}
+
+// TestReadAhead holds the stream, whose small files are read ahead, to the pieces
+// that a blob is made of, with files opened and read; and to end where one cannot
+// be read, however much of the rest was.
+func TestReadAhead(t *testing.T) {
+	s := newStore()
+	entries := s.mixed(3000, 5)
+	entries["dir5/sub5/file5"] = s.file([]byte("the one that goes"))
+	entries["large"] = s.file(bytes.Repeat([]byte("large "), 50_000))
+	entries["larger"] = s.file(bytes.Repeat([]byte("larger "), 700_000))
+	root := s.root(t, entries)
+	want := blob.Digest(sha256.Sum256(s.stream(t, root, Options{})))
+	files := s.Files()
+	files.Read = func(e tree.Entry, b []byte, off int64) error {
+		r, err := s.open(e)
+		if err != nil {
+			return err
+		}
+		if _, err = io.CopyN(io.Discard, r, off); err == nil {
+			_, err = io.ReadFull(r, b)
+		}
+		return err
+	}
+	h := sha256.New()
+	if err := (Stream{Files: files}).Write(t.Context(), h, root); err != nil || blob.Digest(h.Sum(nil)) != want {
+		t.Errorf("read, the stream is %x, %v; want %s", h.Sum(nil), err, want)
+	}
+	made, err := NewMaker(files, s, 2).Make(t.Context(), root, Options{}, Method{Compression: Uncompressed}, blob.Digest{})
+	if err != nil || made.DiffID != want {
+		t.Errorf("the DiffID is %s, %v; want %s", made.DiffID, err, want)
+	}
+	read := files.Read
+	files.Read = func(e tree.Entry, b []byte, off int64) error {
+		if e.Content == entries["dir5/sub5/file5"].Content {
+			return fs.ErrNotExist
+		}
+		return read(e, b, off)
+	}
+	err = Stream{Files: files}.Write(t.Context(), io.Discard, root)
+	if f, ok := errors.AsType[*FileError](err); !ok || f.Path != "dir5/sub5/file5" || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("with a file that is gone: %v", err)
+	}
+	full := errors.New("the disk is full")
+	if err := (Stream{Files: files}).Write(t.Context(), failAfter{new(int), full}, root); !errors.Is(err, full) {
+		t.Errorf("where nothing can be written: %v", err)
+	}
+}
+
+// failAfter takes one write.
+type failAfter struct {
+	n   *int
+	err error
+}
+
+func (f failAfter) Write(b []byte) (int, error) {
+	if *f.n++; *f.n > 1 {
+		return 0, f.err
+	}
+	return len(b), nil
 }
 
 // TestGNUTar unpacks the stream with GNU tar, as root.
