@@ -4,7 +4,7 @@ GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 export CGO_ENABLED = 0
 
-.PHONY: cross bench bench-smoke help build demo test test-online parity conformance lint deps clean
+.PHONY: cross bench bench-smoke help build demo test test-faults test-online parity conformance lint deps clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -20,10 +20,10 @@ deps: ## what the tests need: Debian packages, a Debian root file system, the li
 
 lint: deps ## gofmt, go vet, staticcheck
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'gofmt: the files above are not formatted'; exit 1; }
-	$(GO) vet -tags parity,online ./...
+	$(GO) vet -tags parity,online,faults ./...
 	cd test/fuzz && $(GO) vet ./...
 	cd test/tools && $(GO) build -o ../../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
-	bin/staticcheck -checks all -tags parity,online ./...
+	bin/staticcheck -checks all -tags parity,online,faults ./...
 	cd test/fuzz && ../../bin/staticcheck -checks all ./...
 
 cross: ## the command for other systems, where it is a client, and for linux/arm64
@@ -41,6 +41,9 @@ parity: deps ## build test/parity's Dockerfiles with kiln and with BuildKit, and
 
 conformance: deps ## BuildKit's own tests of its client and its Dockerfile frontend against kiln (CASES=REGEXP for some)
 	@test/conformance/run.sh '$(CASES)' $(SUITE)
+
+test-faults: deps ## each fault at each request of a build, for each kind of cache server (some minutes)
+	$(GO) test -count=1 -timeout 60m -parallel 8 -tags faults -run EveryFault ./test/cache
 
 test-online: deps build ## builds that download packages; says so where there is no network
 	$(GO) test -count=1 -tags online -run Online ./test/...

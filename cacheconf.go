@@ -123,6 +123,9 @@ func (a attrs) duration(name string, otherwise time.Duration) (time.Duration, er
 	return d, nil
 }
 
+// patience is how long a cache's server may stand still.
+func (a attrs) patience() (time.Duration, error) { return a.duration("patience", cachePatience) }
+
 func (a attrs) end() error {
 	for _, name := range slices.Sorted(maps.Keys(a)) {
 		return fmt.Errorf("unknown attribute %s", name)
@@ -331,7 +334,11 @@ func httpStore(a attrs) (*remote.HTTP, error) {
 	if name == "" {
 		name = "main"
 	}
-	return remote.NewHTTP(address, name)
+	patience, err := a.patience()
+	if err != nil {
+		return nil, err
+	}
+	return remote.NewHTTP(address, name, patience)
 }
 
 // s3Stores gives a cache for each of the names that name= lists.
@@ -356,6 +363,9 @@ func s3Stores(a attrs) (stores []*s3.Store, parallel int, err error) {
 		return nil, 0, err
 	}
 	if o.Touch, err = a.duration("touch_refresh", 24*time.Hour); err != nil {
+		return nil, 0, err
+	}
+	if o.Patience, err = a.patience(); err != nil {
 		return nil, 0, err
 	}
 	if v := a.take("upload_parallelism"); v != "" {
@@ -404,6 +414,9 @@ func ghaStores(a attrs, here bool) (stores []*gha.Store, timeout time.Duration, 
 		return nil, 0, errors.New("url_v2 and token are missing; in a job they are ACTIONS_RESULTS_URL and ACTIONS_RUNTIME_TOKEN, which a step has to be given (see docs/caching.md)")
 	}
 	if timeout, err = a.duration("timeout", cacheExportTimeout); err != nil {
+		return nil, 0, err
+	}
+	if o.Patience, err = a.patience(); err != nil {
 		return nil, 0, err
 	}
 	// Others need these two to list what the service has. kiln's index says it.

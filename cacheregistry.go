@@ -32,21 +32,30 @@ func (b *build) registryStore(a attrs) (*registryStore, error) {
 	if err != nil {
 		return nil, err
 	}
+	patience, err := a.patience()
+	if err != nil {
+		return nil, err
+	}
 	r, err := registry.ParseReference(ref)
 	if err != nil {
 		return nil, err
 	}
 	s := &registryStore{b.engine.cacheRegistry, b.credentials, r}
+	if !insecure && patience == cachePatience {
+		return s, nil
+	}
+	hosts, limits := maps.Clone(s.client.Hosts), cacheLimits
+	if hosts == nil {
+		hosts = map[string]registry.HostConfig{}
+	}
 	if insecure {
-		hosts := maps.Clone(s.client.Hosts)
-		if hosts == nil {
-			hosts = map[string]registry.HostConfig{}
-		}
 		h := hosts[r.Host]
 		h.HTTP, h.Insecure = &insecure, &insecure
 		hosts[r.Host] = h
-		s.client = &registry.Client{Hosts: hosts, Limits: cacheLimits}
 	}
+	limits.Header, limits.Stall = patience, patience
+	limits.Dial = min(limits.Dial, patience)
+	s.client = &registry.Client{Hosts: hosts, Limits: limits, Uploads: s.client.Uploads}
 	return s, nil
 }
 

@@ -25,8 +25,11 @@ import (
 // RemoteCache names a cache that is shared with other machines.
 type RemoteCache = request.RemoteCache
 
+// cachePatience is how long a cache's server may stand still where nothing is said.
+const cachePatience = 15 * time.Second
+
 // cacheLimits are shorter than those of images: a build can do without its caches.
-var cacheLimits = registry.Limits{Dial: 10 * time.Second, Header: 15 * time.Second, Stall: 15 * time.Second, Attempts: 2}
+var cacheLimits = registry.Limits{Dial: 10 * time.Second, Header: cachePatience, Stall: cachePatience, Attempts: 2, RetryAfter: 5 * time.Second}
 
 // records are those of the state folder, and behind them those of the remote
 // caches of the builds that run.

@@ -84,6 +84,9 @@ func (c *Cache) prune(ctx context.Context, o PruneOptions) ([]Usage, error) {
 			return nil, nil
 		}
 	}
+	if err := c.boundBuckets(maxBucket); err != nil {
+		return nil, err
+	}
 	c.guard.Renew()
 	all, err := c.items(ctx)
 	if err != nil {

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -428,5 +429,26 @@ func TestPruneWhileBuilding(t *testing.T) {
 	prune(t, c, PruneOptions{All: true})
 	if n := countFiles(t, c.Path("files")); n != 0 {
 		t.Errorf("%d files are left", n)
+	}
+}
+
+// TestBucketsAreBounded has one bucket outgrow a limit: it is emptied, and no other.
+func TestBucketsAreBounded(t *testing.T) {
+	c := open(t, t.TempDir(), Options{})
+	for i := range 100 {
+		for name, size := range map[string]int{"large": 1000, "larger names": 1000, "small": 10} {
+			if err := c.Bucket(name).Put([]byte{byte(i)}, bytes.Repeat([]byte{1}, size)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := c.boundBuckets(50_000); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]int{"large": 0, "larger names": 0, "small": 100} {
+		got := 0
+		if err := c.Bucket(name).Each(nil, func(_, _ []byte) error { got++; return nil }); err != nil || got != want {
+			t.Errorf("the bucket %q has %d values, %v; want %d", name, got, err, want)
+		}
 	}
 }

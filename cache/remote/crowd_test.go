@@ -56,7 +56,7 @@ func TestCrowd(t *testing.T) {
 		// The protocol has no conditions: what was taken away is put back.
 		server := serveMemory(t)
 		crowd(t, 6, func() Target {
-			h, err := NewHTTP(server, "main")
+			h, err := NewHTTP(server, "main", 0)
 			if err != nil {
 				t.Fatal(err)
 			}

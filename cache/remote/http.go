@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"net/http"
 	"net/url"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 
@@ -31,15 +32,15 @@ type HTTP struct {
 
 var _ Target = (*HTTP)(nil)
 
-// NewHTTP gives the cache of a name on a server. The address may hold a user and
-// a password, and a path.
-func NewHTTP(address, name string) (*HTTP, error) {
+// NewHTTP gives the cache of a name on a server, which may stand still for as long as
+// patience says; 0 is 15 s. The address may hold a user and a password, and a path.
+func NewHTTP(address, name string, patience time.Duration) (*HTTP, error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
 		// The error of url.Parse would show a password.
 		return nil, errors.New("url: want http://HOST or https://HOST, with a path or without")
 	}
-	return &HTTP{base: u, name: name, client: &http.Client{Transport: pace.New()}}, nil
+	return &HTTP{base: u, name: name, client: &http.Client{Transport: pace.New(patience)}}, nil
 }
 
 // Name gives the server's address without its password, and the cache's name.

@@ -69,7 +69,7 @@ func serve(t *testing.T, handler http.HandlerFunc) *HTTP {
 	t.Helper()
 	s := httptest.NewServer(handler)
 	t.Cleanup(s.Close)
-	h, err := NewHTTP(s.URL, "main")
+	h, err := NewHTTP(s.URL, "main", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func TestHTTPStandsStill(t *testing.T) {
 		<-over // the end of a request whose body nobody reads shows nowhere else
 	})
 	t.Cleanup(func() { close(over) })
-	brief := func() { t := pace.New(); t.After = 50 * time.Millisecond; h.client.Transport = t }
+	brief := func() { t := pace.New(0); t.After = 50 * time.Millisecond; h.client.Transport = t }
 	brief()
 	if _, err := h.Manifest(t.Context(), blob.Digest{}); err == nil || !strings.Contains(err.Error(), "stood still") {
 		t.Errorf("before the answer: got %v", err)
@@ -119,7 +119,7 @@ func (endless) Read(p []byte) (int, error) { return len(p), nil }
 
 func TestHTTPAddress(t *testing.T) {
 	for _, bad := range []string{"", "host", "ftp://host", "http://", "http://u:secret@%zz"} {
-		if _, err := NewHTTP(bad, "x"); err == nil || strings.Contains(err.Error(), "secret") {
+		if _, err := NewHTTP(bad, "x", 0); err == nil || strings.Contains(err.Error(), "secret") {
 			t.Errorf("NewHTTP(%q): %v", bad, err)
 		}
 	}

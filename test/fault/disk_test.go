@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -104,6 +105,37 @@ func TestDiskIsKeptFree(t *testing.T) {
 				clean(t, state)
 			}
 		})
+	}
+}
+
+// TestDiskFullAtTheEnd has the last step leave so little of the disk that what was
+// done cannot be written down any more. The output is there and whole, so the build
+// has worked, and says that the next one does it again.
+func TestDiskFullAtTheEnd(t *testing.T) {
+	state := filepath.Join(smallDisk(t, 110), "state")
+	config := filepath.Join(t.TempDir(), "kiln.toml")
+	if err := os.WriteFile(config, []byte("[worker.oci]\n  gc = false\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	const step = "FROM %s/busybox AS fill\nRUN sleep 0.5; echo result > /result; dd if=/dev/zero of=/large bs=1M count=%d\nFROM scratch\nCOPY --from=fill /result /\n"
+	build := func(mebibytes int) ended {
+		out := t.TempDir()
+		e := run(t, state, nil, "build", "--config", config, "-o", "type=local,dest="+out, dockerfile(t, step, registry.Addr, mebibytes))
+		e.worked(t)
+		if data, err := os.ReadFile(filepath.Join(out, "result")); err != nil || string(data) != "result\n" {
+			t.Errorf("with %d MiB: the output holds %q, %v", mebibytes, data, err)
+		}
+		clean(t, state)
+		return e
+	}
+	build(1)
+	const warning = "not all that was done is kept"
+	if e := build(80); !strings.Contains(e.stderr, warning) {
+		t.Errorf("nothing is said of what is not kept:\n%s", e.stderr)
+	}
+	run(t, state, nil, "prune", "--force").worked(t)
+	if e := build(2); strings.Contains(e.stderr, warning) {
+		t.Errorf("with room again:\n%s", e.stderr)
 	}
 }
 

@@ -27,6 +27,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/remote"
@@ -42,6 +43,8 @@ type Options struct {
 	Name string
 	// Ref is the branch whose cache it is, as the token says it; empty is any.
 	Ref string
+	// Patience is how long the service may stand still; 0 is 15 s.
+	Patience time.Duration
 }
 
 // Scope is a branch whose entries a token's bearer may read, or write.
@@ -117,7 +120,7 @@ func New(o Options) (*Store, error) {
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
 		return nil, errors.New("url_v2: want the address that ACTIONS_RESULTS_URL has")
 	}
-	return &Store{opt: o, base: u, client: &http.Client{Transport: pace.New()}, number: -1, addresses: map[string]string{}}, nil
+	return &Store{opt: o, base: u, client: &http.Client{Transport: pace.New(o.Patience)}, number: -1, addresses: map[string]string{}}, nil
 }
 
 // Name gives what people call the cache.

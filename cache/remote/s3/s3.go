@@ -56,6 +56,8 @@ type Options struct {
 	// Touch is the age at which an object that is still used is written again, for
 	// buckets that remove what is old; 0 is a day.
 	Touch time.Duration
+	// Patience is how long the server may stand still; 0 is 15 s.
+	Patience time.Duration
 	// Clock tells the time; nil is time.Now.
 	Clock func() time.Time
 }
@@ -138,7 +140,7 @@ func (s *Store) client() (*s3.Client, error) {
 				return err
 			})
 		}
-		o.HTTPClient = &http.Client{Transport: pace.New()}
+		o.HTTPClient = &http.Client{Transport: pace.New(s.opt.Patience)}
 		o.UsePathStyle = s.opt.PathStyle
 		o.RetryMaxAttempts = attempts
 		o.Retryer = retryer()

@@ -38,12 +38,15 @@ type Transport struct {
 	stalls atomic.Int32
 }
 
-// New gives a Transport on connections of its own.
-func New() *Transport {
+// New gives a Transport on connections of its own; after 0 is After.
+func New(after time.Duration) *Transport {
+	if after == 0 {
+		after = After
+	}
 	t := http.DefaultTransport.(*http.Transport).Clone()
-	t.DialContext = (&net.Dialer{Timeout: After}).DialContext
-	t.TLSHandshakeTimeout = After
-	return &Transport{Base: t}
+	t.DialContext = (&net.Dialer{Timeout: after}).DialContext
+	t.TLSHandshakeTimeout = after
+	return &Transport{Base: t, After: after}
 }
 
 // RoundTrip makes a Transport an http.RoundTripper.

@@ -16,9 +16,7 @@ func serve(t *testing.T, h http.HandlerFunc) (*http.Client, string) {
 	t.Helper()
 	s := httptest.NewServer(h)
 	t.Cleanup(func() { s.CloseClientConnections(); s.Close() })
-	p := New()
-	p.After = 50 * time.Millisecond
-	return &http.Client{Transport: p}, s.URL
+	return &http.Client{Transport: New(50 * time.Millisecond)}, s.URL
 }
 
 func get(c *http.Client, url string) ([]byte, error) {
