@@ -44,7 +44,12 @@ func (w *Worker) content(op *pb.Op, input int, chain cache.ChainID, state func()
 	}
 	switch op := op.Op.(type) {
 	case *pb.Op_File:
-		return w.fileContent(op.File, input, root)
+		id, err := w.fileContent(op.File, input, root)
+		var missing *NotFoundError
+		if errors.As(err, &missing) && chain == (cache.ChainID{}) {
+			missing.Late = true // BuildKit does not look into what has no layers before
+		}
+		return id, err
 	case *pb.Op_Exec:
 		return w.execContent(op.Exec, input, root)
 	}
@@ -123,12 +128,7 @@ func (w *Worker) fileContent(op *pb.FileOp, input int, root tree.Entry) (cache.C
 	s := newSum("paths")
 	for _, a := range op.Actions {
 		if c := a.GetCopy(); c != nil && a.SecondaryInput == int64(input) {
-			err := w.copied(s, root, c)
-			var missing *NotFoundError
-			if errors.As(err, &missing) && root.Children == (tree.Ref{}) {
-				missing.Late = true // BuildKit does not look into what is empty before
-			}
-			if err != nil {
+			if err := w.copied(s, root, c); err != nil {
 				return cache.ContentID{}, checksumError(root, err)
 			}
 		}

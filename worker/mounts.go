@@ -192,7 +192,7 @@ func (m *mounted) checkSelector(ctx context.Context, mnt *pb.Mount, id cache.Cha
 		return err
 	}
 	if _, err = tree.Resolve(m.w.cache, root, selector, true); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("failed to calculate checksum of %s: %w", selector, &NotFoundError{Path: selector})
+		return checksumError(root, &NotFoundError{Path: selector})
 	}
 	return err
 }

@@ -327,8 +327,14 @@ func TestContent(t *testing.T) {
 	missing := r.copied(llb.Edge{}, first, "/nope", "/")
 	_, err := r.content(missing.Vertex, 0, r.solve(first))
 	var notFound *NotFoundError
-	if !errors.As(err, &notFound) || notFound.Path != "/nope" {
+	if !errors.As(err, &notFound) || notFound.Path != "/nope" || notFound.Late {
 		t.Errorf("the content of a missing path gives %v, want a NotFoundError", err)
+	}
+	if words := "failed to compute cache key: failed to calculate checksum of ref "; err == nil || !strings.HasPrefix(err.Error(), words) {
+		t.Errorf("the content of a missing path gives %v, want BuildKit's words for it", err)
+	}
+	if _, err = r.content(missing.Vertex, 0, cache.ChainID{}); !errors.As(err, &notFound) || !notFound.Late {
+		t.Errorf("the content of a missing path of nothing gives %v, want it to be found out late", err)
 	}
 }
 

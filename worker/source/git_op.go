@@ -70,7 +70,7 @@ func (g *gitOp) set(name, value string) error {
 		g.remote, _, _ = strings.Cut(value, "#")
 	case pb.AttrGitChecksum:
 		if !gitPrefix.MatchString(value) {
-			return fmt.Errorf("the checksum %q is no name of a commit, nor the beginning of one", value)
+			return fmt.Errorf("invalid checksum %q: expected hex commit hash, or the beginning of one", value)
 		}
 		g.checksum = value
 	case pb.AttrGitFetchByCommit:

@@ -382,7 +382,7 @@ func TestGitRefuses(t *testing.T) {
 		// The identifier, by which policies go, is another repository's.
 		{&pb.SourceOp{Identifier: "git://example.com/a", Attrs: map[string]string{pb.AttrFullRemoteURL: srv.URL + "/app/.git"}}, "another repository"},
 		{&pb.SourceOp{Identifier: "git://example.com/a", Attrs: map[string]string{pb.AttrFullRemoteURL: "https://example.com/b.git"}}, "another repository"},
-		{srv.op("app", "", map[string]string{pb.AttrGitChecksum: "main"}), "no name of a commit"},
+		{srv.op("app", "", map[string]string{pb.AttrGitChecksum: "main"}), "expected hex commit hash"},
 		{srv.op("app", "", map[string]string{pb.AttrGitMTime: "yesterday"}), pb.AttrGitMTime},
 		// What is asked for and cannot be done.
 		{srv.op("app", "", map[string]string{pb.AttrGitBundle: "docker-image+blob://x"}), pb.AttrGitBundle},
