@@ -3,7 +3,6 @@ package kiln
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -88,7 +87,7 @@ func (b bridge) ResolveImage(ctx context.Context, ref string, o frontend.Resolve
 	if m.Image != nil {
 		return *m.Image, nil
 	}
-	return frontend.Image{}, fmt.Errorf("the policies put %s in the place of %s, which is no image", m.Op.Identifier, ref)
+	return frontend.Image{}, &frontend.ReplacedError{Ref: ref, By: m.Op.Identifier}
 }
 
 func (b *build) resolveImage(ctx context.Context, ref string, o frontend.ResolveOptions) (frontend.Image, error) {

@@ -59,18 +59,29 @@ func (b *build) admit(ctx context.Context, more []*spb.Policy, edges []llb.Edge)
 	if err != nil || set.Empty() && b.guard.check == nil && !b.proxied {
 		return edges, err
 	}
+	return b.admitUnder(ctx, set, len(more) == 0, edges)
+}
+
+// admitUnder is admit with what holds; own says that it is the build's own alone.
+func (b *build) admitUnder(ctx context.Context, set *policy.Set, own bool, edges []llb.Edge) ([]llb.Edge, error) {
 	vertices := llb.Walk(edges...)
-	became, err := b.admitSources(ctx, set, len(more) == 0, vertices)
+	became, err := b.admitSources(ctx, set, own, vertices)
 	if err != nil {
 		return nil, err
 	}
+	mark := sync.OnceValue(func() string { return b.nested.mark(b.session, set, own) })
 	for _, v := range vertices {
 		if v.Kind() == "source" {
 			continue
 		}
-		if became[v.Digest()], err = b.readmit(v, became); err != nil {
+		to, err := b.readmit(v, became)
+		if err == nil {
+			to, err = b.nested.markBuilds(to, mark)
+		}
+		if err != nil {
 			return nil, err
 		}
+		became[v.Digest()] = to
 	}
 	out := make([]llb.Edge, len(edges))
 	for i, e := range edges {
@@ -301,7 +312,7 @@ func (b *build) describe(ctx context.Context, op *pb.SourceOp, o frontend.Source
 			}
 			return err
 		}
-		return fmt.Errorf("sources of the scheme %q have nothing to be resolved", scheme)
+		return nil // of others, a folder for one, nothing is known before they are read
 	})
 	return m, err
 }

@@ -2,6 +2,7 @@ package frontend
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -93,4 +94,14 @@ type HTTPMeta struct {
 	Filename string
 	Modified time.Time // zero where the server does not say
 	Checksum string    // where it was asked for
+}
+
+// ReplacedError says that policies put something that is no image in an image's place.
+type ReplacedError struct {
+	Ref string // of the image
+	By  string // the identifier of the other source, "local://NAME" for one
+}
+
+func (e *ReplacedError) Error() string {
+	return fmt.Sprintf("the policies put %s in the place of %s, which is no image", e.By, e.Ref)
 }

@@ -3,6 +3,7 @@ package dockerfile
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -22,7 +23,11 @@ type namedContext struct {
 	spec     string
 	platform ocispecs.Platform
 	reads    paths // of the stage that it stands for
+	replaced int   // how many times policies put another source in its place
 }
+
+// maxPolicySteps bounds how often policies may do that: they may go round in circles.
+const maxPolicySteps = 10
 
 // namedContextFor gives what the request puts in name's place, or nil.
 func (c *compiler) namedContextFor(name string, p *ocispecs.Platform, reads paths) (*namedContext, error) {
@@ -60,7 +65,12 @@ func (n *namedContext) load(ctx context.Context) (*fsys, *Image, error) {
 	}
 	switch kind {
 	case "docker-image":
-		return n.image(ctx, strings.TrimPrefix(rest, "//"))
+		f, img, err := n.image(ctx, strings.TrimPrefix(rest, "//"))
+		var other *frontend.ReplacedError
+		if errors.As(err, &other) {
+			return n.replacedBy(ctx, other)
+		}
+		return f, img, err
 	case "oci-layout":
 		return n.layout(ctx, strings.TrimPrefix(rest, "//"))
 	case "local":
@@ -83,6 +93,21 @@ func (n *namedContext) load(ctx context.Context) (*fsys, *Image, error) {
 		return httpSource(n.spec, httpContextFile, "", llb.Meta{Name: n.title(redacted(n.spec))}), nil, nil
 	}
 	return nil, nil, fmt.Errorf("unsupported context source %s for %s", kind, n.key)
+}
+
+// replacedBy gives what policies put in an image's place.
+func (n *namedContext) replacedBy(ctx context.Context, other *frontend.ReplacedError) (*fsys, *Image, error) {
+	if n.replaced == maxPolicySteps {
+		return nil, nil, fmt.Errorf("%s: the policies replace it more than %d times: %w", n.spec, maxPolicySteps, other)
+	}
+	next := *n
+	next.replaced++
+	next.spec = other.By
+	// Folders have a form of their own among named contexts.
+	if name, ok := strings.CutPrefix(other.By, "local://"); ok {
+		next.spec = "local:" + name
+	}
+	return next.load(ctx)
 }
 
 func (n *namedContext) title(what string) string { return "[context " + n.key + "] " + what }
