@@ -60,6 +60,9 @@ type Request struct {
 	// FailOnMiss are patterns of the names of steps that are to be cached: where one
 	// of them runs, the build fails. See explain.Matches.
 	FailOnMiss []string
+	// Explain says that the build is to be explained when it has ended, which the
+	// engine has to be able to.
+	Explain bool
 	// Attrs are further frontend attributes, in the names of BuildKit's clients.
 	Attrs map[string]string
 

@@ -19,6 +19,7 @@ import (
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cmd/kiln/internal/remote"
 	"github.com/kiln-build/kiln/daemon/status"
+	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/request"
 	"github.com/kiln-build/kiln/worker/executor/userns"
 )
@@ -28,7 +29,7 @@ func defaultRoot() string { return kiln.DefaultRoot() }
 
 // platformCommands are those that need the engine in this process.
 func platformCommands() []*cli.Command {
-	return []*cli.Command{newDebugCommand(), newServeCommand()}
+	return []*cli.Command{newServeCommand()}
 }
 
 // enterUserNamespace runs a command that opens a state folder again in a user
@@ -38,12 +39,12 @@ func enterUserNamespace(args []string) (done bool, code int, err error) {
 		return false, 0, nil
 	}
 	switch args[1] {
-	case "build", "b", "du", "prune", "explain":
+	case "build", "b", "du", "prune", "explain", "debug":
 		if namesDaemon(args[2:]) {
 			return false, 0, nil
 		}
 		return userns.Enter()
-	case "debug", "serve":
+	case "serve":
 		return userns.Enter()
 	}
 	return false, 0, nil
@@ -234,6 +235,21 @@ func engineRequest(r *request.Request, events func(kiln.Event)) kiln.Request {
 		out.Outputs = append(out.Outputs, kiln.Output{Type: o.Type, Attrs: o.Attrs, Dest: o.Dest, Writer: o.Writer})
 	}
 	return out
+}
+
+var _ compiler = (*here)(nil)
+
+// Graphs compiles a request in this process.
+func (h *here) Graphs(ctx context.Context, r *request.Request) ([]llb.Edge, error) {
+	images, err := h.engine.Compile(ctx, engineRequest(r, nil))
+	if err != nil {
+		return nil, err
+	}
+	var out []llb.Edge
+	for _, image := range images {
+		out = append(out, image.Root)
+	}
+	return out, nil
 }
 
 // Usage lists what the state folder holds.

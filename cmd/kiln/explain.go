@@ -138,7 +138,7 @@ func (w *why) ask(o *buildOptions, r *request.Request) error {
 	if w.explain && (o.quiet || slices.ContainsFunc(r.Outputs, func(out request.Output) bool { return out.Writer != nil })) {
 		return usagef("--explain prints to standard output, which --quiet and --output - need")
 	}
-	r.FailOnMiss = w.failOnMiss
+	r.FailOnMiss, r.Explain = w.failOnMiss, w.explain
 	if w.dryRun {
 		r.Call, r.Outputs, r.CacheTo = request.CallDryRun, nil, nil
 	} else if r.Call == "" {
@@ -159,8 +159,6 @@ func (w *why) say(ctx context.Context, o *buildOptions, r *request.Request, resu
 			return err
 		}
 		return printExplanation(o.stdout, x, w.format)
-	case how == nil && result.Metadata[request.AttrBuild] == "" && (w.explain || len(w.failOnMiss) > 0):
-		return errors.New("the daemon knows neither --explain nor --fail-on-miss; it is no kiln, or an older one")
 	case w.explain && r.Ref != "":
 		x, err := explained(ctx, o.place, r.Ref, o.stderr)
 		switch {

@@ -112,11 +112,12 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			newDiskUsageCommand(),
 			newPruneCommand(),
 			newExplainCommand(),
+			newDebugCommand(),
 			newVersionCommand(),
 		},
 		CommandNotFound: func(c *cli.Context, name string) {},
 	}
-	app.Commands = slices.Insert(app.Commands, 3, platformCommands()...)
+	app.Commands = slices.Insert(app.Commands, 5, platformCommands()...)
 	app.Action = func(c *cli.Context) error {
 		if c.NArg() > 0 {
 			return usagef("kiln has no command %q; `kiln help` lists them", c.Args().First())

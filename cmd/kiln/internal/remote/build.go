@@ -31,18 +31,40 @@ const dockerfileFrontend = "dockerfile.v0"
 
 // Build has the daemon build. show is told of all that happens, by one goroutine.
 func (c *Client) Build(ctx context.Context, r *request.Request, show func(*client.SolveStatus)) (*request.Result, error) {
-	in, err := r.Inputs(lookup)
+	var result *request.Result
+	err := c.run(ctx, r, show, func(ctx context.Context, opt *client.SolveOpt, ch chan *client.SolveStatus) (err error) {
+		result, err = c.solve(ctx, r, opt, ch)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
+	result.Digest = result.Metadata["containerimage.digest"]
+	if r.Provenance {
+		if result.Provenance, err = c.provenance(ctx, r.Ref); err != nil {
+			return nil, err
+		}
+	}
+	return result, nil
+}
+
+// run calls the daemon with what a request comes to.
+func (c *Client) run(ctx context.Context, r *request.Request, show func(*client.SolveStatus), call func(context.Context, *client.SolveOpt, chan *client.SolveStatus) error) error {
+	if err := c.refuse(r); err != nil {
+		return err
+	}
+	in, err := r.Inputs(lookup)
+	if err != nil {
+		return err
+	}
 	release, err := holdDockerfile(r, in)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer release()
 	opt, err := c.options(r, in)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	ch := make(chan *client.SolveStatus, 16)
 	shown := make(chan struct{})
@@ -55,18 +77,31 @@ func (c *Client) Build(ctx context.Context, r *request.Request, show func(*clien
 	if c.near {
 		ctx = nameFolders(ctx, in.Folders)
 	}
-	result, err := c.solve(ctx, r, opt, ch)
+	err = call(ctx, opt, ch)
 	<-shown
 	if err != nil {
-		return nil, c.explain(ctx, err)
+		return c.explain(ctx, err)
 	}
-	result.Digest = result.Metadata["containerimage.digest"]
-	if r.Provenance {
-		if result.Provenance, err = c.provenance(ctx, r.Ref); err != nil {
-			return nil, err
-		}
+	return nil
+}
+
+// refuse says which of a request's wishes only a kiln daemon fulfils, before any of
+// it is done.
+func (c *Client) refuse(r *request.Request) error {
+	var what string
+	switch {
+	case c.kiln:
+		return nil
+	case r.Call == request.CallDryRun:
+		what = "say what a build would run (--dry-run)"
+	case r.Call == request.CallExplain, r.Explain:
+		what = "explain builds"
+	case len(r.FailOnMiss) > 0:
+		what = "fail builds in which a step is not cached (--fail-on-miss)"
+	default:
+		return nil
 	}
-	return result, nil
+	return fmt.Errorf("the daemon at %s is no kiln, or an older one, and cannot %s", c.url, what)
 }
 
 // solve runs the build, or asks the frontend a question, whose answer a daemon

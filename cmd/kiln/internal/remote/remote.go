@@ -50,7 +50,12 @@ type Client struct {
 	url  string
 	// near says that the daemon is on this machine, and may read folders in place.
 	near bool
+	// kiln says that the daemon is kiln's.
+	kiln bool
 }
+
+// kilnPackage is what a kiln daemon says that it is.
+const kilnPackage = "github.com/kiln-build/kiln"
 
 // Dial connects to a daemon, and asks whether it is there.
 func Dial(ctx context.Context, a Address) (*Client, error) {
@@ -60,14 +65,23 @@ func Dial(ctx context.Context, a Address) (*Client, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, answer)
 	defer cancel()
-	if _, err := c.conn.Info(ctx); err != nil && grpcerrors.Code(err) != codes.Unimplemented { // daemons of old have no Info
+	info, err := c.conn.Info(ctx)
+	if err != nil && grpcerrors.Code(err) != codes.Unimplemented { // daemons of old have no Info
 		return nil, errors.Join(fmt.Errorf("connecting to %s: %w", a.URL, err), c.Close())
 	}
+	c.kiln = err == nil && info.BuildkitVersion.Package == kilnPackage
 	return c, nil
 }
 
-// Open gives a client of a daemon that is known to be there.
-func Open(ctx context.Context, a Address) (*Client, error) { return open(ctx, a) }
+// Open gives a client of a kiln daemon that is known to be there.
+func Open(ctx context.Context, a Address) (*Client, error) {
+	c, err := open(ctx, a)
+	if err != nil {
+		return nil, err
+	}
+	c.kiln = true
+	return c, nil
+}
 
 func open(ctx context.Context, a Address) (*Client, error) {
 	// The libraries print what they find odd; what went wrong comes as an error.

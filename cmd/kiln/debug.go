@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"io"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/kiln-build/kiln/llb"
+	"github.com/kiln-build/kiln/request"
 )
 
 func newDebugCommand() *cli.Command {
@@ -15,6 +17,14 @@ func newDebugCommand() *cli.Command {
 		Subcommands: []*cli.Command{newDebugLLBCommand()},
 	}
 }
+
+// compiler is an engine that gives the graphs that a request compiles to; all of
+// them are.
+type compiler interface {
+	Graphs(ctx context.Context, r *request.Request) ([]llb.Edge, error)
+}
+
+var _ compiler = away{}
 
 type debugLLBOptions struct {
 	build          buildOptions
@@ -29,7 +39,7 @@ func newDebugLLBCommand() *cli.Command {
 		Usage:       "print the graph that a Dockerfile compiles to",
 		ArgsUsage:   "PATH | URL",
 		Description: exitHelp,
-		Flags: append(stateFlags(&o.build.root, &o.build.config),
+		Flags: append(placeFlags(&o.build.place),
 			&cli.StringFlag{Name: "format", Usage: "json or dot (Graphviz)", Value: "json", Destination: &o.format},
 			&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "the Dockerfile (default: PATH/Dockerfile)", Destination: &o.build.file},
 			&cli.StringFlag{Name: "target", Usage: "the stage to compile", Destination: &o.build.target},
@@ -58,17 +68,17 @@ func runDebugLLB(c *cli.Context, o debugLLBOptions) error {
 		return err
 	}
 	req.Context, req.Dockerfile = c.Args().First(), o.build.file
-	engine, err := openEngine(c.Context, o.build.root, o.build.config, o.stderr)
+	engine, err := findEngine(c.Context, o.build.place, o.stderr)
 	if err != nil {
 		return err
 	}
-	defer closeEngine(engine, o.stderr)
-	images, err := engine.Compile(c.Context, engineRequest(&req, nil))
+	defer engine.Close(c.Context)
+	images, err := engine.(compiler).Graphs(c.Context, &req)
 	if err != nil {
 		return err
 	}
 	for _, image := range images {
-		if err := draw(o.stdout, image.Root); err != nil {
+		if err := draw(o.stdout, image); err != nil {
 			return err
 		}
 	}
