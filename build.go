@@ -73,7 +73,8 @@ type build struct {
 	made         *made           // by the last run
 	roots        []cache.ChainID // of its images
 	guard        guard           // its set and check never change
-	proxied      bool            // the build has the proxy network
+	nested       nested
+	proxied      bool // the build has the proxy network
 
 	mu     sync.Mutex // guards what is below, and orders the calls of events
 	events func(Event)
@@ -172,6 +173,7 @@ func (e *Engine) newBuild(events func(Event)) *build {
 }
 
 func (b *build) end() {
+	b.nested.end()
 	b.forgetGiven()
 	b.engine.solver.EndSession(b.session)
 	b.engine.worker.CloseSession(b.session)
@@ -231,6 +233,7 @@ func (b *build) lend(r *Request, s worker.Session) {
 		granted[a] = true
 	}
 	s.Entitlements = granted
+	s.Graphs = b
 	if b.proxied = r.ProxyNetwork || b.engine.config.ProxyNetwork; b.proxied {
 		s.Proxy = requests{b}
 	}

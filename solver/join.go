@@ -29,6 +29,7 @@ func (s *Solver) join(b *build, p *plan, old *attempt) (*attempt, bool) {
 		switch {
 		case t == nil:
 			t = s.newTask(p, n, tasks)
+			t.depth = b.depth
 			s.want(a, t, n.vertex)
 			s.tasks[n.share] = t
 			if t.pending == 0 {
@@ -44,6 +45,12 @@ func (s *Solver) join(b *build, p *plan, old *attempt) (*attempt, bool) {
 		tasks[i] = t
 	}
 	s.announce(b, p, a)
+	if b.parent != nil {
+		b.parent.nested = append(b.parent.nested, a)
+		if b.parent.waitedForBy(a) {
+			s.leave(a, errCircle)
+		}
+	}
 	if old != nil {
 		b.keepRan()
 		s.leave(old, old.err)

@@ -138,7 +138,7 @@ func (p *plan) definitionKey(n *node, memory *[]byte) cache.Key {
 func (p *plan) freshKey(n *node, memory *[]byte) cache.Key {
 	h := newKey(memory, "fresh")
 	h.raw(n.dk[:])
-	if n.vertex.Meta().IgnoreCache {
+	if always(n.vertex) {
 		h.num(1)
 	} else {
 		h.num(0)

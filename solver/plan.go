@@ -115,7 +115,7 @@ func (p *plan) makeKeys() {
 		n.op = keyOf(n.vertex, &memory)
 		n.dk = p.definitionKey(n, &memory)
 		n.share = n.dk
-		n.fresh = n.vertex.Meta().IgnoreCache
+		n.fresh = always(n.vertex)
 		for _, in := range n.inputs {
 			n.fresh = n.fresh || p.nodes[in].fresh
 		}
@@ -234,7 +234,10 @@ func (s *Solver) lookUpNodes(b *build, p *plan, nodes []int) {
 func (s *Solver) lookUpNode(b *build, p *plan, n *node) {
 	n.found = miss
 	switch {
-	case n.vertex.Meta().IgnoreCache:
+	case n.vertex.Kind() == "build":
+		n.why = "the graph that it makes is looked up by itself"
+		return
+	case always(n.vertex):
 		n.why = "the build asks to run it whatever the cache holds"
 		return
 	case n.fresh:

@@ -89,7 +89,7 @@ func (s *Solver) preview(ctx context.Context, b *build, p *plan, n *node) error 
 		}
 		job.Inputs[k] = from.outputs[edges[k].Output]
 	}
-	if n.vertex.Meta().IgnoreCache || len(n.inputs) == 0 {
+	if always(n.vertex) || len(n.inputs) == 0 {
 		return nil
 	}
 	for k := 0; known && k < len(n.inputs); k++ {

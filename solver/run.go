@@ -22,7 +22,7 @@ func (s *Solver) identify(t *task) {
 		return
 	}
 	why := t.why
-	if !t.vertex.Meta().IgnoreCache {
+	if !always(t.vertex) {
 		key := contentKey(t.op, contents)
 		r, err := s.lookUpRecord(t.vertex, key)
 		if err == nil {
@@ -135,16 +135,16 @@ func (s *Solver) outputs(t *task, lease Lease) ([]cache.ChainID, error) {
 		}
 		return out, nil
 	}
-	return s.worker.Run(t.ctx, job)
+	return s.worker.Run(t.nesting(), job)
 }
 
 // record stores what a task gave under both its keys. Sources have no records:
-// their pins are their memory. A cache that cannot be written is a warning: the
+// their pins are their memory. Neither have build ops, see always. A cache that cannot be written is a warning: the
 // result is there.
 func (s *Solver) record(t *task, outputs []cache.ChainID) {
 	took := s.since(t.started)
 	s.remember(t, took)
-	if t.vertex.Kind() == "source" {
+	if t.vertex.Kind() == "source" || t.vertex.Kind() == "build" {
 		return
 	}
 	r := cache.Record{

@@ -38,6 +38,10 @@ type build struct {
 	lease   Lease
 	own     bool // whether lease is to be released when the call ends
 	watch   *watch
+	// parent is the build op that makes the graph; nil where none does. depth is how
+	// many build ops the graph is inside of.
+	parent *task
+	depth  int
 	// marking guards the found states of nodes that a level of a lookup marks.
 	marking sync.Mutex
 	// targets are the tasks of the plan's targets; nil where the node was a hit.
@@ -108,6 +112,9 @@ func (s *Solver) Solve(ctx context.Context, r Request) ([]cache.ChainID, error) 
 		return nil, err
 	}
 	defer s.finish(b)
+	if err := b.nest(ctx); err != nil {
+		return nil, err
+	}
 	p := newPlan(r.Edges)
 	if err := s.pinAll(ctx, b, p); err != nil {
 		return nil, err

@@ -37,6 +37,11 @@ type task struct {
 	// contents are what the vertex sees of its inputs, once identified.
 	contents []cache.ContentID
 
+	// depth is how many build ops the task is inside of, and nested are the attempts
+	// at the graphs that it makes itself.
+	depth  int
+	nested []*attempt
+
 	ctx     context.Context // of the worker's calls
 	cancel  context.CancelCauseFunc
 	started time.Time // when Run was called; zero before

@@ -40,6 +40,8 @@ type Session struct {
 	Layouts Layouts
 	// CacheFolders are where remote caches of the type local lie.
 	CacheFolders CacheFolders
+	// Graphs solves the graphs that build operations make.
+	Graphs Graphs
 	// Uploads are what http sources below source.SessionHost name.
 	Uploads Uploads
 	// Credentials for registries; nil is docker's config and its helpers.
@@ -58,8 +60,9 @@ type Session struct {
 type Locals interface {
 	// Local gives the path of the folder called name, to be read in place. For a
 	// client elsewhere it is a copy, of what the filter lets through at least; where
-	// metadata alone is wanted, of just that.
-	Local(ctx context.Context, name string, f Filter) (dir string, err error)
+	// metadata alone is wanted, of just that. came is told, by one goroutine, how many
+	// bytes have come for a copy since it was told last.
+	Local(ctx context.Context, name string, f Filter, came func(n int)) (dir string, err error)
 }
 
 // Filter narrows a local source, in the pattern language of .dockerignore, and says

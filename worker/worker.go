@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -226,7 +225,7 @@ func (w *Worker) run(ctx context.Context, job *solver.Job) ([]cache.ChainID, err
 	case *pb.Op_Diff:
 		return w.runDiff(ctx, job, op.Diff)
 	case *pb.Op_Build:
-		return nil, errors.New("build operations (LLB that an operation makes) are not supported by this worker")
+		return w.runBuild(ctx, job, op.Build)
 	default:
 		return nil, fmt.Errorf("unknown op type %T", op)
 	}
