@@ -27,8 +27,8 @@ type lentFolders struct {
 }
 
 // Local gives a folder, or what was made of it.
-func (l *lentFolders) Local(ctx context.Context, name string, f worker.Filter) (string, error) {
-	dir, err := l.folders.Local(ctx, name, f)
+func (l *lentFolders) Local(ctx context.Context, name string, f worker.Filter, came func(int)) (string, error) {
+	dir, err := l.folders.Local(ctx, name, f, came)
 	if err != nil || !f.MetadataOnly {
 		return dir, err
 	}

@@ -25,7 +25,7 @@ const maxSecret = 500 << 10
 type folders map[string]string
 
 // Local gives the folder itself: it is on this machine, and read in place.
-func (f folders) Local(_ context.Context, name string, _ worker.Filter) (string, error) {
+func (f folders) Local(_ context.Context, name string, _ worker.Filter, _ func(int)) (string, error) {
 	dir, ok := f[name]
 	if !ok {
 		return "", fmt.Errorf("the build has no local folder %q", name)

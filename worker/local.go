@@ -16,6 +16,7 @@ import (
 	"github.com/kiln-build/kiln/cache/pool"
 	"github.com/kiln-build/kiln/cache/tree"
 	"github.com/kiln-build/kiln/solver"
+	"github.com/kiln-build/kiln/worker/source"
 	"github.com/kiln-build/kiln/worker/source/local"
 	"github.com/moby/buildkit/solver/pb"
 	"golang.org/x/sync/errgroup"
@@ -105,7 +106,9 @@ func (s *localSource) Pin(ctx context.Context, job *solver.Job, op *pb.SourceOp)
 		if sess.Locals == nil {
 			continue
 		}
-		dir, err := sess.Locals.Local(ctx, name, f)
+		sent := source.NewTransfer(job.Progress, "transferring "+name+":", "transferring")
+		dir, err := sess.Locals.Local(ctx, name, f, sent.Add)
+		sent.Done()
 		if err != nil {
 			return "", fmt.Errorf("local folder %q: %w", name, err)
 		}

@@ -38,7 +38,7 @@ type rig struct {
 type folders map[string]string
 
 // Local makes folders Locals.
-func (f folders) Local(_ context.Context, name string, _ Filter) (string, error) {
+func (f folders) Local(_ context.Context, name string, _ Filter, _ func(int)) (string, error) {
 	dir, ok := f[name]
 	if !ok {
 		return "", errors.New("no such folder")

@@ -19,7 +19,7 @@ import (
 // gives that. What another filter let through before stays: the worker scans with
 // the filter too, and so does not see it. Where metadata alone is wanted the mirror is
 // one of the filter's own, which holds nothing else.
-func (c *Caller) Local(ctx context.Context, name string, f worker.Filter) (string, error) {
+func (c *Caller) Local(ctx context.Context, name string, f worker.Filter, came func(int)) (string, error) {
 	if dir, ok := c.here[name]; ok && !f.MetadataOnly {
 		return dir, nil
 	}
@@ -44,7 +44,7 @@ func (c *Caller) Local(ctx context.Context, name string, f worker.Filter) (strin
 		return "", fmt.Errorf("opening the mirror: %w", err)
 	}
 	defer root.Close()
-	if err := receive(ctx, stream, root, f); err != nil {
+	if err := receive(ctx, stream, root, f, came); err != nil {
 		return "", fmt.Errorf("receiving the folder from the client: %w", err)
 	}
 	return m.path, stream.CloseSend()

@@ -60,7 +60,7 @@ func TestReceiveMetadataOnly(t *testing.T) {
 		}, []string{"d", "d/a1"}, []string{"d", "d/a1"}},
 		{"nothing", []*types.Packet{endOfList, fin}, nil, nil},
 	} {
-		if err := receive(t.Context(), &scripted{packets: test.packets}, root, f); err != nil {
+		if err := receive(t.Context(), &scripted{packets: test.packets}, root, f, func(int) {}); err != nil {
 			t.Fatalf("%s: %v", test.name, err)
 		}
 		if list, held := listed(t, root); !slices.Equal(list, test.list) || !slices.Equal(held, test.held) {
@@ -69,7 +69,7 @@ func TestReceiveMetadataOnly(t *testing.T) {
 	}
 	checkOutside(t, root)
 	f.Exceptions = []string{"[a"}
-	if err := receive(t.Context(), &scripted{packets: []*types.Packet{stat("a", 0o644, 0), endOfList, fin}}, root, f); err == nil {
+	if err := receive(t.Context(), &scripted{packets: []*types.Packet{stat("a", 0o644, 0), endOfList, fin}}, root, f, func(int) {}); err == nil {
 		t.Error("a pattern that is none was taken")
 	}
 }
@@ -90,7 +90,7 @@ func TestReceiveDiffers(t *testing.T) {
 			if text == "old" || test.want == "new" {
 				packets = append(packets, data(0, text), data(0, ""))
 			}
-			if err := receive(t.Context(), &scripted{packets: append(packets, fin)}, root, worker.Filter{Differ: test.differ}); err != nil {
+			if err := receive(t.Context(), &scripted{packets: append(packets, fin)}, root, worker.Filter{Differ: test.differ}, func(int) {}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/moby/buildkit/session/filesync"
 	"github.com/tonistiigi/fsutil"
 	"github.com/tonistiigi/fsutil/types"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/kiln-build/kiln/worker"
 )
@@ -46,11 +47,12 @@ type receiver struct {
 	anew    bool // contents are asked for whatever the list says
 	only    *metadataOnly
 	room    room
+	came    func(int)
 	asker   asker
 }
 
-// receive brings a mirror up to date.
-func receive(ctx context.Context, stream filesync.FileSync_DiffCopyClient, root *os.Root, f worker.Filter) error {
+// receive brings a mirror up to date. came is told of the bytes of every packet.
+func receive(ctx context.Context, stream filesync.FileSync_DiffCopyClient, root *os.Root, f worker.Filter, came func(int)) error {
 	shown := f
 	if f.MetadataOnly {
 		shown = worker.Filter{} // there is nothing in the mirror but this filter's
@@ -64,7 +66,7 @@ func receive(ctx context.Context, stream filesync.FileSync_DiffCopyClient, root 
 		return err
 	}
 	r := &receiver{
-		stream: stream, root: root, known: known, room: free,
+		stream: stream, root: root, known: known, room: free, came: came,
 		dir: ".", anew: f.Differ == worker.DifferNone, touched: make(map[string]bool), removed: make(map[string]bool), pending: make(map[uint32]*incoming),
 	}
 	if f.MetadataOnly {
@@ -125,6 +127,7 @@ func (r *receiver) run() error {
 		if err := r.stream.RecvMsg(&p); err != nil {
 			return err
 		}
+		r.came(proto.Size(&p))
 		var err error
 		switch p.Type {
 		case types.PACKET_ERR:

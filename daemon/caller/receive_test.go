@@ -84,12 +84,16 @@ func checkOutside(t testing.TB, root *os.Root) {
 
 func TestReceive(t *testing.T) {
 	root := mirrorOf(t)
+	came := 0
 	err := receive(t.Context(), &scripted{packets: []*types.Packet{
 		stat("a", fs.ModeDir|0o700, 0), stat("a/f", fs.ModeSetuid|0o755, 4), link("a/g", "a/f", fs.ModeSetuid|0o755), link("a/l", "../../outside", fs.ModeSymlink|0o777),
 		data(1, "te"), endOfList, data(1, "xt"), data(1, ""), fin,
-	}}, root, worker.Filter{})
+	}}, root, worker.Filter{}, func(n int) { came += n })
 	if err != nil {
 		t.Fatal(err)
+	}
+	if came <= len("text") {
+		t.Errorf("%d bytes were reported, want those of the list and of the content", came)
 	}
 	got, err := root.ReadFile("a/g")
 	if err != nil || string(got) != "text" {
@@ -135,7 +139,7 @@ func TestReceiveRefuses(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			root := mirrorOf(t)
-			err := receive(t.Context(), &scripted{packets: test.packets}, root, worker.Filter{})
+			err := receive(t.Context(), &scripted{packets: test.packets}, root, worker.Filter{}, func(int) {})
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v, want an error with %q", err, test.want)
 			}
@@ -149,7 +153,7 @@ func TestReceiveKeepsOtherFilters(t *testing.T) {
 	root := mirrorOf(t)
 	send := func(f worker.Filter, packets ...*types.Packet) {
 		t.Helper()
-		if err := receive(t.Context(), &scripted{packets: append(packets, fin)}, root, f); err != nil {
+		if err := receive(t.Context(), &scripted{packets: append(packets, fin)}, root, f, func(int) {}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -195,7 +199,7 @@ func FuzzReceive(f *testing.F) {
 		}
 		for _, f := range []worker.Filter{{}, {MetadataOnly: true, Exceptions: []string{"a", "b/**"}}} {
 			root := mirrorOf(t)
-			receive(t.Context(), &scripted{packets: append(packets, fin)}, root, f)
+			receive(t.Context(), &scripted{packets: append(packets, fin)}, root, f, func(int) {})
 			checkOutside(t, root)
 		}
 	})

@@ -62,3 +62,31 @@ func (m *meter) send(now time.Time) {
 		m.report(m.state)
 	}
 }
+
+// Transfer reports what comes of something that may not have to come at all. It is
+// used by one goroutine.
+type Transfer struct {
+	report     Progress
+	id, action string
+	meter      *meter // nil while nothing has come
+}
+
+// NewTransfer makes the report of a transfer, called id, which BuildKit's clients show.
+func NewTransfer(report Progress, id, action string) *Transfer {
+	return &Transfer{report: report, id: id, action: action}
+}
+
+// Add counts n more bytes.
+func (t *Transfer) Add(n int) {
+	if t.meter == nil {
+		t.meter = newMeter(t.report, t.id, t.action, 0, 0)
+	}
+	t.meter.add(n)
+}
+
+// Done says that no more comes.
+func (t *Transfer) Done() {
+	if t.meter != nil {
+		t.meter.done()
+	}
+}
