@@ -209,6 +209,10 @@ func (b *build) provenance(ctx context.Context, m *made, i int, o provenance.Opt
 	}
 	return func(blobs exporter.Blobs) (any, string, error) {
 		run := run
+		var err error
+		if run.Environment, err = b.engine.provenanceEnv(); err != nil {
+			return nil, "", err
+		}
 		c := &provenance.Capture{}
 		c.Add(pins, root)
 		b.fetched(c, root, chains)

@@ -37,6 +37,9 @@ type Config struct {
 	// Entitlements are those that clients of a daemon may ask for: "network.host",
 	// "security.insecure", "device".
 	Entitlements []string `toml:"insecure-entitlements"`
+	// ProvenanceEnvDir has files of JSON with what each provenance is to say of this
+	// machine; empty is /etc/kiln/provenance.d.
+	ProvenanceEnvDir string `toml:"provenanceEnvDir"`
 	// Frontends says which frontends the clients of a daemon may use.
 	Frontends struct {
 		Dockerfile FrontendConfig `toml:"dockerfile.v0"`

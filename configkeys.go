@@ -34,7 +34,6 @@ var ignored = map[string]string{
 	"log.format":                      "kiln prints lines of text",
 	"otel":                            "kiln sends no traces",
 	"system":                          "the worker's platforms are found when they are asked for, and connections are bounded for each registry",
-	"provenanceEnvDir":                "provenance takes nothing from files",
 	"cache.gha":                       "the cache at GitHub's service has no settings",
 	"grpc.securityDescriptor":         "it is for Windows",
 	"worker.containerd":               "kiln runs steps itself",

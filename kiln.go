@@ -12,6 +12,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/kiln-build/kiln/cache"
@@ -60,6 +61,8 @@ type Engine struct {
 	collector     collector
 	journal       *journal.Journal
 	makers        makers
+	// provenanceEnv gives what provenances say of this machine, read when the first asks.
+	provenanceEnv func() (map[string]any, error)
 }
 
 // Open opens a state folder, making it where it is missing. It waits while another
@@ -117,6 +120,7 @@ func (e *Engine) wire() error {
 		return err
 	}
 	e.collector.engine = e
+	e.provenanceEnv = sync.OnceValues(func() (map[string]any, error) { return readProvenanceEnv(e.config.ProvenanceEnvDir) })
 	e.journal = journal.Open(e.cache)
 	e.solver = solver.New(e.records, roomy{e.worker, &e.collector}, solver.Options{
 		Parallelism: e.config.Worker.OCI.MaxParallelism,

@@ -105,6 +105,20 @@ func parsePlatforms(metadata map[string][]byte) (list platformList, err error) {
 	return list, nil
 }
 
+// unique gives the platforms without those that are listed again: of a platform that
+// was asked for twice a function has one result.
+func (l platformList) unique() platformList {
+	seen := map[string]bool{}
+	var out platformList
+	for _, p := range l.Platforms {
+		if !seen[p.ID] {
+			seen[p.ID] = true
+			out.Platforms = append(out.Platforms, p)
+		}
+	}
+	return out
+}
+
 // decode reads the result that a function returned.
 func (f *Function) decode(r *gwpb.Result) (*frontend.Result, error) {
 	out := &frontend.Result{Metadata: r.Metadata}
@@ -112,6 +126,7 @@ func (f *Function) decode(r *gwpb.Result) (*frontend.Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	list = list.unique()
 	if out.Metadata == nil {
 		out.Metadata = map[string][]byte{}
 	}
