@@ -50,6 +50,10 @@ func (Frontend) Name() string { return "dockerfile.v0" }
 // Build compiles the Dockerfile that the request's options name. Errors about the
 // text of the Dockerfile are of type *Error.
 func (Frontend) Build(ctx context.Context, req frontend.Request, b frontend.Bridge) (*frontend.Result, error) {
+	elsewhere, lacking := checkCapabilities(req.Opts["frontend.caps"])
+	if lacking != nil && !elsewhere {
+		return nil, lacking
+	}
 	opts, err := parseOptions(req)
 	if err != nil {
 		return nil, err
@@ -67,6 +71,9 @@ func (Frontend) Build(ctx context.Context, req frontend.Request, b frontend.Brid
 	}
 	if res, ok, err := forward(ctx, b, req, file); ok {
 		return res, err
+	}
+	if lacking != nil {
+		return nil, lacking
 	}
 	images := newResolver(b, opts)
 	compilerFor := func(target *ocispecs.Platform, warn warnFunc) *compiler {

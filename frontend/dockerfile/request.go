@@ -107,7 +107,7 @@ func answer(ctx context.Context, request string, file *llb.File, compilerFor com
 		}
 		return &frontend.Result{Metadata: meta}, nil
 	}
-	return nil, fmt.Errorf("unsupported request %s", request)
+	return nil, &UnsupportedError{Request: request}
 }
 
 func answerOutline(ctx context.Context, a asked) (document, error) {

@@ -187,9 +187,12 @@ func appendDetail(details []*anypb.Any, kind string, value any) []*anypb.Any {
 
 func code(err error) codes.Code {
 	var s interface{ GRPCStatus() *status.Status }
+	var lacking *dockerfile.UnsupportedError
 	switch {
 	case errors.As(err, &s) && s.GRPCStatus().Code() != codes.OK:
 		return s.GRPCStatus().Code()
+	case errors.As(err, &lacking) && lacking.Capability != "":
+		return codes.Unimplemented
 	case errors.Is(err, context.Canceled):
 		return codes.Canceled
 	case errors.Is(err, context.DeadlineExceeded):
