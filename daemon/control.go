@@ -11,13 +11,11 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/filters"
-	"github.com/containerd/platforms"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	types "github.com/moby/buildkit/api/types"
 	dockerfileversion "github.com/moby/buildkit/frontend/dockerfile/version"
 	"github.com/moby/buildkit/session/grpchijack"
 	"github.com/moby/buildkit/solver/pb"
-	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -26,6 +24,7 @@ import (
 	"github.com/kiln-build/kiln"
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/daemon/internal/fault"
+	"github.com/kiln-build/kiln/worker"
 )
 
 // apiVersion is the version of BuildKit whose API this is. Clients compare it to
@@ -132,7 +131,7 @@ func (s *Server) workers() []*types.WorkerRecord {
 			"org.mobyproject.buildkit.worker.network":     "host",
 			"org.mobyproject.buildkit.worker.snapshotter": "kiln",
 		},
-		Platforms:       pb.PlatformsFromSpec([]ocispecs.Platform{platforms.Normalize(platforms.DefaultSpec())}),
+		Platforms:       pb.PlatformsFromSpec(worker.Platforms()),
 		BuildkitVersion: s.version(),
 	}}
 }

@@ -77,6 +77,8 @@ type handler struct {
 	program string
 	enabled bool
 	fixed   bool // the kernel holds the program open, so that every root can use it
+	// magic is what files that it is for have at an offset, in hexadecimal.
+	magic, offset string
 }
 
 // readHandler reads a file of binfmt_misc.
@@ -92,6 +94,10 @@ func readHandler(file string) (h handler, ok bool) {
 			h.enabled = true
 		case "interpreter":
 			h.program = value
+		case "magic":
+			h.magic = value
+		case "offset":
+			h.offset = value
 		case "flags:":
 			h.fixed = strings.Contains(value, "F")
 		}
