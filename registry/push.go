@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"oras.land/oras-go/v2/registry/remote/auth"
 
@@ -23,15 +24,10 @@ const chunkSize = 16 << 20
 // of the origins ("host/name") where the registry can, or from where c.Uploads knows
 // it to be. pushed is false where nothing had to be sent.
 func (c *Client) Push(ctx context.Context, cred Credentials, ref string, d blob.Descriptor, origins []string, open Content) (pushed bool, err error) {
-	r, err := ParseReference(ref)
+	r, p, doing, err := c.pushing(cred, ref, d)
 	if err != nil {
 		return false, err
 	}
-	p, err := c.reach(c.origin(r.Host), cred, r.Name, true, "pull", "push")
-	if err != nil {
-		return false, err
-	}
-	doing := fmt.Sprintf("pushing %s to %s", d.Digest, r.Repository())
 	if have, err := p.has(ctx, doing, p.blobURL(d.Digest)); err != nil || have {
 		return false, err
 	}
@@ -60,6 +56,78 @@ func (c *Client) Push(ctx context.Context, cred Credentials, ref string, d blob.
 		// The registry would not mount and began an upload instead.
 	}
 	return true, p.upload(ctx, doing, d, session, open)
+}
+
+// PushNew is Push for a blob that was just made, so that hardly a registry has it:
+// it asks whether this one does and begins the upload at the same time.
+func (c *Client) PushNew(ctx context.Context, cred Credentials, ref string, d blob.Descriptor, open Content) (pushed bool, err error) {
+	r, p, doing, err := c.pushing(cred, ref, d)
+	if err != nil {
+		return false, err
+	}
+	at := blobAt{r.Host, d.Digest}
+	from, s := c.Uploads.begin(ctx, at, r.Name, d.Size)
+	if from != "" {
+		return c.Push(ctx, cred, ref, d, nil, open)
+	}
+	if s != nil {
+		defer func() { c.Uploads.end(at, s, err) }()
+		open = s.counted(open)
+	}
+	have, session, err := p.askAndBegin(ctx, doing, d)
+	if err != nil || have {
+		return false, err
+	}
+	return true, p.upload(ctx, doing, d, session, open)
+}
+
+// pushing gives what a push of d to ref needs; doing is for its errors.
+func (c *Client) pushing(cred Credentials, ref string, d blob.Descriptor) (r Reference, p *peer, doing string, err error) {
+	if r, err = ParseReference(ref); err != nil {
+		return r, nil, "", err
+	}
+	p, err = c.reach(c.origin(r.Host), cred, r.Name, true, "pull", "push")
+	return r, p, fmt.Sprintf("pushing %s to %s", d.Digest, r.Repository()), err
+}
+
+// askAndBegin asks for a blob and begins an upload at the same time. The session is
+// nil where beginning failed: whoever uploads begins again, and finds out why.
+func (p *peer) askAndBegin(ctx context.Context, doing string, d blob.Descriptor) (have bool, session *url.URL, err error) {
+	sctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	begun := make(chan *url.URL, 1)
+	go func() {
+		u, err := p.session(sctx, doing)
+		if err != nil {
+			u = nil
+		}
+		begun <- u
+	}()
+	have, err = p.has(ctx, doing, p.blobURL(d.Digest))
+	if err != nil {
+		cancel()
+	} else if have {
+		// The answer is of no use but to end what it began.
+		defer time.AfterFunc(patience, cancel).Stop()
+	}
+	session = <-begun
+	if session != nil && (have || err != nil) {
+		p.abandon(ctx, doing, session)
+		session = nil
+	}
+	return have, session, err
+}
+
+// abandon ends an upload that is not needed. Registries drop those that nobody ends
+// after some days, and some cannot be told: it is no matter where it fails.
+func (p *peer) abandon(ctx context.Context, doing string, session *url.URL) {
+	resp, err := p.do(ctx, request{
+		doing: doing, what: "the upload", method: http.MethodDelete, url: session.String(),
+		accept: []int{http.StatusNoContent, http.StatusOK, http.StatusAccepted}, once: true,
+	})
+	if err == nil {
+		resp.Body.Close()
+	}
 }
 
 // PushManifest puts a manifest or index into ref's repository, and tags it where ref has a tag.

@@ -2,6 +2,7 @@ package registry_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"slices"
@@ -134,5 +135,64 @@ func TestUploadsThatFail(t *testing.T) {
 				t.Errorf("the blob was not sent:\n%s", strings.Join(p.Log(), "\n"))
 			}
 		})
+	}
+}
+
+// TestPushNew pushes blobs that are new, known to another repository, and there
+// already: the upload that was begun for the last is ended.
+func TestPushNew(t *testing.T) {
+	reg := registrytest.Start(t, "")
+	p := registrytest.NewProxy(t, reg.Host)
+	c := &registry.Client{Limits: patient, Uploads: new(registry.Uploads)}
+	data := noise(1 << 20)
+	d := describe(ociLayer, data)
+	methods := func() (out []string) {
+		for _, line := range p.Log() {
+			method, _, _ := strings.Cut(line, " ")
+			out = append(out, method)
+		}
+		slices.Sort(out)
+		return out
+	}
+	for _, row := range []struct {
+		name, repo string
+		client     *registry.Client
+		fault      func(r *http.Request, n int) registrytest.Fault
+		pushed     bool
+		want       []string
+	}{
+		{"new", "/first", c, nil, true, []string{"HEAD", "POST", "PUT"}},
+		{"sent to another repository", "/second", c, nil, false, []string{"HEAD", "POST"}},
+		{"there", "/first", &registry.Client{Limits: patient}, nil, false, []string{"DELETE", "HEAD", "POST"}},
+		{"there, and no upload can be begun", "/first", &registry.Client{Limits: patient}, func(r *http.Request, _ int) registrytest.Fault {
+			if r.Method == http.MethodPost {
+				return registrytest.Fault{Status: http.StatusForbidden}
+			}
+			return registrytest.Fault{}
+		}, false, []string{"HEAD", "POST"}},
+		{"no upload can be begun at first", "/third", &registry.Client{Limits: patient}, func(r *http.Request, n int) registrytest.Fault {
+			if r.Method == http.MethodPost && n < 2 {
+				return registrytest.Fault{Status: http.StatusForbidden}
+			}
+			return registrytest.Fault{}
+		}, true, []string{"HEAD", "POST", "POST", "PUT"}},
+	} {
+		p.Break(row.fault)
+		pushed, err := row.client.PushNew(t.Context(), nil, p.Host+row.repo, d, content(data))
+		if err != nil || pushed != row.pushed {
+			t.Errorf("%s: pushed %v, %v", row.name, pushed, err)
+		}
+		if got := methods(); !slices.Equal(got, row.want) {
+			t.Errorf("%s: the requests are %v, want %v", row.name, got, row.want)
+		}
+		if r, err := c.Fetch(t.Context(), nil, p.Host+row.repo, d); err != nil {
+			t.Errorf("%s: %v", row.name, err)
+		} else {
+			r.Close()
+		}
+	}
+	p.Break(func(*http.Request, int) registrytest.Fault { return registrytest.Fault{Status: http.StatusForbidden} })
+	if _, err := c.PushNew(t.Context(), nil, p.Host+"/denied", describe(ociLayer, data[1:]), content(data[1:])); !errors.Is(err, registry.ErrDenied) {
+		t.Errorf("where all is denied: %v", err)
 	}
 }

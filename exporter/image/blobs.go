@@ -21,6 +21,8 @@ type Layer struct {
 	Desc blob.Descriptor
 	// Origins are repositories that are known to have the blob.
 	Origins []string
+	// Fresh says that the blob was compressed for this export and has been nowhere yet.
+	Fresh bool
 
 	open func(ctx context.Context) (io.ReadCloser, error)
 	// stream, where it is set, writes the bytes without anything in between.

@@ -221,7 +221,7 @@ func (ls *layers) make(ctx context.Context, l cache.Layer, clamp layer.Options) 
 		}
 	}
 	d := blob.Descriptor{MediaType: how.Compression.MediaType(), Digest: m.Digest, Size: m.Size}
-	out := Layer{ID: l.ID, DiffID: m.DiffID, Desc: d, Origins: l.Origins, open: ls.opener(l, d), made: true}
+	out := Layer{ID: l.ID, DiffID: m.DiffID, Desc: d, Origins: l.Origins, Fresh: !ok && m.Compressed > 0, open: ls.opener(l, d), made: true}
 	if how.Compression == layer.Uncompressed {
 		s := layer.Stream{Files: Files(ls.env.Cache), Options: clamp}
 		out.stream = func(ctx context.Context, w io.Writer) error { return s.Write(ctx, w, l.Root) }

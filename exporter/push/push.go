@@ -10,6 +10,7 @@ import (
 	"io"
 	"maps"
 	"strings"
+	"sync/atomic"
 
 	"github.com/distribution/reference"
 	"github.com/kiln-build/kiln/cache"
@@ -205,7 +206,11 @@ func (e *Exporter) assembleAndPush(ctx context.Context, r exporter.Result, p exp
 func (ps *pusher) layers(ctx context.Context, assemble func(context.Context, func(image.Layer) error) (*image.Image, error)) (*image.Image, error) {
 	uploads, uctx := errgroup.WithContext(ctx)
 	uploads.SetLimit(uploadsAtOnce)
+	var fresh atomic.Bool // a config with a fresh layer is as new as that
 	img, err := assemble(uctx, func(l image.Layer) error {
+		if l.Fresh {
+			fresh.Store(true)
+		}
 		for _, repo := range ps.repos {
 			uploads.Go(func() error { return ps.layer(uctx, repo, l) })
 		}
@@ -214,7 +219,7 @@ func (ps *pusher) layers(ctx context.Context, assemble func(context.Context, fun
 	if err == nil {
 		for _, d := range configs(img) {
 			for _, repo := range ps.repos {
-				uploads.Go(func() error { return ps.document(uctx, repo, d) })
+				uploads.Go(func() error { return ps.document(uctx, repo, d, fresh.Load()) })
 			}
 		}
 	}
@@ -246,7 +251,12 @@ func configs(img *image.Image) []image.Document {
 
 // layer sends a layer to a repository, and notes that it is there.
 func (ps *pusher) layer(ctx context.Context, repo string, l image.Layer) error {
-	_, err := ps.client.Push(ctx, ps.env.Credentials, repo, l.Desc, l.Origins, l.Open)
+	var err error
+	if l.Fresh {
+		_, err = ps.client.PushNew(ctx, ps.env.Credentials, repo, l.Desc, l.Open)
+	} else {
+		_, err = ps.client.Push(ctx, ps.env.Credentials, repo, l.Desc, l.Origins, l.Open)
+	}
 	if err != nil {
 		return err
 	}
@@ -262,14 +272,17 @@ func (ps *pusher) layer(ctx context.Context, repo string, l image.Layer) error {
 	return nil
 }
 
-func (ps *pusher) document(ctx context.Context, repo string, d image.Document) error {
+func (ps *pusher) document(ctx context.Context, repo string, d image.Document, fresh bool) error {
 	desc, err := descriptor(d.Desc)
 	if err != nil {
 		return err
 	}
-	_, err = ps.client.Push(ctx, ps.env.Credentials, repo, desc, nil, func(context.Context) (io.ReadCloser, error) {
-		return io.NopCloser(bytes.NewReader(d.Data)), nil
-	})
+	open := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(d.Data)), nil }
+	if fresh {
+		_, err = ps.client.PushNew(ctx, ps.env.Credentials, repo, desc, open)
+	} else {
+		_, err = ps.client.Push(ctx, ps.env.Credentials, repo, desc, nil, open)
+	}
 	return err
 }
 
