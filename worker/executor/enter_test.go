@@ -18,7 +18,7 @@ import (
 )
 
 // startShared runs a process that others may enter, until the test ends or end is called.
-func startShared(t *testing.T, n *Native, change func(*Spec)) (s Spec, end func() error) {
+func startShared(t *testing.T, n Executor, change func(*Spec)) (s Spec, end func() error) {
 	t.Helper()
 	s = shell(t, "echo mine > /file; mkdir -p /var/x; mkfifo /tmp/go; read x < /tmp/go; exit 5")
 	s.Shared = true
@@ -41,7 +41,7 @@ func startShared(t *testing.T, n *Native, change func(*Spec)) (s Spec, end func(
 }
 
 // enter runs a script in a sandbox and gives its output.
-func enter(t *testing.T, n *Native, id, script string, change func(*Spec)) (string, error) {
+func enter(t *testing.T, n Enterer, id, script string, change func(*Spec)) (string, error) {
 	t.Helper()
 	var out bytes.Buffer
 	s := Spec{ID: id + "-more", Args: []string{"/bin/busybox", "sh", "-c", script}, Stdout: &out, Stderr: &out}

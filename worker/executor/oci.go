@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -29,9 +30,20 @@ type OCI struct {
 	command string
 	args    []string
 	count   atomic.Int64
+
+	mu sync.Mutex
+	// shared are the containers that others may enter, by the ID of their Spec.
+	shared map[string]*ociShared
 }
 
-var _ Executor = (*OCI)(nil)
+var (
+	_ Executor = (*OCI)(nil)
+	_ Enterer  = (*OCI)(nil)
+	_ Viewer   = (*OCI)(nil)
+)
+
+// View opens what a process sees of m.
+func (o *OCI) View(m Mount) (*os.File, error) { return o.n.View(m) }
 
 // NewOCI prepares an executor that runs processes by the program called command,
 // with args before those that all runtimes know.
@@ -50,7 +62,7 @@ func NewOCI(o Options, command string, args ...string) (*OCI, error) {
 			return nil, err
 		}
 	}
-	oci := &OCI{n: n, command: full, args: args}
+	oci := &OCI{n: n, command: full, args: args, shared: map[string]*ociShared{}}
 	return oci, oci.sweep()
 }
 
@@ -100,11 +112,17 @@ func (o *OCI) Run(ctx context.Context, s Spec) error {
 	r.io = io
 	before := oomKills()
 	done := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() { r.end(o.n.grace, done) })
+	quiet := make(chan struct{}) // closed when no runtime is being called any more to end it
+	stop := context.AfterFunc(ctx, func() {
+		defer close(quiet)
+		r.end(o.n.grace, done)
+	})
 	ended := make(chan error, 1)
 	go func() { ended <- r.run(done) }()
 	err = <-ended
-	stop()
+	if !stop() {
+		<-quiet
+	}
 	io.finish()
 	r.removeStubs()
 	left := r.distrust()
@@ -139,11 +157,9 @@ func (r *ociRun) run(done chan struct{}) error {
 		}
 	}()
 	unix.Umask(0)
-	if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &unix.MountAttr{Propagation: unix.MS_PRIVATE}); err != nil {
-		return fmt.Errorf("making mounts private: %w", err)
+	if err := oneCgroupForm(); err != nil {
+		return err
 	}
-	// On a machine with both forms of cgroups crun wants to see one of them only.
-	unix.Unmount("/sys/fs/cgroup/unified", unix.MNT_DETACH)
 	if r.s.Proxy != nil {
 		if err := loopbackUp(); err != nil {
 			return fmt.Errorf("setting up the loopback device: %w", err)
@@ -173,6 +189,15 @@ func (r *ociRun) run(done chan struct{}) error {
 	r.io.terminal(r.ptmx)
 	r.io.start(r.s)
 	go r.forward(senderFunc(r.kill), done)
+	ended := make(chan struct{})
+	if r.s.Shared {
+		stop, err := r.share(ended)
+		if err != nil {
+			return errors.Join(err, cmd.Process.Kill(), cmd.Wait())
+		}
+		defer stop()
+	}
+	defer close(ended)
 	if r.s.Started != nil {
 		r.s.Started(cmd.Process.Pid)
 	}
@@ -337,15 +362,7 @@ func (r *ociRun) result(err error) error {
 	if msg := r.failure(); msg != "" {
 		return fmt.Errorf("running %s: %s", filepath.Base(r.o.command), msg)
 	}
-	var e *exec.ExitError
-	if !errors.As(err, &e) {
-		return err
-	}
-	code := e.ExitCode()
-	if ws, ok := e.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-		code = 128 + int(ws.Signal())
-	}
-	return &ExitError{Code: code}
+	return exitCode(err)
 }
 
 // failure reads the last error of the runtime's log.

@@ -52,7 +52,11 @@ func ociSpec(s *Spec, u user, env []string, root string, binds []specs.Mount) (*
 	}
 	o.Hooks = s.Hooks
 	o.Linux.Devices = ociGiven(s.Devices, u)
-	if s.Network == NetworkNone && s.Proxy == nil {
+	switch {
+	case s.Proxy != nil:
+		// The one that the runtime is started in, named so that those who enter join it.
+		o.Linux.Namespaces = append(o.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: "/proc/self/ns/net"})
+	case s.Network == NetworkNone:
 		o.Linux.Namespaces = append(o.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})
 	}
 	for _, l := range s.Ulimits {
