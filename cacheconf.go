@@ -5,16 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/remote"
-	"github.com/kiln-build/kiln/cache/remote/gha"
-	"github.com/kiln-build/kiln/cache/remote/s3"
 	"github.com/kiln-build/kiln/exporter/image"
 )
 
@@ -182,6 +178,12 @@ func (b *build) openSources(kind string, a attrs, here bool) (s []cacheSource, e
 			s = append(s, cacheSource{name: store.Name(), store: store})
 		}
 		return s, err
+	case "azblob":
+		stores, err := azblobStores(a, here)
+		for _, store := range stores {
+			s = append(s, cacheSource{name: store.Name(), store: store})
+		}
+		return s, err
 	case "gha":
 		stores, _, err := ghaStores(a, here)
 		for _, store := range stores {
@@ -189,7 +191,7 @@ func (b *build) openSources(kind string, a attrs, here bool) (s []cacheSource, e
 		}
 		return s, err
 	}
-	return nil, errors.New("unknown type; the types are registry, local, http, s3 and gha")
+	return nil, errors.New("unknown type; the types are registry, local, http, s3, azblob and gha")
 }
 
 // cacheTargets gives the caches that one entry stands for.
@@ -244,6 +246,12 @@ func (b *build) openTargets(kind string, a attrs, here bool) (t []cacheTarget, e
 			t = append(t, cacheTarget{name: store.Name(), store: store, parallel: parallel})
 		}
 		return t, err
+	case "azblob":
+		stores, err := azblobStores(a, here)
+		for _, store := range stores {
+			t = append(t, cacheTarget{name: store.Name(), store: store})
+		}
+		return t, err
 	case "gha":
 		stores, timeout, err := ghaStores(a, here)
 		if err != nil {
@@ -254,7 +262,7 @@ func (b *build) openTargets(kind string, a attrs, here bool) (t []cacheTarget, e
 	case "inline":
 		return []cacheTarget{{name: "the image's config"}}, nil
 	}
-	return nil, errors.New("unknown type; the types are registry, local, inline, http, s3 and gha")
+	return nil, errors.New("unknown type; the types are registry, local, inline, http, s3, azblob and gha")
 }
 
 // set reads the attributes that all types of caches have.
@@ -323,121 +331,6 @@ func keyFile[K ed25519.PublicKey | ed25519.PrivateKey](a attrs, name string, her
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return k, nil
-}
-
-// httpStore gives the cache that url= and name= stand for.
-func httpStore(a attrs) (*remote.HTTP, error) {
-	address, name := a.take("url"), a.take("name")
-	if address == "" {
-		return nil, errors.New("url=ADDRESS is missing")
-	}
-	if name == "" {
-		name = "main"
-	}
-	patience, err := a.patience()
-	if err != nil {
-		return nil, err
-	}
-	return remote.NewHTTP(address, name, patience)
-}
-
-// s3Stores gives a cache for each of the names that name= lists.
-func s3Stores(a attrs) (stores []*s3.Store, parallel int, err error) {
-	o := s3.Options{
-		Bucket: a.take("bucket"), Region: a.take("region"), Endpoint: a.first("endpoint_url", "endpoint"),
-		KeyID: a.take("access_key_id"), Secret: a.take("secret_access_key"), Token: a.take("session_token"),
-	}
-	if o.Bucket == "" {
-		o.Bucket = os.Getenv("AWS_BUCKET")
-	}
-	if o.Bucket == "" {
-		return nil, 0, errors.New("bucket=NAME (or AWS_BUCKET) is missing")
-	}
-	if (o.KeyID == "") != (o.Secret == "") {
-		return nil, 0, errors.New("access_key_id and secret_access_key are given together or not at all")
-	}
-	if o.PathStyle, err = a.bool("use_path_style", false); err != nil {
-		return nil, 0, err
-	}
-	if o.PlainEncoding, err = a.bool("disable_accept_encoding", false); err != nil {
-		return nil, 0, err
-	}
-	if o.Touch, err = a.duration("touch_refresh", 24*time.Hour); err != nil {
-		return nil, 0, err
-	}
-	if o.Patience, err = a.patience(); err != nil {
-		return nil, 0, err
-	}
-	if v := a.take("upload_parallelism"); v != "" {
-		if parallel, err = strconv.Atoi(v); err != nil || parallel < 1 || parallel > 64 {
-			return nil, 0, fmt.Errorf("upload_parallelism=%s: want a number from 1 to 64", v)
-		}
-	}
-	prefix := a.take("prefix")
-	o.BlobsPrefix = prefix + a.or("blobs_prefix", "blobs/")
-	o.ManifestsPrefix = prefix + a.or("manifests_prefix", "kiln/")
-	for name := range strings.SplitSeq(a.or("name", "main"), ";") {
-		if o.Name = strings.TrimSpace(name); o.Name == "" {
-			return nil, 0, errors.New("name: want names with semicolons between them")
-		}
-		store, err := s3.New(o)
-		if err != nil {
-			return nil, 0, err
-		}
-		stores = append(stores, store)
-	}
-	return stores, parallel, nil
-}
-
-// ghaStores gives a cache for each branch that the job may read, its own first.
-// Clients of a daemon send what is in their environment; for those on this machine
-// it is looked up here.
-func ghaStores(a attrs, here bool) (stores []*gha.Store, timeout time.Duration, err error) {
-	o := gha.Options{URL: a.take("url_v2"), Token: a.take("token"), Name: a.or("scope", "kiln")}
-	old, version := a.take("url"), a.take("version")
-	if version == "1" {
-		return nil, 0, errors.New("version=1: GitHub has shut that version of its cache service down")
-	}
-	if version != "" && version != "2" {
-		return nil, 0, fmt.Errorf("version=%s: want 2", version)
-	}
-	if o.URL == "" && (version == "2" || strings.Contains(old, "results-receiver.")) {
-		o.URL = old
-	}
-	if here && o.URL == "" {
-		o.URL = os.Getenv("ACTIONS_RESULTS_URL")
-	}
-	if here && o.Token == "" {
-		o.Token = os.Getenv("ACTIONS_RUNTIME_TOKEN")
-	}
-	if o.URL == "" || o.Token == "" {
-		return nil, 0, errors.New("url_v2 and token are missing; in a job they are ACTIONS_RESULTS_URL and ACTIONS_RUNTIME_TOKEN, which a step has to be given (see docs/caching.md)")
-	}
-	if timeout, err = a.duration("timeout", cacheExportTimeout); err != nil {
-		return nil, 0, err
-	}
-	if o.Patience, err = a.patience(); err != nil {
-		return nil, 0, err
-	}
-	// Others need these two to list what the service has. kiln's index says it.
-	a.take("repository")
-	a.take("ghtoken")
-	scopes := gha.Scopes(o.Token)
-	slices.SortStableFunc(scopes, func(x, y gha.Scope) int {
-		return map[bool]int{true: 0, false: 1}[x.Write] - map[bool]int{true: 0, false: 1}[y.Write]
-	})
-	if len(scopes) == 0 {
-		scopes = []gha.Scope{{}}
-	}
-	for _, scope := range scopes {
-		o.Ref = scope.Ref
-		store, err := gha.New(o)
-		if err != nil {
-			return nil, 0, err
-		}
-		stores = append(stores, store)
-	}
-	return stores, timeout, nil
 }
 
 // cacheFolder gives the cache in a folder: of this machine, or of a caller elsewhere

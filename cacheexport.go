@@ -13,6 +13,7 @@ import (
 
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/remote"
+	"github.com/kiln-build/kiln/cache/remote/azblob"
 	"github.com/kiln-build/kiln/cache/remote/s3"
 	"github.com/kiln-build/kiln/exporter"
 	"github.com/kiln-build/kiln/exporter/image"
@@ -75,7 +76,7 @@ func (b *build) beginCaches(ctx context.Context, imports []*remote.Import) (end 
 // isNamedWhole says of a store that its name says all that chooses what is read there.
 func isNamedWhole(s remote.Store) bool {
 	switch s.(type) {
-	case *registryStore, *remote.HTTP, *s3.Store:
+	case *registryStore, *remote.HTTP, *s3.Store, *azblob.Store:
 		return true
 	}
 	return false

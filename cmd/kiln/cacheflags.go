@@ -12,8 +12,8 @@ import (
 // cacheFlags are the flags that name remote caches.
 func cacheFlags() []cli.Flag {
 	return []cli.Flag{
-		listFlag("cache-from", "cache of other machines to look results up in: type=registry,ref=IMAGE, type=local,src=FOLDER, type=http,url=ADDRESS, type=s3,bucket=NAME,region=REGION or type=gha, each [,verify=KEYFILE]; an image alone is a registry's; may be repeated"),
-		listFlag("cache-to", "cache to add the results to: type=registry,ref=IMAGE, type=local,dest=FOLDER, type=http,url=ADDRESS, type=s3,bucket=NAME,region=REGION, type=gha or type=inline, each [,mode=min|max][,compression=gzip|zstd][,mounts=true][,sign=KEYFILE][,ignore-error=false]; may be repeated"),
+		listFlag("cache-from", "cache of other machines to look results up in: type=registry,ref=IMAGE, type=local,src=FOLDER, type=http,url=ADDRESS, type=s3,bucket=NAME,region=REGION, type=azblob,account_url=ADDRESS or type=gha, each [,verify=KEYFILE]; an image alone is a registry's; may be repeated"),
+		listFlag("cache-to", "cache to add the results to: type=registry,ref=IMAGE, type=local,dest=FOLDER, type=http,url=ADDRESS, type=s3,bucket=NAME,region=REGION, type=azblob,account_url=ADDRESS, type=gha or type=inline, each [,mode=min|max][,compression=gzip|zstd][,mounts=true][,sign=KEYFILE][,ignore-error=false]; may be repeated"),
 	}
 }
 
@@ -29,7 +29,7 @@ func parseCaches(flag string, values []string) ([]request.RemoteCache, error) {
 		}
 		if len(fields) == 1 && !strings.Contains(fields[0], "=") {
 			c.Type, c.Attrs["ref"] = "registry", fields[0]
-			if fields[0] == "inline" || fields[0] == "local" || fields[0] == "registry" || fields[0] == "gha" || fields[0] == "s3" {
+			if fields[0] == "inline" || fields[0] == "local" || fields[0] == "registry" || fields[0] == "gha" || fields[0] == "s3" || fields[0] == "azblob" {
 				return nil, usagef("--%s %q: want type=%s", flag, v, fields[0])
 			}
 			out = append(out, c)

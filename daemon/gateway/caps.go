@@ -12,7 +12,6 @@ import (
 // missing are the capabilities of BuildKit v0.33 that kiln does not have. Clients
 // ask for them before they use them.
 var missing = []apicaps.CapID{
-	pb.CapRemoteCacheAzBlob,
 	pb.CapSourceGitSignatureVerify, pb.CapSourceHTTPSignatureVerify,
 	pb.CapGCFreeSpaceFilter,
 }

@@ -116,6 +116,10 @@ var backends = map[string]func(t *testing.T) backend{
 		// Each name has blobs of its own, or there would be nothing to write.
 		return backend{s.Addr, func(addr, name string) string { return s.Attrs(addr) + ",name=" + name + ",prefix=" + name + "/" }}
 	},
+	"azblob": func(t *testing.T) backend {
+		// Each name has blobs of its own, as above.
+		return backend{startAzure(t).Listener.Addr().String(), func(addr, name string) string { return azureRef(addr, "faults", name) }}
+	},
 	"gha": func(t *testing.T) backend {
 		return backend{startActions(t).Listener.Addr().String(), func(addr, name string) string {
 			return "type=gha,url_v2=http://" + addr + ",token=" + actionsToken("main") + ",scope=" + name

@@ -18,6 +18,7 @@ import (
 
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/remote"
+	"github.com/kiln-build/kiln/cache/remote/internal/blocks"
 )
 
 // memory keeps entries; those of whose keys dead says so were begun by somebody
@@ -146,7 +147,7 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 // TestLarge sends a blob that is too large for one request.
 func TestLarge(t *testing.T) {
 	s, store := start(t, func(string) bool { return false })
-	d := blob.Descriptor{Digest: blob.Digest{1}, Size: maxPut + 5}
+	d := blob.Descriptor{Digest: blob.Digest{1}, Size: blocks.MaxPut + 5}
 	err := store.Put(t.Context(), d, nil, func(context.Context) (io.ReadCloser, error) { return io.NopCloser(zeros{}), nil })
 	if err != nil || !slices.Equal(s.sizes, []int64{d.Size}) {
 		t.Errorf("blobs of %d bytes arrived, %v; want one of %d", s.sizes, err, d.Size)

@@ -3,8 +3,6 @@ package gha
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
-	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
@@ -15,17 +13,8 @@ import (
 
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/remote"
+	"github.com/kiln-build/kiln/cache/remote/internal/blocks"
 	"github.com/kiln-build/kiln/cache/remote/internal/pace"
-)
-
-const (
-	// storageVersion is that of Azure's protocol.
-	storageVersion = "2021-12-02"
-	// maxPut is what goes to the storage in one request. Larger blobs go in blocks
-	// of blockSize, or of more where there would be too many.
-	maxPut    = 128 << 20
-	blockSize = 32 << 20
-	maxBlocks = 50_000
 )
 
 // Put makes a Store a remote.Target.
@@ -111,39 +100,9 @@ func (s *Store) write(ctx context.Context, key string, size int64, open func(con
 
 // upload sends bytes to a signed address.
 func (s *Store) upload(ctx context.Context, address string, size int64, open func(context.Context) (io.ReadCloser, error)) error {
-	if size <= maxPut {
-		return s.put(ctx, address, nil, size, open)
-	}
-	r, err := open(ctx)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	var list struct {
-		XMLName xml.Name `xml:"BlockList"`
-		Latest  []string
-	}
-	buf := make([]byte, max(blockSize, (size+maxBlocks-1)/maxBlocks))
-	for left := size; left > 0; {
-		piece := buf[:min(left, int64(len(buf)))]
-		if _, err := io.ReadFull(r, piece); err != nil {
-			return fmt.Errorf("reading the blob: %w", err)
-		}
-		// Names of blocks are to be equally long.
-		id := base64.StdEncoding.EncodeToString(fmt.Appendf(nil, "%08d", len(list.Latest)))
-		again := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(piece)), nil }
-		if err := s.put(ctx, address, url.Values{"comp": {"block"}, "blockid": {id}}, int64(len(piece)), again); err != nil {
-			return err
-		}
-		list.Latest = append(list.Latest, id)
-		left -= int64(len(piece))
-	}
-	data, err := xml.Marshal(list)
-	if err != nil {
-		return err
-	}
-	again := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
-	return s.put(ctx, address, url.Values{"comp": {"blocklist"}}, int64(len(data)), again)
+	return blocks.Upload(ctx, size, open, func(ctx context.Context, query url.Values, size int64, open blocks.Open) error {
+		return s.put(ctx, address, query, size, open)
+	})
 }
 
 // put makes one request to the storage, with more in the query of its address.
@@ -175,7 +134,7 @@ func (s *Store) put(ctx context.Context, address string, more url.Values, size i
 			req.Header.Set("x-ms-blob-type", "BlockBlob")
 			req.Header.Set("Content-Type", "application/octet-stream")
 		}
-		req.Header.Set("x-ms-version", storageVersion)
+		req.Header.Set("x-ms-version", blocks.Version)
 		return req, nil
 	})
 	if err != nil {
