@@ -62,6 +62,7 @@ func localLayerID(root tree.Entry) cache.LayerID {
 }
 
 func filterOf(op *pb.SourceOp) (f Filter, err error) {
+	f.Session = op.Attrs[pb.AttrLocalSessionID]
 	for attr, list := range map[string]*[]string{
 		pb.AttrIncludePatterns: &f.Include, pb.AttrExcludePatterns: &f.Exclude, pb.AttrFollowPaths: &f.Follow,
 		pb.AttrMetadataTransferExclude: &f.Exceptions,

@@ -69,6 +69,9 @@ type Locals interface {
 // how it gets here.
 type Filter struct {
 	Include, Exclude, Follow []string
+	// Session is whose folder it is; empty is the build's own, as is one that is not
+	// there.
+	Session string
 	// MetadataOnly wants the list of what the other fields let through, in the file
 	// .fsutil-metadata, and of the files themselves the Exceptions alone.
 	MetadataOnly bool

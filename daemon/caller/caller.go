@@ -47,7 +47,7 @@ type Caller struct {
 
 	mu   sync.Mutex // guards what is below
 	conn session.Caller
-	held map[string]*mirror // by name of the folder
+	held map[string]*mirror // by session and name of the folder
 	used map[tokenKey]bool  // the tokens of others that this build was given
 }
 

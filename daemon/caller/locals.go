@@ -7,7 +7,9 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"time"
 
+	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/filesync"
 	"google.golang.org/grpc/metadata"
 
@@ -20,14 +22,18 @@ import (
 // the filter too, and so does not see it. Where metadata alone is wanted the mirror is
 // one of the filter's own, which holds nothing else.
 func (c *Caller) Local(ctx context.Context, name string, f worker.Filter, came func(int)) (string, error) {
-	if dir, ok := c.here[name]; ok && !f.MetadataOnly {
+	owner, conn := c.other(ctx, f.Session)
+	if dir, ok := c.here[name]; ok && conn == nil && !f.MetadataOnly {
 		return dir, nil
 	}
-	conn, err := c.get(ctx)
-	if err != nil {
-		return "", err
+	if conn == nil {
+		var err error
+		if conn, err = c.get(ctx); err != nil {
+			return "", err
+		}
+		owner = c.id
 	}
-	m, err := c.mirror(conn.SharedKey(), name, f)
+	m, err := c.mirror(owner, conn.SharedKey(), name, f)
 	if err != nil {
 		return "", err
 	}
@@ -56,12 +62,32 @@ func (c *Caller) Local(ctx context.Context, name string, f worker.Filter, came f
 // other people.
 const keyless = "local.differ=metadata"
 
-// mirror gives the build's mirror of a folder.
-func (c *Caller) mirror(key, name string, f worker.Filter) (*mirror, error) {
+// grace is how long a session of another is waited for, as with BuildKit.
+const grace = 5 * time.Second
+
+// other gives the session that a graph says a folder is in; none where it is the
+// build's own, or does not come. Whoever knows a session's id may use it: it is random,
+// and its client has given it away.
+func (c *Caller) other(ctx context.Context, id string) (string, session.Caller) {
+	if id == "" || id == c.id {
+		return "", nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, grace)
+	defer cancel()
+	conn, err := c.manager.Get(ctx, id, false)
+	if err != nil {
+		return "", nil
+	}
+	return id, conn
+}
+
+// mirror gives the build's mirror of a folder of a session.
+func (c *Caller) mirror(owner, key, name string, f worker.Filter) (*mirror, error) {
 	if key == "" && f.Differ == worker.DifferMetadata {
 		key = keyless
 	}
 	if f.MetadataOnly {
+		f.Session = "" // the owner stands for it
 		own, err := json.Marshal(f)
 		if err != nil {
 			return nil, err
@@ -70,14 +96,15 @@ func (c *Caller) mirror(key, name string, f worker.Filter) (*mirror, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if m, ok := c.held[name]; ok {
+	held := owner + "\x00" + name
+	if m, ok := c.held[held]; ok {
 		return m, nil
 	}
-	m, err := c.mirrors.take(key, name, c.id)
+	m, err := c.mirrors.take(key, name, owner)
 	if err != nil {
 		return nil, err
 	}
-	c.held[name] = m
+	c.held[held] = m
 	return m, nil
 }
 

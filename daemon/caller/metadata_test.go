@@ -107,7 +107,7 @@ func TestMirrorsOfFilters(t *testing.T) {
 	}
 	at := func(c *Caller, key string, f worker.Filter) string {
 		t.Helper()
-		m, err := c.mirror(key, "context", f)
+		m, err := c.mirror(c.id, key, "context", f)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -115,6 +115,10 @@ func TestMirrorsOfFilters(t *testing.T) {
 	}
 	c := &Caller{id: "one", mirrors: mirrors, held: make(map[string]*mirror)}
 	plain := at(c, "key", worker.Filter{})
+	// Clients of BuildKit's name their session in every source, another for each build.
+	if one, two := at(c, "key", worker.Filter{MetadataOnly: true, Session: "a"}), at(c, "key", worker.Filter{MetadataOnly: true, Session: "b"}); one != two {
+		t.Errorf("two builds of one client have the mirrors %s and %s, want one", one, two)
+	}
 	if got := at(c, "key", worker.Filter{Include: []string{"a"}}); got != plain {
 		t.Errorf("another part of the folder has the mirror %s, want %s", got, plain)
 	}

@@ -149,6 +149,9 @@ func TestNamedContexts(t *testing.T) {
 			map[string]fstest.MapFS{"local://somewhere": {".dockerignore": {Data: []byte("*.o\n")}}}, `
 			0 local://somewhere local.excludepatterns=["*.o"] local.followpaths=["a","b/c"]
 			1 copy 0:/a / on scratch; copy 0:/b/c / on .`},
+		{"a folder of another session", lines("FROM scratch", "COPY --from=src a /"), opts("context:src=local:somewhere", "local-sessionid:somewhere=abc", "local-sessionid:else=def"), nil, `
+			0 local://somewhere local.followpaths=["a"] local.session=abc
+			1 copy 0:/a / on scratch`},
 		{"a folder as a base is read whole when something runs in it", lines("FROM src", "COPY a /", "RUN x"), opts("context:src=local:somewhere"), nil, `
 			0 local://somewhere
 			1 local://context local.followpaths=["a"]

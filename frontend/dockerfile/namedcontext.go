@@ -182,6 +182,7 @@ func (n *namedContext) layout(ctx context.Context, spec string) (*fsys, *Image, 
 func (n *namedContext) local(ctx context.Context, name string) (*fsys, error) {
 	ignore, err := readIgnoreOf(ctx, n.c.in.bridge, localSource{
 		name:    name,
+		session: n.c.opts.sessionOf(name),
 		title:   n.title("load " + ignoreName),
 		hint:    "context:" + n.key + "-" + ignoreName,
 		follow:  []string{ignoreName},
@@ -197,6 +198,7 @@ func (n *namedContext) local(ctx context.Context, name string) (*fsys, error) {
 	return &fsys{make: func() (llb.Edge, error) {
 		return localSource{
 			name:    name,
+			session: n.c.opts.sessionOf(name),
 			title:   n.title("load from client"),
 			hint:    "context:" + n.key + "-" + n.c.opts.raw["sharedkey:localdir:"+n.key],
 			follow:  n.reads.follow(),

@@ -117,6 +117,9 @@ func (o *options) parseCaching() error {
 	return nil
 }
 
+// sessionOf gives the session in which a folder is by the request; empty is its own.
+func (o *options) sessionOf(folder string) string { return o.raw["local-sessionid:"+folder] }
+
 // ignoresCache reports whether a stage is to be built without looking at records.
 func (o *options) ignoresCache(stage string) bool {
 	if o.noCacheAll {

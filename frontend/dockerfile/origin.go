@@ -142,6 +142,7 @@ func (o *origin) definition() (llb.Edge, error) {
 	}
 	return localSource{
 		name:    o.local,
+		session: o.opts.sessionOf(o.local),
 		title:   "[internal] load build definition from " + o.filename,
 		hint:    o.local,
 		follow:  names,
@@ -158,6 +159,7 @@ func (o *origin) mainContext(reads paths, ignored []string) *fsys {
 	return &fsys{make: func() (llb.Edge, error) {
 		return localSource{
 			name:    contextName,
+			session: o.opts.sessionOf(contextName),
 			title:   "[internal] load build context",
 			hint:    contextName,
 			follow:  reads.follow(),
@@ -186,6 +188,7 @@ func (o *origin) ignorePatterns(ctx context.Context) ([]string, error) {
 func (o *origin) readIgnore(ctx context.Context) (ignoreFile, error) {
 	return readIgnoreOf(ctx, o.bridge, localSource{
 		name:    contextName,
+		session: o.opts.sessionOf(contextName),
 		title:   "[internal] load " + ignoreName,
 		hint:    contextName + "-" + ignoreName,
 		follow:  []string{ignoreName},

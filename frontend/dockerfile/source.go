@@ -21,6 +21,7 @@ const differNone = pb.AttrLocalDifferNone
 // localSource is a folder of the user's.
 type localSource struct {
 	name    string   // of the folder, as the session knows it
+	session string   // that it is in; empty is the build's own
 	title   string   // of the vertex
 	hint    string   // says which transfers may share what was sent before
 	follow  []string // only these paths, and what links among them lead to
@@ -39,6 +40,9 @@ func (s localSource) vertex() (llb.Edge, error) {
 			return llb.Edge{}, fmt.Errorf("marshalling %s: %w", key, err)
 		}
 		attrs[key] = string(dt)
+	}
+	if s.session != "" {
+		attrs[pb.AttrLocalSessionID] = s.session
 	}
 	if s.compare != "" {
 		attrs[pb.AttrLocalDiffer] = s.compare
