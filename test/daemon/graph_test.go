@@ -66,7 +66,7 @@ func read(t *testing.T, path string) string {
 	return string(data)
 }
 
-// TestGraph builds a graph of every kind of op but build.
+// TestGraph builds a graph of every kind of op but build, for which see TestNestedGraph.
 func TestGraph(t *testing.T) {
 	c, _ := newClient(t)
 	src := folder(t, map[string]string{"a/one": "1", "a/two": "2", "b/three": "3"})
