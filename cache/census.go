@@ -104,6 +104,9 @@ func (s *census) contents(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := s.documents(); err != nil {
+		return err
+	}
 	for _, id := range byRank(s.chains) {
 		d := decoder{b: unstamp(s.c.db.get(dbKey(prefixState, (*[32]byte)(&id))))}
 		if e := d.entry(); d.end() == nil {

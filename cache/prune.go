@@ -335,7 +335,8 @@ func (p *pruner) sweepLinks() error {
 	keepChain := func(id [32]byte) bool { _, ok := keep.chains[id]; return ok }
 	keepLayer := func(id [32]byte) bool { _, ok := keep.layers[id]; return ok }
 	err = errors.Join(
-		p.sweepKeys(prefixState, keepChain), p.sweepKeys(prefixChain, keepChain), p.sweepKeys(prefixLayer, keepLayer))
+		p.sweepKeys(prefixState, keepChain), p.sweepKeys(prefixChain, keepChain), p.sweepKeys(prefixLayer, keepLayer),
+		p.forgetDocuments())
 	p.chains.forget()
 	return err
 }

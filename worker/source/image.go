@@ -60,6 +60,7 @@ type Image struct {
 	Config []byte
 
 	layers []imageLayer
+	config blob.Digest
 }
 
 // imageLayer is a layer as manifest and config together describe it.
@@ -316,6 +317,9 @@ func (s *Images) Chain(ctx context.Context, img Image, limit int) (cache.ChainID
 		return cache.ChainID{}, nil, err
 	}
 	id, err := img.chain(s.cache, limit, []string{r.Repository()})
+	if n := len(img.layers); err == nil && n > 0 && (limit == 0 || limit == n) {
+		err = s.cache.KeepDocuments(cache.ImageLayerID(img.layers[n-1].diff), img.Digest, img.Manifest.Digest, img.config)
+	}
 	if err != nil {
 		return id, nil, fmt.Errorf("image %s: %w", img.Ref, err)
 	}
@@ -375,7 +379,7 @@ func (img *Image) readConfig(m manifest, fetch fetchFunc) error {
 	if err := json.Unmarshal(data, &c); err != nil {
 		return fmt.Errorf("its config %s cannot be read: %w", m.Config.Digest, err)
 	}
-	img.Config, img.Platform = data, c.Platform
+	img.Config, img.Platform, img.config = data, c.Platform, m.Config.Digest
 	if len(c.RootFS.DiffIDs) != len(m.Layers) {
 		return fmt.Errorf("its manifest has %d layers and its config %d", len(m.Layers), len(c.RootFS.DiffIDs))
 	}

@@ -312,6 +312,43 @@ func TestTagsAndModes(t *testing.T) {
 	}
 }
 
+// A collection that leaves an image's layers leaves what names them: the next build
+// asks what the tag means, and of an image by digest nothing. Without the layers
+// they go too.
+func TestDocumentsAreKept(t *testing.T) {
+	proxy, p := start(t)
+	d := p.image("v1", testImage{layers: [][]byte{testTar(t, "a=1"), testTar(t, "b=1")}})
+	c := openCache(t, t.TempDir())
+	s := NewImages(c, client(), ImagesOptions{})
+	tag, digest := p.repo+":v1", p.repo+"@"+d.Digest.String()
+	for _, ref := range []string{tag, digest} {
+		if _, _, err := pull(t.Context(), s, ref); err != nil {
+			t.Fatal(err)
+		}
+	}
+	requests := func(ref string) int {
+		t.Helper()
+		proxy.Break(nil)
+		if _, err := s.Resolve(t.Context(), nil, ref, amd64, ModeDefault); err != nil {
+			t.Fatal(err)
+		}
+		return len(proxy.Log())
+	}
+	used := func(u cache.Usage) bool { return strings.Contains(u.Description, "none of this") }
+	if _, err := c.Prune(t.Context(), cache.PruneOptions{Filter: used}); err != nil {
+		t.Fatal(err)
+	}
+	if byTag, byDigest := requests(tag), requests(digest); byTag != 1 || byDigest != 0 {
+		t.Errorf("with the layers here: %d requests by tag and %d by digest, want 1 and 0", byTag, byDigest)
+	}
+	if _, err := c.Prune(t.Context(), cache.PruneOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if n := requests(digest); n != 2 {
+		t.Errorf("without the layers: %d requests by digest, want 2", n)
+	}
+}
+
 func TestPlatforms(t *testing.T) {
 	_, p := start(t)
 	entry := func(platform *ocispecs.Platform, file string, annotations map[string]string) map[string]any {
