@@ -129,11 +129,12 @@ func (s *Solver) newTask(p *plan, n *node, tasks []*task) *task {
 	return t
 }
 
-// needs gives the definition keys of what a node reads. Sources have no records.
+// needs gives the definition keys of what a node reads. Sources and build ops have
+// no records.
 func (p *plan) needs(n *node) []cache.Key {
 	var keys []cache.Key
 	for _, in := range n.inputs {
-		if below := &p.nodes[in]; below.vertex.Kind() != "source" {
+		if below := &p.nodes[in]; recorded(below.vertex) {
 			keys = append(keys, below.dk)
 		}
 	}

@@ -23,6 +23,9 @@ var errCircle = errors.New("build operations wait for each other in a circle")
 // they have to be pinned. The graph's own vertices have their records.
 func always(v *llb.Vertex) bool { return v.Meta().IgnoreCache || v.Kind() == "build" }
 
+// recorded says whether what a vertex gave is recorded.
+func recorded(v *llb.Vertex) bool { return v.Kind() != "source" && v.Kind() != "build" }
+
 // nestKey is under what a context carries the task that its work is for.
 type nestKey struct{}
 

@@ -144,7 +144,7 @@ func (s *Solver) outputs(t *task, lease Lease) ([]cache.ChainID, error) {
 func (s *Solver) record(t *task, outputs []cache.ChainID) {
 	took := s.since(t.started)
 	s.remember(t, took)
-	if t.vertex.Kind() == "source" || t.vertex.Kind() == "build" {
+	if !recorded(t.vertex) {
 		return
 	}
 	r := cache.Record{
