@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -69,6 +70,36 @@ func fillMirror(dir string) error {
 	// What the suite starts its own registry with, in this folder.
 	conf := fmt.Sprintf("version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: %s\nhttp:\n  addr: 127.0.0.1:0\n", filepath.Join(dir, "data"))
 	return os.WriteFile(filepath.Join(dir, "config.yaml"), []byte(conf), 0o600)
+}
+
+// frontendFile is the image of BuildKit's Dockerfile frontend, as a tarball.
+const frontendFile = "frontend.tar"
+
+// packFrontend makes an image of BuildKit's Dockerfile frontend.
+func packFrontend(program, to string) error {
+	data, err := os.ReadFile(program)
+	if err != nil {
+		return err
+	}
+	img, err := root{folder("bin", 0o755), file("bin/dockerfile-frontend", 0o755, string(data))}.image("")
+	if err != nil {
+		return err
+	}
+	conf, err := img.ConfigFile()
+	if err != nil {
+		return err
+	}
+	conf = conf.DeepCopy()
+	conf.Config.Cmd, conf.Config.Entrypoint = nil, []string{"/bin/dockerfile-frontend"}
+	// As the published image has them: it needs no network, and what it can do is asked for before it runs.
+	conf.Config.Labels = map[string]string{
+		"moby.buildkit.frontend.network.none": "true",
+		"moby.buildkit.frontend.caps":         "moby.buildkit.frontend.inputs,moby.buildkit.frontend.subrequests,moby.buildkit.frontend.contexts",
+	}
+	if img, err = mutate.ConfigFile(img, conf); err != nil {
+		return err
+	}
+	return tarball.WriteToFile(to, name.MustParseReference("dockerfile-frontend:latest"), img)
 }
 
 // scanner stands in for the program that lists an image's packages.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds BuildKit's own tests of its client and of its Dockerfile frontend, and runs
-# them against kiln: run.sh [REGEXP of case names [client|dockerfile]].
+# them against kiln: run.sh [REGEXP of case names [client|dockerfile|gateway]].
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -19,12 +19,15 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kiln-test
-../peers/build.sh "$cache/peers" buildctl
+../peers/build.sh "$cache/peers" buildctl dockerfile-frontend
 go=${GO:-go}
 programs=$cache/conformance
 mkdir -p "$programs"
 for package in client frontend/dockerfile; do
-	[ -z "${2:-}" ] || [ "$2" = "${package##*/}" ] || continue
+	case $package in
+	client) [ "${2:-client}" = client ] || continue ;;
+	*) [ "${2:-}" != client ] || continue ;;
+	esac
 	(cd suite && CGO_ENABLED=0 "$go" test -c -o "$programs/${package##*/}.test" "github.com/moby/buildkit/$package")
 done
 export CONFORMANCE_PROGRAMS=$programs CONFORMANCE_PEERS=$cache/peers CONFORMANCE_CASES=${1:-}
