@@ -27,7 +27,7 @@ type cacheTarget struct {
 	name        string
 	store       remote.Target // nil for an inline cache
 	options     image.Options
-	container   remote.Container
+	envelope    remote.Envelope
 	max, mounts bool
 	sign        ed25519.PrivateKey // nil signs nothing
 	parallel    int
@@ -205,12 +205,12 @@ func (b *build) cacheTargets(to RemoteCache, here bool) ([]cacheTarget, error) {
 	if err := t.set(a, here, targets[0].store == nil); err != nil {
 		return nil, err
 	}
-	if t.container != remote.Image && to.Type != "registry" && to.Type != "local" {
+	if t.envelope != remote.Image && to.Type != "registry" && to.Type != "local" {
 		return nil, errors.New("image-manifest=false: caches in registries and folders only have other forms")
 	}
 	for i := range targets {
 		o := &targets[i]
-		o.container = t.container
+		o.envelope = t.envelope
 		o.options, o.max, o.mounts, o.sign, o.ignoreError = t.options, t.max, t.mounts, t.sign, t.ignoreError
 	}
 	return targets, a.end()
@@ -299,9 +299,9 @@ func (t *cacheTarget) set(a attrs, here, inline bool) (err error) {
 	case manifest && !oci:
 		return errors.New("oci-mediatypes=false: image manifests of caches are OCI's; image-manifest=false has Docker's types")
 	case !manifest && oci:
-		t.container = remote.Index
+		t.envelope = remote.Index
 	case !manifest:
-		t.container = remote.List
+		t.envelope = remote.List
 	}
 	layers := map[string]string{}
 	if !oci {

@@ -47,7 +47,7 @@ func (b *build) beginCaches(ctx context.Context, imports []*remote.Import) (end 
 		}
 		x := &cacheExport{target: t, wake: make(chan struct{}, 1), over: make(chan struct{})}
 		o := remote.ExportOptions{
-			Forms: b.forms(t), Sign: t.sign, Parallel: t.parallel, Container: t.container,
+			Forms: b.forms(t), Sign: t.sign, Parallel: t.parallel, Envelope: t.envelope,
 			Created:  func(id cache.LayerID) time.Time { return image.Created(b.engine.cache, id) },
 			Variants: func(l cache.Layer) []remote.Variant { return image.Variants(b.engine.cache, l) },
 		}

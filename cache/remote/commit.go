@@ -354,13 +354,13 @@ func (x *Exporter) write(ctx context.Context, b *builder, old blob.Descriptor) (
 	blobs := b.holds()
 	put := map[blob.Digest][]byte{config.Digest: data}
 	descs := []blob.Descriptor{config}
-	if len(blobs) == 0 && x.opt.Container == Image {
+	if len(blobs) == 0 && x.opt.Envelope == Image {
 		// A manifest is to have one layer at least.
 		empty := []byte("{}")
 		d := descriptor(emptyType, empty)
 		blobs, descs, put[d.Digest] = append(blobs, d), append(descs, d), empty
 	}
-	mediaType, manifest, err := x.opt.Container.manifest(config, blobs)
+	mediaType, manifest, err := x.opt.Envelope.manifest(config, blobs)
 	if err != nil {
 		return d, false, err
 	}

@@ -57,8 +57,8 @@ type ExportOptions struct {
 	// Sign signs what is exported; nil signs nothing. Nothing of what the cache
 	// holds is counted on then unless the same key has signed it.
 	Sign ed25519.PrivateKey
-	// Container is what a cache is written as that is written at all.
-	Container Container
+	// Envelope is what a cache is written as that is written at all.
+	Envelope Envelope
 	// Parallel is how many blobs are sent at once; 0 is 4.
 	Parallel int
 	// Import reads the same cache, whose index is then not read again; may be nil.

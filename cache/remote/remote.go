@@ -3,9 +3,10 @@
 //
 // A remote cache is an artifact as image-spec 1.1 has it, in a Store: a manifest
 // of ArtifactType, whose config is the index and whose layers are the blobs that
-// the cache holds itself (see Container for other kinds). The index lists records under their keys, the chains
-// that they put out, and for each layer its blobs and who has them; it is drawn in
-// docs/format-cache.md. An inline cache is the same inside the config of an image.
+// the cache holds itself (see Envelope for other kinds). The index lists records under
+// their keys, the chains that they put out, and for each layer its blobs and who has
+// them; it is drawn in docs/format-cache.md. An inline cache is the same inside the
+// config of an image; it may have records that lack outputs.
 // Besides records an index may list snapshots of cache mounts, and variants of
 // layers: the blobs that they are in images with times of their own.
 //
@@ -95,12 +96,12 @@ type document struct {
 	Manifests     []blob.Descriptor `json:"manifests,omitempty"`
 }
 
-// Container is what kind of manifest a cache is written as. All are read.
-type Container uint8
+// Envelope is what kind of manifest a cache is written as. All are read.
+type Envelope uint8
 
 const (
 	// Image is an image manifest: the index as its config, the blobs as its layers.
-	Image Container = iota
+	Image Envelope = iota
 	// Index is an image index that lists the blobs, and the cache's index as the
 	// last of them. Registries that know no artifacts took caches in this form.
 	Index
@@ -109,8 +110,8 @@ const (
 )
 
 // manifest makes the manifest of a cache.
-func (c Container) manifest(index blob.Descriptor, blobs []blob.Descriptor) (mediaType string, data []byte, err error) {
-	if c == Image {
+func (e Envelope) manifest(index blob.Descriptor, blobs []blob.Descriptor) (mediaType string, data []byte, err error) {
+	if e == Image {
 		data, err = json.Marshal(document{SchemaVersion: 2, MediaType: manifestType, ArtifactType: ArtifactType, Config: &index, Layers: blobs})
 		return manifestType, data, err
 	}
@@ -120,7 +121,7 @@ func (c Container) manifest(index blob.Descriptor, blobs []blob.Descriptor) (med
 		ArtifactType  string            `json:"artifactType,omitempty"`
 		Manifests     []blob.Descriptor `json:"manifests"`
 	}{2, indexType, ArtifactType, append(blobs, index)}
-	if c == List {
+	if e == List {
 		list.MediaType, list.ArtifactType = dockerListType, ""
 	}
 	data, err = json.Marshal(list)

@@ -350,14 +350,14 @@ func TestInlineOfSomeOutputs(t *testing.T) {
 	}
 }
 
-// TestContainers writes a cache as each kind of manifest, over the kind before.
-func TestContainers(t *testing.T) {
+// TestEnvelopes writes a cache as each kind of manifest, over the kind before.
+func TestEnvelopes(t *testing.T) {
 	from := openCache(t)
 	store := NewLayout(filepath.Join(t.TempDir(), "c"), "", blob.Digest{})
 	var read atomic.Int64
 	var at cache.ChainID
 	for n, c := range []struct {
-		container Container
+		envelope  Envelope
 		mediaType string
 		listed    int // blobs of layers
 	}{
@@ -368,7 +368,7 @@ func TestContainers(t *testing.T) {
 	} {
 		at = step(t, from, at, fmt.Sprint(n), nil)
 		key := byte(n + 1)
-		stats, err := Export(t.Context(), from, store, ExportOptions{Forms: forms(&read), Container: c.container}, []Entry{entry(key, at)}, time.Unix(1000, 0))
+		stats, err := Export(t.Context(), from, store, ExportOptions{Forms: forms(&read), Envelope: c.envelope}, []Entry{entry(key, at)}, time.Unix(1000, 0))
 		if err != nil || stats.Manifest.MediaType != c.mediaType || stats.Replaced != nil || stats.Sent != 1 {
 			t.Fatalf("%d: got %+v, %v; want one layer sent, and %s", n, stats, err, c.mediaType)
 		}
@@ -391,7 +391,7 @@ func TestContainers(t *testing.T) {
 		}
 		// What is there is not written anew for the sake of its form.
 		again := Index
-		stats, err = Export(t.Context(), from, store, ExportOptions{Forms: forms(&read), Container: again}, []Entry{entry(key, at)}, time.Unix(1000, 0))
+		stats, err = Export(t.Context(), from, store, ExportOptions{Forms: forms(&read), Envelope: again}, []Entry{entry(key, at)}, time.Unix(1000, 0))
 		if err != nil || stats.Manifest.MediaType != c.mediaType {
 			t.Errorf("%d: nothing to add: %+v, %v", n, stats, err)
 		}
