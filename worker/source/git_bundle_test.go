@@ -155,7 +155,7 @@ func TestGitBundleThatLies(t *testing.T) {
 		{"a commit without its files", srv.hollow("app", commit), "main", commit, "reading the bundle"},
 		{"the same, by the commit's name", srv.hollow("app", commit), "", commit, "reading the bundle"},
 		{"another branch", whole, "side", commit, `no branch or tag "side"`},
-		{"another commit than was pinned", whole, "main", zeros, "was expected"},
+		{"another commit than was pinned", whole, "main", zeros, "expected checksum to match"},
 		{"a commit that it does not have", whole, "", zeros, "not found in bundle"},
 	} {
 		_, got, _, err := checkout(t, c, s, srv.op("app", test.fragment, lent.lend(test.data, test.checksum)))
