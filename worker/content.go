@@ -44,7 +44,7 @@ func (w *Worker) content(op *pb.Op, input int, chain cache.ChainID, state func()
 	}
 	switch op := op.Op.(type) {
 	case *pb.Op_File:
-		id, err := w.fileContent(op.File, input, root)
+		id, err := w.fileContent(op.File, input, chain, root)
 		var missing *NotFoundError
 		if errors.As(err, &missing) && chain == (cache.ChainID{}) {
 			missing.Late = true // BuildKit does not look into what has no layers before
@@ -124,11 +124,16 @@ func (s sum) id() (id cache.ContentID) {
 // fileContent identifies what a file operation sees of an input whose state is
 // root and of which it does not see all: what copies take from it, and the files
 // in which owners are looked up.
-func (w *Worker) fileContent(op *pb.FileOp, input int, root tree.Entry) (cache.ContentID, error) {
+func (w *Worker) fileContent(op *pb.FileOp, input int, chain cache.ChainID, root tree.Entry) (cache.ContentID, error) {
 	s := newSum("paths")
 	for _, a := range op.Actions {
 		if c := a.GetCopy(); c != nil && a.SecondaryInput == int64(input) {
-			if err := w.copied(s, root, c); err != nil {
+			err := w.copied(s, root, c)
+			var missing *NotFoundError
+			if errors.As(err, &missing) {
+				missing.Late = chain == (cache.ChainID{}) // BuildKit looks into nothing when the operation runs
+			}
+			if err != nil {
 				return cache.ContentID{}, checksumError(root, err)
 			}
 		}
