@@ -285,12 +285,9 @@ func (d *database) closeBadger() error {
 	if err := d.badger.Close(); err != nil {
 		return err
 	}
-	// Badger reads the newest file of its log when it opens, to find the end: a large
-	// one is this process's to read, so that the next one finds an empty one.
-	large := d.load == bulk
 	// What is merged is level 0 and what it meets in the level below, whose size
 	// Badger keeps to ten megabytes or so.
-	if d.load == reading || level0.NumTables < maxLevel0 && !large || !roomFor(d.dir, headroom+4*level0.Size) {
+	if d.load == reading || level0.NumTables < maxLevel0 || !roomFor(d.dir, headroom+4*level0.Size) {
 		return nil
 	}
 	b, err := openWith(badgerOptions(d.dir, light, badgerLog{d.warn}).WithCompactL0OnClose(true))
