@@ -44,12 +44,7 @@ func (w *Worker) content(op *pb.Op, input int, chain cache.ChainID, state func()
 	}
 	switch op := op.Op.(type) {
 	case *pb.Op_File:
-		id, err := w.fileContent(op.File, input, chain, root)
-		var missing *NotFoundError
-		if errors.As(err, &missing) && chain == (cache.ChainID{}) {
-			missing.Late = true // BuildKit does not look into what has no layers before
-		}
-		return id, err
+		return w.fileContent(op.File, input, chain, root)
 	case *pb.Op_Exec:
 		return w.execContent(op.Exec, input, root)
 	}
@@ -131,7 +126,7 @@ func (w *Worker) fileContent(op *pb.FileOp, input int, chain cache.ChainID, root
 			err := w.copied(s, root, c)
 			var missing *NotFoundError
 			if errors.As(err, &missing) {
-				missing.Late = chain == (cache.ChainID{}) // BuildKit looks into nothing when the operation runs
+				missing.Late = chain == (cache.ChainID{}) // BuildKit does not look into what has no layers before
 			}
 			if err != nil {
 				return cache.ContentID{}, checksumError(root, err)
