@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"io"
 	"slices"
 	"sync"
 	"time"
@@ -18,10 +19,10 @@ import (
 )
 
 const (
-	// maxLog bounds the output that is kept of one build, in bytes. Beyond it, what
-	// has been kept longest goes: whoever watches has seen it, unless they are slow.
+	// maxLog bounds the output of one build that is kept in memory, in bytes. Beyond
+	// it, what has been kept longest goes to the disk (overflow).
 	maxLog = 8 << 20
-	// maxStatuses bounds how many messages are kept of one build.
+	// maxStatuses bounds how many messages of one build are kept in memory.
 	maxStatuses = 100_000
 	// arrival is how long a watcher waits for its build, whose request comes beside
 	// the watcher's own.
@@ -36,6 +37,7 @@ type builds struct {
 	kept *history.Store
 	// warn is told of records that cannot be written.
 	warn    func(error)
+	temp    string         // the folder of temporary files; empty is the system's
 	writing sync.WaitGroup // for records
 
 	mu        sync.Mutex // guards what is below; taken before that of a build
@@ -49,12 +51,15 @@ type builds struct {
 type build struct {
 	ref     string
 	request *controlapi.SolveRequest
+	temp    string // as builds has it
 
 	mu       sync.Mutex // guards what is below
 	record   *controlapi.BuildHistoryRecord
 	statuses []*client.SolveStatus
-	dropped  int // how many statuses were there before the first one kept
-	logged   int // bytes of output in statuses
+	dropped  int       // how many statuses were there before the first one in memory
+	older    *overflow // those, or the first of them; nil where there are none
+	users    int       // who may read older: the build itself, and watchers
+	logged   int       // bytes of output in statuses
 	done     bool
 	news     chan struct{} // closed and made anew with every status
 	steps    steps
@@ -79,7 +84,7 @@ func (j *builds) add(req *controlapi.SolveRequest) (*build, error) {
 	if _, ok := j.byRef[req.Ref]; ok {
 		return nil, fault.New(codes.AlreadyExists, fmt.Sprintf("job ID %s exists", req.Ref))
 	}
-	n := &build{ref: req.Ref, request: req, news: make(chan struct{}), recorded: make(chan struct{})}
+	n := &build{ref: req.Ref, request: req, temp: j.temp, users: 1, news: make(chan struct{}), recorded: make(chan struct{})}
 	n.record = newRecord(req, j.clock())
 	j.byRef[req.Ref] = n
 	j.order = append(j.order, n)
@@ -101,6 +106,7 @@ func (j *builds) end(n *build, result *kiln.Result, err error) {
 	n.finish(j.clock(), err)
 	j.writing.Go(func() {
 		defer close(n.recorded)
+		defer n.letGo()
 		if j.kept == nil || n.request.Internal {
 			j.forget(n, nil)
 			return
@@ -179,6 +185,7 @@ func (n *build) event(e kiln.Event) {
 		for _, l := range n.statuses[0].Logs {
 			n.logged -= len(l.Data)
 		}
+		n.overflow(n.statuses[0])
 		n.statuses = n.statuses[1:]
 		n.dropped++
 	}
@@ -186,35 +193,91 @@ func (n *build) event(e kiln.Event) {
 	n.news = make(chan struct{})
 }
 
-// after gives what was noted from a position on, the position behind that, and a
-// channel that is closed when there is more; nil where there will be no more.
-func (n *build) after(pos int) (statuses []*client.SolveStatus, next int, more <-chan struct{}) {
+// overflow puts the oldest status that is in memory on the disk. n.mu is held.
+func (n *build) overflow(s *client.SolveStatus) {
+	if n.older == nil && n.dropped == 0 {
+		var err error
+		if n.older, err = newOverflow(n.temp); err != nil {
+			return // a disk without room keeps no build from going on
+		}
+	}
+	if n.older != nil {
+		n.older.add(s)
+	}
+}
+
+// noted is what was noted of a build from a position on.
+type noted struct {
+	older    io.Reader // what is on the disk; nil is nothing
+	statuses []*client.SolveStatus
+	next     int             // the position behind
+	more     <-chan struct{} // closed when there is more; nil where there will be none
+}
+
+// hold keeps what is on the disk, until letGo.
+func (n *build) hold() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	pos = max(pos, n.dropped)
-	statuses = slices.Clone(n.statuses[pos-n.dropped:])
-	next = pos + len(statuses)
-	if n.done {
-		return statuses, next, nil
+	n.users++
+}
+
+func (n *build) letGo() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.users--; n.users == 0 {
+		n.older.close()
+		n.older = nil
 	}
-	return statuses, next, n.news
+}
+
+// after gives what was noted from a position on.
+func (n *build) after(pos int) noted {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out noted
+	if pos < n.dropped {
+		out.older = n.older.from(pos)
+		pos = n.dropped
+	}
+	out.statuses = slices.Clone(n.statuses[pos-n.dropped:])
+	out.next = pos + len(out.statuses)
+	if !n.done {
+		out.more = n.news
+	}
+	return out
+}
+
+// send gives all that was noted.
+func (n *build) send(what noted, to func(*controlapi.StatusResponse) error) error {
+	if what.older != nil {
+		err := history.ReadStatuses(what.older, to)
+		if err != nil {
+			return err
+		}
+	}
+	for _, m := range joined(what.statuses).Marshal() {
+		if err := to(m); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // watch sends all that happens in a build, from its beginning to its end.
 func (n *build) watch(ctx context.Context, send func(*controlapi.StatusResponse) error) error {
+	n.hold()
+	defer n.letGo()
 	for pos := 0; ; {
-		statuses, next, more := n.after(pos)
-		pos = next
-		for _, m := range joined(statuses).Marshal() {
-			if err := send(m); err != nil {
-				return err
-			}
+		part := n.after(pos)
+		pos = part.next
+		if err := n.send(part, send); err != nil {
+			return err
 		}
-		if more == nil {
+		if part.more == nil {
 			return nil
 		}
 		select {
-		case <-more:
+		case <-part.more:
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/kiln-build/kiln"
 	"github.com/kiln-build/kiln/daemon/history"
+	"github.com/kiln-build/kiln/daemon/status"
 	"github.com/kiln-build/kiln/exporter"
 	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/solver"
@@ -75,17 +78,69 @@ func TestWatchEndsWithItsClient(t *testing.T) {
 	}
 }
 
-func TestOutputIsBounded(t *testing.T) {
-	b, err := newBuilds(time.Now, nil, func(error) {}).add(&controlapi.SolveRequest{Ref: "r"})
+// TestOutputIsKeptOnTheDisk sees that a late watcher gets all of a long output, of
+// which memory holds the end only, and that nothing is left of it afterwards.
+func TestOutputIsKeptOnTheDisk(t *testing.T) {
+	all := newBuilds(time.Now, nil, func(error) {})
+	all.temp = t.TempDir()
+	b, err := all.add(&controlapi.SolveRequest{Ref: "r"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	piece := string(make([]byte, 1<<20))
-	for range 20 {
-		b.event(logOf(piece))
+	piece := func(i int) string { return fmt.Sprintf("%d:", i) + string(make([]byte, 1<<20)) }
+	const pieces = 20
+	var seen []string
+	see := func(s *controlapi.StatusResponse) error {
+		for _, l := range s.Logs {
+			if head, _, ok := strings.Cut(string(l.Msg[:min(5, len(l.Msg))]), ":"); ok {
+				seen = append(seen, head)
+			}
+		}
+		return nil
 	}
-	if kept, next, _ := b.after(0); len(kept) != maxLog>>20 || next != 20 {
-		t.Errorf("%d pieces of 1 MiB are kept, and 20 ended at %d; want %d and 20", len(kept), next, maxLog>>20)
+	for i := range pieces {
+		b.event(logOf(piece(i)))
+	}
+	first := b.after(0)
+	if len(first.statuses) >= 8 || first.next != pieces || first.older == nil {
+		t.Errorf("memory holds %d pieces of 1 MiB of a build that is at %d", len(first.statuses), first.next)
+	}
+	// One that is slow goes on where it was.
+	slow := b.after(3)
+	if err := b.send(slow, see); err != nil || len(seen) != pieces-3 || seen[0] != "3" {
+		t.Errorf("from the fourth on %q, %v", seen, err)
+	}
+	seen = nil
+	all.end(b, &kiln.Result{}, nil)
+	if err := b.watch(t.Context(), see); err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	for i := range pieces {
+		want = append(want, fmt.Sprint(i))
+	}
+	if !slices.Equal(seen, want) {
+		t.Errorf("a late watcher saw the pieces %q", seen)
+	}
+	all.writing.Wait()
+	if left, err := os.ReadDir(all.temp); err != nil || len(left) > 0 || b.older != nil {
+		t.Errorf("%v is left, %v", left, err)
+	}
+}
+
+// TestOverflowIsBounded fills one up: what it holds is the beginning without gaps.
+func TestOverflowIsBounded(t *testing.T) {
+	o, err := newOverflow(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.close()
+	small, large := status.Of(logOf("x")), status.Of(logOf(string(make([]byte, maxOverflow))))
+	o.add(small)
+	o.add(large)
+	o.add(small)
+	if len(o.offsets) != 1 || o.size > 1000 || o.from(1) != nil {
+		t.Errorf("%d messages of %d bytes are kept", len(o.offsets), o.size)
 	}
 }
 

@@ -91,6 +91,7 @@ func New(e *kiln.Engine, o Options) (*Server, error) {
 		return nil, err
 	}
 	s.builds = newBuilds(o.Clock, kept, func(err error) { s.answer("history", nil, err) })
+	s.builds.temp = e.Path("tmp")
 	return s, nil
 }
 

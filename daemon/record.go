@@ -138,14 +138,9 @@ type recording struct {
 
 // logs attaches the status stream.
 func (w recording) logs(n *build) (err error) {
-	statuses, _, _ := n.after(0)
+	all := n.after(0)
 	w.Logs, err = w.draft.Attach(history.LogsType, func(out io.Writer) error {
-		for _, m := range joined(statuses).Marshal() {
-			if err := history.WriteStatus(out, m); err != nil {
-				return err
-			}
-		}
-		return nil
+		return n.send(all, func(m *controlapi.StatusResponse) error { return history.WriteStatus(out, m) })
 	})
 	return err
 }

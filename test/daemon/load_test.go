@@ -129,8 +129,8 @@ func newMeasured(t *testing.T) (c *client.Client, d *instance, profiles string) 
 		t.Fatal(err)
 	}
 	c, d = newClient(t, "--config", config)
-	// What is made once, and stays.
-	if _, err := c.Solve(t.Context(), marshal(t, llb.Image(shared.registry.Addr+"/busybox:latest").File(llb.Mkfile("/f", 0o644, nil))), client.SolveOpt{Exports: toFolder(t.TempDir())}, nil); err != nil {
+	// What is made once, and stays: by the first step too.
+	if _, err := c.Solve(t.Context(), marshal(t, llb.Image(shared.registry.Addr+"/busybox:latest").Run(llb.Args([]string{"touch", "/f"})).Root()), client.SolveOpt{Exports: toFolder(t.TempDir())}, nil); err != nil {
 		t.Fatal(err)
 	}
 	return c, d, profiles
