@@ -112,6 +112,10 @@ func TestEpoch(t *testing.T) {
 		if got := img.Manifests[0].Layers[0].DiffID != plain.Manifests[0].Layers[0].DiffID; got != e.clamped {
 			t.Errorf("%v %s: the layer's times were changed: %v, want %v", e.attrs, e.metadata, got, e.clamped)
 		}
+		manifest := decode[ocispecs.Manifest](t, img.Manifests[0].Data)
+		if got := manifest.Layers[0].Annotations[rewrittenTime]; (got == "1800000000") != e.clamped {
+			t.Errorf("%v %s: the layer's times are said to be bounded by %q", e.attrs, e.metadata, got)
+		}
 		config := decode[ocispecs.Image](t, img.Manifests[0].Config.Data)
 		if got := config.Created.Equal(epoch); got != e.created {
 			t.Errorf("%v %s: created %v", e.attrs, e.metadata, config.Created)
