@@ -13,7 +13,6 @@ import (
 // ask for them before they use them.
 var missing = []apicaps.CapID{
 	pb.CapSourceGitSignatureVerify, pb.CapSourceHTTPSignatureVerify,
-	pb.CapGCFreeSpaceFilter,
 }
 
 // offered gives the capabilities of a list that kiln has.
