@@ -118,7 +118,9 @@ func TestTokensAreHeldAsLongAsTheyLive(t *testing.T) {
 
 // TestTokenForms has realms that want a login in one way or the other.
 func TestTokenForms(t *testing.T) {
-	ok := func(_ *http.Request, token string) (int, string) { return 200, fmt.Sprintf(`{"access_token":%q}`, token) }
+	ok := func(_ *http.Request, token string) (int, string) {
+		return 200, fmt.Sprintf(`{"access_token":%q}`, token)
+	}
 	onlyForms := func(r *http.Request, token string) (int, string) {
 		if r.Method != http.MethodPost {
 			return http.StatusNotFound, ""
