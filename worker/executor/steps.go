@@ -74,6 +74,7 @@ func (b *box) program() (*launch.Program, []uintptr, error) {
 
 // become ends a program: what is the same for every process of a sandbox.
 func (b *box) become(p *launch.Program) error {
+	p.HearSignals()
 	p.Call("setting the umask", unix.SYS_UMASK, launch.Int(0o022))
 	if err := limits(p, b.s.Ulimits); err != nil {
 		return err

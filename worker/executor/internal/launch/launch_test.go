@@ -3,7 +3,9 @@ package launch
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -161,4 +163,38 @@ func BenchmarkStart(b *testing.B) {
 		syscall.Wait4(proc.Pid, nil, 0, nil)
 		unix.Close(proc.PidFD)
 	}
+}
+
+// TestHearSignals has a process hear what its parent ignores.
+func TestHearSignals(t *testing.T) {
+	signal.Ignore(syscall.SIGHUP, syscall.SIGUSR2)
+	defer signal.Reset(syscall.SIGHUP, syscall.SIGUSR2)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	var p Program
+	p.HearSignals()
+	exec(&p, "/bin/sh")
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	proc, err := Start(&p, []string{"sh", "-c", "grep SigIgn /proc/self/status"}, nil,
+		[3]uintptr{w.Fd(), w.Fd(), 2}, nil, &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL})
+	w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(proc.PidFD)
+	if err := proc.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "SigIgn:\t0000000000000000\n"; string(got) != want {
+		t.Errorf("the process says %q, want %q", got, want)
+	}
+	syscall.Wait4(proc.Pid, nil, 0, nil)
 }

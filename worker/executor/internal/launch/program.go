@@ -18,7 +18,10 @@ package launch
 import (
 	"encoding/binary"
 	"fmt"
+	"os/signal"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -26,6 +29,7 @@ const (
 	maxProgram = 0x100000
 	headerSize = 64 // argv, envp, the failed call, its error
 	callSize   = 96
+	signals    = 64 // that there are, numbered from 1
 	resultAt   = 80 // within a call
 )
 
@@ -92,6 +96,19 @@ func (p *Program) OnError(errno syscall.Errno, cs ...Call) {
 	for _, c := range cs {
 		p.calls[c].onError = len(p.calls) + 1
 		p.calls[c].errno = errno
+	}
+}
+
+// HearSignals has the process hear the signals that this one ignores, as it does SIGHUP
+// below nohup: what is ignored stays so behind an exec.
+func (p *Program) HearSignals() {
+	for n := range syscall.Signal(signals) {
+		if !signal.Ignored(n + 1) {
+			continue
+		}
+		// The kernel's struct sigaction of zeros is SIG_DFL on every architecture.
+		action := p.Data(make([]byte, 32))
+		p.Call("hearing signals", unix.SYS_RT_SIGACTION, Int(n+1), action, Int(0), Int(signals/8))
 	}
 }
 
