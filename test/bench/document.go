@@ -129,11 +129,26 @@ func (o *outcome) size() string {
 
 // rounds gives how many of kiln's there were.
 func (o *outcome) rounds() int {
+	return o.roundsOf("kiln")
+}
+
+func (o *outcome) roundsOf(tool string) int {
 	n := 0
 	for _, r := range o.Rows {
-		n = max(n, len(r.Samples["kiln"]))
+		n = max(n, len(r.Samples[tool]))
 	}
 	return n
+}
+
+// fewer names the tools that had fewer rounds than kiln.
+func (o *outcome) fewer() string {
+	var out string
+	for _, tool := range toolNames {
+		if n := o.roundsOf(tool); n > 0 && n < o.rounds() {
+			out += fmt.Sprintf(", of %s %d", tool, n)
+		}
+	}
+	return out
 }
 
 // absent lists the workloads that these results do not have.
@@ -150,7 +165,7 @@ func (r *results) absent() []string {
 
 func (o *outcome) document(b *strings.Builder) {
 	fmt.Fprintf(b, "## %s\n\n", o.Name)
-	fmt.Fprintf(b, "Measured %s at commit %s%s, in %d rounds.", o.When.Format("2006-01-02 15:04 UTC"), o.Commit, o.size(), o.rounds())
+	fmt.Fprintf(b, "Measured %s at commit %s%s, in %d rounds%s.", o.When.Format("2006-01-02 15:04 UTC"), o.Commit, o.size(), o.rounds(), o.fewer())
 	if o.Load != "" {
 		fmt.Fprintf(b, " Load averages of the machine when it began: %s.", o.Load)
 	}
