@@ -49,7 +49,7 @@ func startBuildKit(t *testing.T) string {
 		"--oci-worker-snapshotter", "overlayfs", "--oci-worker-net", "host", "--oci-worker-binary", "runc",
 		"--otel-socket-path", filepath.Join(dir, "otel"), "--cdi-spec-dir", filepath.Join(dir, "cdi"))
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(os.Environ(), "HOME="+dir, "DOCKER_CONFIG="+filepath.Join(dir, "docker"))
+	cmd.Env = append(os.Environ(), "HOME="+dir, "TMPDIR="+dir, "DOCKER_CONFIG="+filepath.Join(dir, "docker"))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
