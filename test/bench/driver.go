@@ -21,6 +21,7 @@ import (
 // drivers are the parts of this program that run in processes of their own.
 var drivers = map[string]func(args []string) error{
 	"tree":        listTree,
+	"differ":      printDifferences,
 	"loop":        runLoop,
 	"push-large":  pushLarge,
 	"engine":      engineBuilds,
@@ -54,8 +55,8 @@ func unpackDebian(dir string) error {
 	return tar.Run()
 }
 
-// listTree prints what the layers of an OCI tarball make together, a line a path:
-// kind, mode, owner, content. Times are left out, for steps take place at
+// listTree writes what the layers of an OCI tarball make together to a file, a line a
+// path: kind, mode, owner, content. Times are left out, for steps take place at
 // different times, and so is what tools make for themselves to mount upon.
 func listTree(args []string) error {
 	dir, err := os.MkdirTemp("", "kiln-bench-")
@@ -90,11 +91,31 @@ func listTree(args []string) error {
 		lines = append(lines, line)
 	}
 	slices.Sort(lines)
-	w := bufio.NewWriter(os.Stdout)
+	out, err := os.Create(args[1])
+	if err != nil {
+		return err
+	}
+	w := bufio.NewWriter(out)
 	for _, line := range lines {
 		fmt.Fprintln(w, line)
 	}
-	return w.Flush()
+	return errors.Join(w.Flush(), out.Close())
+}
+
+// printDifferences prints where two lists differ.
+func printDifferences(args []string) error {
+	var lists [2]string
+	for i := range lists {
+		data, err := os.ReadFile(args[i])
+		if err != nil {
+			return err
+		}
+		lists[i] = string(data)
+	}
+	for _, line := range differences(lists[0], lists[1]) {
+		fmt.Println(line)
+	}
+	return nil
 }
 
 // differences gives a few of the lines that only one of two lists has.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -118,7 +119,9 @@ func (l *lab) run(w workload) (*outcome, error) {
 		}
 		o.addPlain(parts)
 	}
-	o.compare(w, trees)
+	if err := o.compare(l, trees); err != nil {
+		return nil, err
+	}
 	return o, l.sweep()
 }
 
@@ -157,7 +160,7 @@ func (l *lab) sweep() error {
 	return nil
 }
 
-// round runs one round and gives the lists of what its images hold, by row. A
+// round runs one round and gives the files that list what its images hold, by row. A
 // tool that fails is left out of the rounds that follow, and the table says why.
 func (l *lab) round(w workload, t tool, n int, o *outcome, trees map[string]string) map[string]string {
 	if why, ok := w.without[t.name()]; ok {
@@ -181,8 +184,8 @@ func (l *lab) round(w workload, t tool, n int, o *outcome, trees map[string]stri
 	}
 	trees = map[string]string{}
 	for id, tarball := range r.images {
-		list, err := l.driver(nil, "tree", tarball)
-		if err != nil {
+		list := filepath.Join(l.dir, "out", t.name()+"-"+strings.ReplaceAll(id, " ", "-")+".tree")
+		if _, err := l.driver(nil, "tree", tarball, list); err != nil {
 			o.Failed[t.name()] = "reading its image: " + err.Error()
 			continue
 		}
