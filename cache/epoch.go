@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -190,6 +191,9 @@ func (c *Cache) tend() {
 		} else if idle == 2*epochTick {
 			c.nodes.clear()
 			c.warnOf(c.db.shrink())
+			// What builds left would wait for the runtime's next collection, which
+			// may be two minutes away where nothing is allocated.
+			debug.FreeOSMemory()
 		}
 		if age += epochTick; !c.undurable() {
 			age = 0
