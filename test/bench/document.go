@@ -103,7 +103,6 @@ var remarks = map[string]string{
 	"W11":      "two thirds are the registry's answers to an upload and to the manifest; the process and its database take 15 ms",
 	"W12":      "of a hundred vertices it is mostly the start of a process, and opening and closing the database, 12 to 20 ms, which BuildKit's daemon has behind it",
 	"W13":      "what is above the compiler's time is the walk over the 16,000 files of the context and of the Go distribution, and the start and end of the step",
-	"W15":      "not profiled; it was 55 MB before bulk writes of the database put values into a log of their own, whose files are mapped",
 	"W16":      "the processor: 53% of its time is inflating layers that a step needs, 19% sha256, 20% system calls; one layer is fetched after a step, since only then is it known that it is needed",
 }
 
