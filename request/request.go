@@ -47,6 +47,8 @@ type Request struct {
 	Ulimits []string
 	// CgroupParent is the cgroup that steps run below.
 	CgroupParent string
+	// ProxyNetwork leaves steps no way out but a proxy of the engine's.
+	ProxyNetwork bool
 	// Call asks about the build description, and builds nothing: "lint", "outline" or
 	// "targets". The answer is in the result's metadata, as "result.json" and
 	// "result.txt"; "result.statuscode" is other than 0 where a check found something.

@@ -34,6 +34,7 @@ type buildOptions struct {
 	shmSize        string
 	ulimits        []string
 	cgroupParent   string
+	proxyNetwork   bool
 	allow          []string
 	iidfile        string
 	metadataFile   string
@@ -75,6 +76,7 @@ func newBuildCommand() *cli.Command {
 			listFlag("secret", "secret for RUN --mount=type=secret, id=ID[,src=FILE|,env=NAME]"),
 			listFlag("ssh", "agent or keys for RUN --mount=type=ssh, default|ID[=SOCKET|KEY[,KEY…]]"),
 			&cli.StringFlag{Name: "network", Usage: "network of RUN steps: default, host or none", Value: "default", Destination: &o.network},
+			&cli.BoolFlag{Name: "proxy-network", Usage: "leave RUN steps no way out but a proxy, which knows what they fetch", Destination: &o.proxyNetwork},
 			listFlag("add-host", "line of /etc/hosts in steps, NAME:ADDRESS"),
 			&cli.StringFlag{Name: "shm-size", Usage: "size of /dev/shm in steps, 128m for one", Destination: &o.shmSize},
 			listFlag("ulimit", "limit of steps, nofile=1024:2048 for one"),

@@ -227,7 +227,7 @@ func engineRequest(r *request.Request, events func(kiln.Event)) kiln.Request {
 		Context: r.Context, Dockerfile: r.Dockerfile, DockerfileText: r.DockerfileText, Contexts: r.Contexts,
 		Target: r.Target, BuildArgs: r.BuildArgs, Labels: r.Labels, Platforms: r.Platforms,
 		NoCache: r.NoCache, NoCacheFilter: r.NoCacheFilter, Pull: r.Pull, Network: r.Network, AddHosts: r.AddHosts,
-		ShmSize: r.ShmSize, Ulimits: r.Ulimits, CgroupParent: r.CgroupParent, Call: r.Call, Attrs: r.Attrs,
+		ShmSize: r.ShmSize, Ulimits: r.Ulimits, CgroupParent: r.CgroupParent, ProxyNetwork: r.ProxyNetwork, Call: r.Call, Attrs: r.Attrs,
 		Secrets: r.Secrets, SSH: r.SSH, Allow: r.Allow, CacheFrom: r.CacheFrom, CacheTo: r.CacheTo, Events: events,
 		Ref: r.Ref, Record: r.Provenance, FailOnMiss: r.FailOnMiss, Frontend: frontendOf(r.Frontend), Forward: forward,
 	}

@@ -15,7 +15,7 @@ func (o *buildOptions) request() (request.Request, error) {
 	r := request.Request{
 		Target: o.target, Platforms: splitAll(o.platforms), NoCache: o.noCache, NoCacheFilter: splitAll(o.noCacheFilter),
 		Pull: o.pull, AddHosts: o.addHosts, Ulimits: o.ulimits, CgroupParent: o.cgroupParent, Allow: splitAll(o.allow),
-		Attrs: map[string]string{},
+		ProxyNetwork: o.proxyNetwork, Attrs: map[string]string{},
 	}
 	err := o.attests.attrs(r.Attrs)
 	if err != nil {

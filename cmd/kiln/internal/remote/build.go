@@ -15,6 +15,7 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/ociindex"
 	gwclient "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/tonistiigi/fsutil"
 	"google.golang.org/grpc/codes"
@@ -52,6 +53,11 @@ func (c *Client) Build(ctx context.Context, r *request.Request, show func(*clien
 func (c *Client) run(ctx context.Context, r *request.Request, show func(*client.SolveStatus), call func(context.Context, *client.SolveOpt, chan *client.SolveStatus) error) error {
 	if err := c.refuse(r); err != nil {
 		return err
+	}
+	if r.ProxyNetwork && !c.kiln {
+		if err := c.knowsProxy(ctx); err != nil {
+			return err
+		}
 	}
 	in, err := r.Inputs(lookup)
 	if err != nil {
@@ -104,6 +110,19 @@ func (c *Client) refuse(r *request.Request) error {
 	return fmt.Errorf("the daemon at %s is no kiln, or an older one, and cannot %s", c.url, what)
 }
 
+// knowsProxy asks whether the daemon has the proxy network: BuildKits before v0.31 let
+// steps reach everything, and say nothing.
+func (c *Client) knowsProxy(ctx context.Context) error {
+	_, err := c.conn.Build(ctx, client.SolveOpt{}, "", func(_ context.Context, g gwclient.Client) (*gwclient.Result, error) {
+		caps := g.BuildOpts().LLBCaps
+		if err := caps.Supports(pb.CapExecMetaNetworkProxy); err != nil {
+			return nil, fmt.Errorf("the daemon at %s has no proxy network (--proxy-network): %w", c.url, err)
+		}
+		return gwclient.NewResult(), nil
+	}, nil)
+	return err
+}
+
 // solve runs the build, or asks the frontend a question, whose answer a daemon
 // hands only to those who call the frontend themselves.
 func (c *Client) solve(ctx context.Context, r *request.Request, opt *client.SolveOpt, ch chan *client.SolveStatus) (*request.Result, error) {
@@ -134,7 +153,8 @@ func (c *Client) solve(ctx context.Context, r *request.Request, opt *client.Solv
 func (c *Client) options(r *request.Request, in *request.Inputs) (*client.SolveOpt, error) {
 	opt := &client.SolveOpt{
 		Ref: r.Ref, Frontend: dockerfileFrontend, FrontendAttrs: in.Attrs, AllowedEntitlements: r.Allow, SharedKey: sharedKey(in.Folders),
-		LocalMounts: map[string]fsutil.FS{}, OCIStores: map[string]content.Store{},
+		ProxyNetwork: r.ProxyNetwork,
+		LocalMounts:  map[string]fsutil.FS{}, OCIStores: map[string]content.Store{},
 		CacheImports: caches(r.CacheFrom), CacheExports: caches(r.CacheTo),
 	}
 	if r.Frontend != "" {
