@@ -172,19 +172,10 @@ func (b *build) provenances(ctx context.Context, m *made) []Provenance {
 	var out []Provenance
 	for i, image := range m.images {
 		if !image.Root.IsScratch() {
-			out = append(out, Provenance{ID: m.id(i), Multi: m.Index || len(m.images) > 1, make: b.provenance(ctx, m, i, o)})
+			out = append(out, Provenance{ID: image.Name(), Multi: m.Index || len(m.images) > 1, make: b.provenance(ctx, m, i, o)})
 		}
 	}
 	return out
-}
-
-// id gives what the frontend calls the platform of image i.
-func (m *made) id(i int) string {
-	var list struct{ Platforms []struct{ ID string } }
-	if json.Unmarshal(m.Metadata["refs.platforms"], &list) == nil && len(list.Platforms) == len(m.images) {
-		return list.Platforms[i].ID
-	}
-	return platforms.FormatAll(m.images[i].Platform)
 }
 
 // provenance gives a function that makes the predicate of image i. What the

@@ -30,7 +30,7 @@ func (b *build) scan(ctx context.Context, m *made) error {
 		if image.Root.IsScratch() {
 			continue
 		}
-		bill, err := generator.Scan(sbom.Target{ID: m.id(i), Core: image.Root, IgnoreCache: b.attests.noCache})
+		bill, err := generator.Scan(sbom.Target{ID: image.Name(), Core: image.Root, IgnoreCache: b.attests.noCache})
 		if err != nil {
 			return err
 		}

@@ -8,10 +8,12 @@
 package exporter
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"time"
 
+	"github.com/containerd/platforms"
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/registry"
@@ -45,6 +47,9 @@ type Image struct {
 	// Attestations are what is said of the image; they are written beside it.
 	Attestations []Attestation
 }
+
+// Name gives what the frontend calls the image's platform.
+func (i Image) Name() string { return cmp.Or(i.ID, platforms.FormatAll(i.Platform)) }
 
 // Attestation is something that is said of an image. Its predicate is in a file
 // of a frontend's result, or what the engine itself says. See package attest.

@@ -3,10 +3,12 @@
 package frontend
 
 import (
+	"cmp"
 	"context"
 	"io/fs"
 	"time"
 
+	"github.com/containerd/platforms"
 	"github.com/kiln-build/kiln/llb"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -108,7 +110,8 @@ type Result struct {
 type ResultImage struct {
 	Platform ocispecs.Platform
 	// ID is what the frontend calls the platform; empty is the platform's own name.
-	// Outputs with a folder for each platform are named by it.
+	// Keys of Metadata that are about one image end with it, and outputs with a folder
+	// for each platform are named by it.
 	ID   string
 	Root llb.Edge
 	// Config is the image config as JSON, without rootfs and with one history
@@ -122,6 +125,9 @@ type ResultImage struct {
 	// Call is the request that the image came from; nil is the build's own.
 	Call *Call
 }
+
+// Name gives what the frontend calls the image's platform.
+func (i ResultImage) Name() string { return cmp.Or(i.ID, platforms.FormatAll(i.Platform)) }
 
 // Attestation is something that a frontend says of an image: a predicate in a file,
 // or a bundle, which is a folder of in-toto statements.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 
-	"github.com/containerd/platforms"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc/codes"
@@ -26,19 +25,11 @@ const reasonSBOM = "sbom"
 // maxAttestations bounds what one result may have said of it.
 const maxAttestations = 1000
 
-// platformID gives what attestations of image i are listed under.
-func (l platformList) platformID(i int, image frontend.ResultImage) string {
-	if i < len(l.Platforms) {
-		return l.Platforms[i].ID
-	}
-	return platforms.FormatAll(image.Platform)
-}
-
 // decodeAttestations reads what a function says of its images.
-func (f *Function) decodeAttestations(out *frontend.Result, said map[string]*gwpb.Attestations, list platformList) error {
+func (f *Function) decodeAttestations(out *frontend.Result, said map[string]*gwpb.Attestations) error {
 	for i := range out.Images {
 		image := &out.Images[i]
-		all := said[list.platformID(i, *image)].GetAttestation()
+		all := said[image.Name()].GetAttestation()
 		if len(all) > maxAttestations {
 			return fault.New(codes.ResourceExhausted, fmt.Sprintf("the result has more than %d attestations", maxAttestations))
 		}
@@ -97,9 +88,9 @@ func (f *Function) decodeAttestation(a *gwpb.Attestation) (frontend.Attestation,
 }
 
 // encodeAttestations gives what is said of a result's images as gateway clients have it.
-func (f *Function) encodeAttestations(r *frontend.Result, list platformList) (map[string]*gwpb.Attestations, error) {
+func (f *Function) encodeAttestations(r *frontend.Result) (map[string]*gwpb.Attestations, error) {
 	var out map[string]*gwpb.Attestations
-	for i, image := range r.Images {
+	for _, image := range r.Images {
 		for _, a := range image.Attestations {
 			ref, err := f.refer(a.Root, image.Call)
 			if err != nil {
@@ -122,7 +113,7 @@ func (f *Function) encodeAttestations(r *frontend.Result, list platformList) (ma
 				}
 				p.InTotoSubjects = append(p.InTotoSubjects, sub)
 			}
-			id := list.platformID(i, image)
+			id := image.Name()
 			if out == nil {
 				out = map[string]*gwpb.Attestations{}
 			}

@@ -50,7 +50,7 @@ func (f *Function) encode(r *frontend.Result) (*gwpb.Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if out.Attestations, err = f.encodeAttestations(r, list); err != nil {
+	if out.Attestations, err = f.encodeAttestations(r); err != nil {
 		return nil, err
 	}
 	if !r.Index && len(r.Images) <= 1 {
@@ -70,8 +70,8 @@ func (f *Function) encode(r *frontend.Result) (*gwpb.Result, error) {
 		return nil, fmt.Errorf("the frontend made %d images for %d platforms", len(r.Images), len(list.Platforms))
 	}
 	refs := map[string]*gwpb.Ref{}
-	for i, image := range r.Images {
-		id := list.Platforms[i].ID
+	for _, image := range r.Images {
+		id := image.Name()
 		if refs[id], err = f.refer(image.Root, image.Call); err != nil {
 			return nil, err
 		}
@@ -133,7 +133,7 @@ func (f *Function) decode(r *gwpb.Result) (*frontend.Result, error) {
 	if err := f.decodeImages(out, r, list); err != nil {
 		return nil, err
 	}
-	return out, f.decodeAttestations(out, r.Attestations, list)
+	return out, f.decodeAttestations(out, r.Attestations)
 }
 
 // decodeImages reads the references of a result.

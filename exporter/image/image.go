@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/exporter"
@@ -194,7 +193,7 @@ func (a *assembly) slots() (found [][]Layer, slots []*slot, err error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		epoch, err := a.opts.epoch(a.result.Metadata, platforms.FormatAll(img.Platform))
+		epoch, err := a.opts.epoch(a.result.Metadata, img.Name())
 		if err != nil {
 			return nil, nil, err
 		}
@@ -234,11 +233,11 @@ func give(ctx context.Context, slots []*slot, ready func(Layer) error) error {
 // manifest completes the config of an image and writes its manifest.
 func (a *assembly) manifest(i int, layers []Layer, p exporter.Progress) (Manifest, error) {
 	img := a.result.Images[i]
-	epoch, err := a.opts.epoch(a.result.Metadata, platforms.FormatAll(img.Platform))
+	epoch, err := a.opts.epoch(a.result.Metadata, img.Name())
 	if err != nil {
 		return Manifest{}, err
 	}
-	config := a.opts.Config(platforms.FormatAll(img.Platform))
+	config := a.opts.Config(img.Name())
 	if config == nil {
 		config = img.Config
 	}

@@ -94,19 +94,21 @@ func TestEpoch(t *testing.T) {
 	for _, e := range []struct {
 		attrs    map[string]string
 		metadata map[string][]byte
-		clamped  bool // the file's time, which is later
-		created  bool // the config's times
+		id       string // what the frontend calls the platform
+		clamped  bool   // the file's time, which is later
+		created  bool   // the config's times
 	}{
 		{attrs: map[string]string{"source-date-epoch": "1800000000"}, clamped: true, created: true},                                 // by attribute
 		{metadata: map[string][]byte{"source.date.epoch": []byte("1800000000")}, clamped: true, created: true},                      // by the frontend
 		{metadata: map[string][]byte{"source.date.epoch/linux/amd64": []byte("1800000000")}, clamped: true, created: true},          // for one platform
+		{metadata: map[string][]byte{"source.date.epoch/mine": []byte("1800000000")}, id: "mine", clamped: true, created: true},     // by its name
 		{attrs: map[string]string{"source-date-epoch": ""}, metadata: map[string][]byte{"source.date.epoch": []byte("1800000000")}}, // the attribute wins
 		{attrs: map[string]string{"source-date-epoch": "1800000000", "rewrite-timestamp": "false"}, created: true},                  // files left alone
 		{}, // none
 	} {
 		env := c.Env(nil)
 		env.Clock = func() time.Time { return epoch.Add(time.Hour) }
-		r.Metadata = e.metadata
+		r.Metadata, r.Images[0].ID = e.metadata, e.id
 		img := assemble(t, env, e.attrs, r)
 		plain := assemble(t, env, map[string]string{"source-date-epoch": ""}, fixture.Result(r.Images[0].Root, r.Images[0].Config))
 		if got := img.Manifests[0].Layers[0].DiffID != plain.Manifests[0].Layers[0].DiffID; got != e.clamped {

@@ -156,7 +156,7 @@ func result(opts *options, targets []*ocispecs.Platform, images []*compiled, gen
 			p = *targets[i]
 		}
 		id := platforms.FormatAll(platforms.Normalize(p))
-		c.image.Platform = exportPlatform(p, c.own)
+		c.image.ID, c.image.Platform = id, exportPlatform(p, c.own)
 		list.Platforms = append(list.Platforms, listedPlatform{ID: id, Platform: c.image.Platform})
 		if c.epoch != nil {
 			key := epochKey
