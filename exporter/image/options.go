@@ -180,12 +180,12 @@ func (o *Options) Config(platform string) []byte {
 
 // epoch gives the time that bounds those of an image; nil is no such bound.
 func (o *Options) epoch(metadata map[string][]byte, platform string) (*time.Time, error) {
-	return Epoch(o.Epoch, o.EpochSet, metadata, platform)
+	return epoch(o.Epoch, o.EpochSet, metadata, platform)
 }
 
-// Epoch gives SOURCE_DATE_EPOCH: what the attribute says where it is set, else
+// epoch gives SOURCE_DATE_EPOCH: what the attribute says where it is set, else
 // what the frontend says for the platform, or for all.
-func Epoch(attr *time.Time, set bool, metadata map[string][]byte, platform string) (*time.Time, error) {
+func epoch(attr *time.Time, set bool, metadata map[string][]byte, platform string) (*time.Time, error) {
 	if set {
 		return attr, nil
 	}
@@ -193,15 +193,6 @@ func Epoch(attr *time.Time, set bool, metadata map[string][]byte, platform strin
 		return parseEpoch(string(v))
 	}
 	return parseEpoch(string(metadata[metadataEpoch]))
-}
-
-// ParseEpoch reads the attribute "source-date-epoch" of any exporter.
-func ParseEpoch(attrs map[string]string) (t *time.Time, set bool, err error) {
-	v, set := attrs[attrEpoch]
-	if set {
-		t, err = parseEpoch(v)
-	}
-	return t, set, err
 }
 
 // clamp gives the options of layers whose image has that epoch.

@@ -6,14 +6,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"strings"
-	"time"
 
-	"github.com/containerd/platforms"
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/tree"
 	"github.com/kiln-build/kiln/exporter"
-	"github.com/kiln-build/kiln/exporter/layer"
 )
 
 // State gives the tree of a chain, with its files in the pool.
@@ -52,26 +48,4 @@ func GoneFile(c *cache.Cache, id cache.ChainID, err error) error {
 		}
 	}
 	return err
-}
-
-// Folder gives the name of the folder that an image's files go into where there
-// are several: what the frontend calls its platform, made into one name.
-func Folder(img exporter.Image) string {
-	id := img.ID
-	if id == "" {
-		id = platforms.FormatAll(img.Platform)
-	}
-	name := strings.NewReplacer("/", "_", `\`, "_", ":", "_").Replace(id)
-	if name == "." || name == ".." {
-		return strings.Repeat("_", len(name))
-	}
-	return name
-}
-
-// SameTime gives the options that let everything have one time; nil is its own.
-func SameTime(epoch *time.Time) layer.Options {
-	if epoch == nil {
-		return layer.Options{}
-	}
-	return layer.Options{Clamp: epoch.Unix(), Clamped: true, Same: true}
 }

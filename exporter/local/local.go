@@ -12,9 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
-	"github.com/containerd/platforms"
 	"github.com/kiln-build/kiln/exporter"
 	"github.com/kiln-build/kiln/exporter/attest"
 	"github.com/kiln-build/kiln/exporter/image"
@@ -22,30 +20,20 @@ import (
 
 // Exporter writes folders.
 type Exporter struct {
-	env      exporter.Env
-	epoch    *time.Time
-	epochSet bool
-	split    *bool
-	mirror   bool   // remove what the result does not have
-	prefix   string // of the names of statements
+	env    exporter.Env
+	opts   image.FileOptions
+	mirror bool // remove what the result does not have
 }
 
 var _ exporter.Exporter = (*Exporter)(nil)
 
 // New makes the exporter "local".
 func New(env exporter.Env, attrs map[string]string) (*Exporter, error) {
-	e := &Exporter{env: env, prefix: attrs["attestation-prefix"]}
-	var err error
-	if e.epoch, e.epochSet, err = image.ParseEpoch(attrs); err != nil {
+	opts, err := image.ParseFileOptions(attrs)
+	if err != nil {
 		return nil, err
 	}
-	if v, ok := attrs["platform-split"]; ok {
-		split, err := image.ParseBool("platform-split", v, false)
-		if err != nil {
-			return nil, err
-		}
-		e.split = &split
-	}
+	e := &Exporter{env: env, opts: opts}
 	switch v := attrs["mode"]; v {
 	case "", "copy":
 	case "delete":
@@ -73,8 +61,12 @@ func (e *Exporter) Export(ctx context.Context, r exporter.Result, p exporter.Pro
 
 func (e *Exporter) write(ctx context.Context, path string, r exporter.Result, p exporter.Progress) error {
 	split := r.Index()
-	if e.split != nil {
-		split = *e.split
+	if e.opts.Split != nil {
+		split = *e.opts.Split
+	}
+	folders, err := image.Folders(r)
+	if err != nil {
+		return err
 	}
 	root, err := openRoot(path)
 	if err != nil {
@@ -88,8 +80,8 @@ func (e *Exporter) write(ctx context.Context, path string, r exporter.Result, p 
 	if e.mirror {
 		w.keep = map[string]bool{}
 	}
-	for _, img := range r.Images {
-		if err := e.image(ctx, w, r, img, split, p); err != nil {
+	for i, img := range r.Images {
+		if err := e.image(ctx, w, r, i, folders[i], split, p); err != nil {
 			return image.GoneFile(e.env.Cache, img.Root, err)
 		}
 	}
@@ -99,16 +91,16 @@ func (e *Exporter) write(ctx context.Context, path string, r exporter.Result, p 
 	return nil
 }
 
-// image writes one image.
-func (e *Exporter) image(ctx context.Context, w *writer, r exporter.Result, img exporter.Image, split bool, p exporter.Progress) (err error) {
-	platform := platforms.FormatAll(img.Platform)
+// image writes image i, into a folder of that name if it is to have one of its own.
+func (e *Exporter) image(ctx context.Context, w *writer, r exporter.Result, i int, folder string, split bool, p exporter.Progress) (err error) {
+	img := r.Images[i]
 	step := "copying files"
 	if split {
-		step += " " + platform
+		step += " " + img.Name()
 	}
 	done := p.Step(step)
 	defer func() { done(err) }()
-	epoch, err := image.Epoch(e.epoch, e.epochSet, r.Metadata, platform)
+	epoch, err := e.opts.Epoch(r, img)
 	if err != nil {
 		return err
 	}
@@ -116,16 +108,16 @@ func (e *Exporter) image(ctx context.Context, w *writer, r exporter.Result, img 
 	if err != nil {
 		return err
 	}
-	w.epoch, w.platform, w.first = epoch, platform, map[inode]string{}
+	w.epoch, w.platform, w.first = epoch, img.Name(), map[inode]string{}
 	root := state
-	naming := attest.Naming{Prefix: e.prefix}
+	naming := attest.Naming{Prefix: e.opts.Prefix}
 	dir := ""
 	switch {
 	case split:
-		dir = image.Folder(img)
+		dir = folder
 		state.Name, state.Mode = dir, 0o755
 	case r.Index():
-		naming.Platform = image.Folder(img)
+		naming.Platform = folder
 	}
 	if err := w.write(ctx, state); err != nil || len(img.Attestations) == 0 {
 		return err

@@ -208,6 +208,14 @@ func TestPlatforms(t *testing.T) {
 			t.Errorf("the folder of %q holds %q", id, got)
 		}
 	}
+	// Two that come to one name are not mixed.
+	both := exporter.Result{Images: []exporter.Image{r.Images[0], r.Images[1]}}
+	both.Images[0].ID, both.Images[1].ID = "a/b", "a_b"
+	dir = t.TempDir()
+	err = export(t, c, dir, nil, both)
+	if err == nil || !strings.Contains(err.Error(), `"a/b" and "a_b"`) || len(names(t, dir)) > 0 {
+		t.Errorf("two platforms with one folder: %v, %v is written; want an error that names them", err, names(t, dir))
+	}
 	single := t.TempDir()
 	if err := export(t, c, single, map[string]string{"platform-split": "true", "source-date-epoch": "1000"}, exporter.Result{Images: r.Images[:1]}); err != nil {
 		t.Fatal(err)

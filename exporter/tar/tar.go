@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/containerd/platforms"
 	"github.com/kiln-build/kiln/cache/tree"
 	"github.com/kiln-build/kiln/exporter"
 	"github.com/kiln-build/kiln/exporter/attest"
@@ -21,30 +20,19 @@ import (
 
 // Exporter writes tarballs.
 type Exporter struct {
-	env      exporter.Env
-	epoch    *time.Time
-	epochSet bool
-	split    *bool
-	prefix   string // of the names of statements
+	env  exporter.Env
+	opts image.FileOptions
 }
 
 var _ exporter.Exporter = (*Exporter)(nil)
 
 // New makes the exporter "tar".
 func New(env exporter.Env, attrs map[string]string) (*Exporter, error) {
-	e := &Exporter{env: env, prefix: attrs["attestation-prefix"]}
-	var err error
-	if e.epoch, e.epochSet, err = image.ParseEpoch(attrs); err != nil {
+	opts, err := image.ParseFileOptions(attrs)
+	if err != nil {
 		return nil, err
 	}
-	if v, ok := attrs["platform-split"]; ok {
-		split, err := image.ParseBool("platform-split", v, false)
-		if err != nil {
-			return nil, err
-		}
-		e.split = &split
-	}
-	return e, nil
+	return &Exporter{env: env, opts: opts}, nil
 }
 
 // Export writes r, each platform into a folder of its own where there are several.
@@ -53,18 +41,25 @@ func (e *Exporter) Export(ctx context.Context, r exporter.Result, p exporter.Pro
 		return nil, errors.New("the output needs a destination: name one with dest=")
 	}
 	split := r.Index()
-	if e.split != nil && *e.split {
+	if e.opts.Split != nil && *e.opts.Split {
 		split = true
 	}
 	if !split && len(r.Images) != 1 {
 		return nil, errors.New("type=tar needs one image: the result has " + strconv.Itoa(len(r.Images)))
+	}
+	var folders []string // nil where the one image lies at the top
+	if split {
+		var err error
+		if folders, err = image.Folders(r); err != nil {
+			return nil, err
+		}
 	}
 	f, err := e.env.Target.File(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
 	done := p.Step("sending tarball")
-	err = e.write(ctx, f, r, split)
+	err = e.write(ctx, f, r, folders)
 	done(err)
 	if err != nil {
 		return nil, errors.Join(err, f.Abort())
@@ -72,11 +67,11 @@ func (e *Exporter) Export(ctx context.Context, r exporter.Result, p exporter.Pro
 	return map[string]string{}, f.Commit()
 }
 
-func (e *Exporter) write(ctx context.Context, f exporter.File, r exporter.Result, split bool) error {
+func (e *Exporter) write(ctx context.Context, f exporter.File, r exporter.Result, folders []string) error {
 	w := writer(f)
 	s := layer.Stream{Files: image.Files(e.env.Cache)}
-	for _, img := range r.Images {
-		epoch, err := image.Epoch(e.epoch, e.epochSet, r.Metadata, platforms.FormatAll(img.Platform))
+	for i, img := range r.Images {
+		epoch, err := e.opts.Epoch(r, img)
 		if err != nil {
 			return err
 		}
@@ -86,8 +81,8 @@ func (e *Exporter) write(ctx context.Context, f exporter.File, r exporter.Result
 			return err
 		}
 		prefix := ""
-		if split {
-			prefix = image.Folder(img) + "/"
+		if folders != nil {
+			prefix = folders[i] + "/"
 		}
 		if err := s.Add(ctx, w, prefix, root); err != nil {
 			return image.GoneFile(e.env.Cache, img.Root, err)
@@ -107,7 +102,7 @@ func (e *Exporter) write(ctx context.Context, f exporter.File, r exporter.Result
 
 // statements writes the statements about an image's files behind them.
 func (e *Exporter) statements(ctx context.Context, w io.Writer, img exporter.Image, root tree.Entry, prefix string, epoch *time.Time) error {
-	files, err := attest.Files(ctx, e.env, img, root, attest.Naming{Prefix: e.prefix})
+	files, err := attest.Files(ctx, e.env, img, root, attest.Naming{Prefix: e.opts.Prefix})
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/kiln-build/kiln/cache"
@@ -64,6 +65,23 @@ func TestExport(t *testing.T) {
 	hs, err = export(t, c, nil, r)
 	if want := []string{"linux_amd64/", "linux_amd64/a", "linux_amd64/d/", "linux_amd64/d/c", "linux_arm64/", "linux_arm64/a", "linux_arm64/d/", "linux_arm64/d/gone"}; err != nil || !slices.Equal(names(hs), want) {
 		t.Errorf("two platforms: got %v, %v; want %v", names(hs), err, want)
+	}
+	// The frontend's own names of platforms: of folders, and in the keys of their times.
+	r.Images[0].ID, r.Images[1].ID = "one", "two"
+	r.Metadata = map[string][]byte{"source.date.epoch/one": []byte("1000"), "source.date.epoch/two": []byte("2000")}
+	hs, err = export(t, c, nil, r)
+	if err != nil || len(hs) != 8 {
+		t.Fatalf("platforms with names: %v, %v", names(hs), err)
+	}
+	for _, h := range hs {
+		want := map[bool]int64{true: 1000, false: 2000}[strings.HasPrefix(h.Name, "one/")]
+		if got := h.ModTime.Unix(); got != want {
+			t.Errorf("%s has the time %d, want %d", h.Name, got, want)
+		}
+	}
+	r.Images[0].ID, r.Images[1].ID = "a/b", "a_b"
+	if hs, err = export(t, c, nil, r); err == nil || !strings.Contains(err.Error(), `"a/b" and "a_b"`) {
+		t.Errorf("two platforms with one folder: %v, %v; want an error that names them", names(hs), err)
 	}
 }
 
