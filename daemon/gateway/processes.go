@@ -27,6 +27,10 @@ import (
 // that sends more waits, with all its processes on the stream.
 const maxQueued = 16
 
+// maxFds bounds the descriptors of a process, each of which is answered by its end:
+// as many as a process may have open by default.
+const maxFds = 1024
+
 // pace is for how long after its beginning a process is held back behind the first
 // that it writes. BuildKit's clients take the messages of a stream one by one, and
 // wait where a process has written into a pipe that nobody reads yet: if the reader
@@ -221,7 +225,8 @@ func parseSignal(name string) (syscall.Signal, error) {
 	return 0, fault.New(codes.InvalidArgument, "Unknown signal "+name)
 }
 
-// start runs a process beside the others.
+// start runs a process beside the others. Descriptors beyond 2 lead to nothing, as
+// with BuildKit: the process does not have them, and the client hears of their end.
 func (ps *processes) start(id string, init *gwpb.InitMessage) {
 	p := &process{
 		resize: make(chan executor.WindowSize, maxQueued), signals: make(chan os.Signal, maxQueued),
@@ -238,6 +243,10 @@ func (ps *processes) start(id string, init *gwpb.InitMessage) {
 		run.Terminal = &executor.Terminal{Resize: p.resize}
 	}
 	container, refused := ps.f.containers.find(init.ContainerID)
+	if len(init.Fds) > maxFds {
+		refused = fault.New(codes.InvalidArgument, fmt.Sprintf("%d file descriptors: a process has %d at most", len(init.Fds), maxFds))
+		init.Fds = nil
+	}
 	for _, fd := range init.Fds {
 		switch fd {
 		case 0:
@@ -247,8 +256,6 @@ func (ps *processes) start(id string, init *gwpb.InitMessage) {
 			run.Stdout = &output{ps, p, id, fd, container}
 		case 2:
 			run.Stderr = &output{ps, p, id, fd, container}
-		default:
-			refused = fault.New(codes.Unimplemented, fmt.Sprintf("fd %d: processes of containers have 0, 1 and 2 only", fd))
 		}
 	}
 	ps.group.Go(func() {
@@ -267,8 +274,10 @@ func (ps *processes) start(id string, init *gwpb.InitMessage) {
 
 // exit tells the client how a process has ended.
 func (ps *processes) exit(id string, fds []uint32, err error) {
+	told := map[uint32]bool{0: true} // whose end is the client's to tell
 	for _, fd := range fds {
-		if fd == 1 || fd == 2 {
+		if !told[fd] {
+			told[fd] = true
 			ps.send(&gwpb.ExecMessage{ProcessID: id, Input: &gwpb.ExecMessage_File{File: &gwpb.FdMessage{Fd: fd, EOF: true}}})
 		}
 	}
