@@ -53,6 +53,12 @@ func (b *box) keep(fd int) int {
 	return fd
 }
 
+func (b *box) closeKept() {
+	for _, fd := range b.fds {
+		unix.Close(fd)
+	}
+}
+
 // start sets the sandbox up and forks the process. The goroutine must be locked
 // to its thread, which must end with it.
 func (b *box) start() (*launch.Process, error) {
@@ -64,11 +70,7 @@ func (b *box) start() (*launch.Process, error) {
 		return nil, fmt.Errorf("making namespaces: %w", err)
 	}
 	defer b.n.rejoin(leave)
-	defer func() {
-		for _, fd := range b.fds {
-			unix.Close(fd)
-		}
-	}()
+	defer b.closeKept()
 	unix.Umask(0) // of this thread alone: what is made gets the mode that is asked for
 	if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &unix.MountAttr{Propagation: unix.MS_PRIVATE}); err != nil {
 		return nil, fmt.Errorf("making mounts private: %w", err)
@@ -284,26 +286,17 @@ func loopbackUp() error {
 
 // openTerminal makes a terminal in the sandbox's /dev/pts and gives the process its end.
 func (b *box) openTerminal(pts int) error {
-	fd, err := unix.Openat(pts, "ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	ptmx, end, err := openPair(pts, "ptmx")
 	if err != nil {
 		return err
 	}
-	b.ptmx = os.NewFile(uintptr(fd), "terminal")
-	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
-		return err
-	}
-	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
-	if errno != 0 {
-		return errno
-	}
-	for i := range b.io.child {
-		b.io.child[i] = int(peer)
-	}
-	b.keep(int(peer))
+	b.ptmx = os.NewFile(uintptr(ptmx), "terminal")
+	b.io.child = [3]int{end, end, end}
+	b.keep(end)
 	if b.into != nil {
 		return nil // /dev/console is the first process's
 	}
-	number, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	number, err := unix.IoctlGetInt(ptmx, unix.TIOCGPTN)
 	if err != nil {
 		return err
 	}
@@ -313,6 +306,23 @@ func (b *box) openTerminal(pts int) error {
 	}
 	defer unix.Close(tty)
 	return b.bindDevice("console", tty)
+}
+
+// openPair makes a terminal by what is called name in the folder dir: both its ends.
+func openPair(dir int, name string) (ptmx, tty int, err error) {
+	if ptmx, err = unix.Openat(dir, name, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err != nil {
+		return -1, -1, err
+	}
+	if err := unix.IoctlSetPointerInt(ptmx, unix.TIOCSPTLCK, 0); err != nil {
+		unix.Close(ptmx)
+		return -1, -1, err
+	}
+	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(ptmx), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		unix.Close(ptmx)
+		return -1, -1, errno
+	}
+	return ptmx, int(peer), nil
 }
 
 // run starts the process on a thread of its own and waits for its end. forked is

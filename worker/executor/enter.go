@@ -124,11 +124,7 @@ func (n *Native) Enter(ctx context.Context, id string, spec Spec) error {
 // thread, which must end with it: what the thread forks from here on belongs there.
 func (b *box) enter() (*launch.Process, error) {
 	defer b.entered()
-	defer func() {
-		for _, fd := range b.fds {
-			unix.Close(fd)
-		}
-	}()
+	defer b.closeKept()
 	b.root = b.into.root
 	var err error
 	if b.user, err = lookUpUser(b.root, b.s.User); err != nil {

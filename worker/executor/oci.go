@@ -63,7 +63,11 @@ func NewOCI(o Options, command string, args ...string) (*OCI, error) {
 		}
 	}
 	oci := &OCI{n: n, command: full, args: args, shared: map[string]*ociShared{}}
-	return oci, oci.sweep()
+	if err := oci.sweep(); err != nil {
+		n.Close()
+		return nil, err
+	}
+	return oci, nil
 }
 
 // sweep ends the containers of a kiln that was killed: the runtime's own processes
@@ -124,6 +128,9 @@ func (o *OCI) Run(ctx context.Context, s Spec) error {
 		<-quiet
 	}
 	io.finish()
+	if r.ptmx != nil {
+		r.ptmx.Close()
+	}
 	r.removeStubs()
 	left := r.distrust()
 	if cause := context.Cause(ctx); cause != nil && err != nil {
@@ -151,11 +158,7 @@ func (r *ociRun) run(done chan struct{}) error {
 		return fmt.Errorf("making namespaces: %w", err)
 	}
 	defer r.n.rejoin(leave)
-	defer func() {
-		for _, fd := range r.fds {
-			unix.Close(fd)
-		}
-	}()
+	defer r.closeKept()
 	unix.Umask(0)
 	if err := oneCgroupForm(); err != nil {
 		return err
@@ -178,26 +181,21 @@ func (r *ociRun) run(done chan struct{}) error {
 		return err
 	}
 	cmd := r.runtime("run", "--bundle", r.n.path("bundle"), r.id)
-	err := r.connect(cmd)
-	if err == nil {
-		err = cmd.Start()
+	if err := r.begin(cmd); err != nil {
+		return err
 	}
-	r.closeStd()
-	if err != nil {
-		return fmt.Errorf("starting %s: %w", r.o.command, err)
-	}
-	r.io.terminal(r.ptmx)
-	r.io.start(r.s)
-	go r.forward(senderFunc(r.kill), done)
 	ended := make(chan struct{})
 	if r.s.Shared {
 		stop, err := r.share(ended)
 		if err != nil {
 			return errors.Join(err, cmd.Process.Kill(), cmd.Wait())
 		}
-		defer stop()
+		defer stop() // when it is known to those on the way in that it has ended
 	}
+	var forwarding sync.WaitGroup
+	defer forwarding.Wait()
 	defer close(ended)
+	forwarding.Go(func() { r.forward(senderFunc(r.kill), ended) })
 	if r.s.Started != nil {
 		r.s.Started(cmd.Process.Pid)
 	}
@@ -211,14 +209,32 @@ func (r *ociRun) runtime(args ...string) *exec.Cmd {
 	return cmd
 }
 
+// begin starts the runtime with the process's standard files.
+func (r *ociRun) begin(cmd *exec.Cmd) error {
+	err := r.connect(cmd)
+	if err == nil {
+		err = cmd.Start()
+	}
+	for _, f := range r.std {
+		f.Close()
+	}
+	if err != nil {
+		return fmt.Errorf("starting %s: %w", r.o.command, err)
+	}
+	r.io.terminal(r.ptmx)
+	r.io.start(r.s)
+	return nil
+}
+
 // connect gives the runtime the process's standard files.
 func (r *ociRun) connect(cmd *exec.Cmd) error {
 	if r.s.Terminal != nil {
-		ptmx, tty, err := hostTerminal()
+		// A terminal of the host, which the runtime connects to the one that it makes.
+		ptmx, tty, err := openPair(unix.AT_FDCWD, "/dev/ptmx")
 		if err != nil {
 			return fmt.Errorf("opening a terminal: %w", err)
 		}
-		r.ptmx = ptmx
+		r.ptmx = os.NewFile(uintptr(ptmx), "terminal")
 		r.io.child = [3]int{tty, tty, tty}
 		r.keep(tty)
 		cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty = true, true
@@ -247,12 +263,6 @@ func (r *ociRun) connect(cmd *exec.Cmd) error {
 		}
 	}
 	return nil
-}
-
-func (r *ociRun) closeStd() {
-	for _, f := range r.std {
-		f.Close()
-	}
 }
 
 // writeBundle mounts what the spec wants mounted beside the bundle, and writes
@@ -405,24 +415,4 @@ func (r *ociRun) end(grace time.Duration, done <-chan struct{}) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-}
-
-// hostTerminal opens a terminal of the host, which the runtime connects to the
-// one that it makes in the container.
-func hostTerminal() (ptmx *os.File, tty int, err error) {
-	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, -1, err
-	}
-	ptmx = os.NewFile(uintptr(fd), "terminal")
-	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
-		ptmx.Close()
-		return nil, -1, err
-	}
-	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
-	if errno != 0 {
-		ptmx.Close()
-		return nil, -1, errno
-	}
-	return ptmx, int(peer), nil
 }

@@ -154,11 +154,7 @@ func (e *ociEntry) run(h *handle, done chan struct{}) error {
 		return fmt.Errorf("making a mount namespace: %w", err)
 	}
 	defer e.n.rejoin(unix.CLONE_NEWNS)
-	defer func() {
-		for _, fd := range e.fds {
-			unix.Close(fd)
-		}
-	}()
+	defer e.closeKept()
 	if err := oneCgroupForm(); err != nil {
 		return err
 	}
@@ -166,16 +162,9 @@ func (e *ociEntry) run(h *handle, done chan struct{}) error {
 		return err
 	}
 	cmd := e.runtime("exec", "--process", e.process, "--pid-file", e.pidFile, e.id)
-	err := e.connect(cmd)
-	if err == nil {
-		err = cmd.Start()
+	if err := e.begin(cmd); err != nil {
+		return err
 	}
-	e.closeStd()
-	if err != nil {
-		return fmt.Errorf("starting %s: %w", e.o.command, err)
-	}
-	e.io.terminal(e.ptmx)
-	e.io.start(e.s)
 	var group sync.WaitGroup
 	over := make(chan struct{})
 	group.Go(func() {
@@ -185,7 +174,7 @@ func (e *ociEntry) run(h *handle, done chan struct{}) error {
 	if e.s.Started != nil {
 		e.s.Started(cmd.Process.Pid)
 	}
-	err = cmd.Wait()
+	err := cmd.Wait()
 	close(over)
 	group.Wait()
 	return e.judge(err)
@@ -197,15 +186,15 @@ func (e *ociEntry) writeProcess() error {
 	if e.user, err = lookUpUser(e.root, e.s.User); err != nil {
 		return err
 	}
-	spec, err := ociSpec(e.s, e.user, e.environment(), "/", nil)
+	process, err := ociProcess(e.s, e.user, e.environment())
 	if err != nil {
 		return err
 	}
-	process, err := json.Marshal(spec.Process)
+	data, err := json.Marshal(process)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(e.process, process, 0o600)
+	return os.WriteFile(e.process, data, 0o600)
 }
 
 // find looks for the process, for signals to be sent to it. The runtime waits for it,
@@ -235,7 +224,7 @@ func (e *ociEntry) judge(err error) error {
 	select {
 	case <-e.into.ended:
 		// The container went, and the process with it, or before it could begin.
-		return &ExitError{Code: 128 + int(unix.SIGKILL), Signal: unix.SIGKILL}
+		return &ExitError{Code: 128 + int(unix.SIGKILL)} // a runtime names no signal
 	default:
 	}
 	if msg := e.failure(); msg != "" {

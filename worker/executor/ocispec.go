@@ -16,42 +16,60 @@ import (
 // ociVersion is the oldest that has all we say: older runtimes refuse newer ones.
 const ociVersion = "1.0.2"
 
-// ociSpec says in the words of the OCI runtime specification what the native
-// executor does for a step.
-func ociSpec(s *Spec, u user, env []string, root string, binds []specs.Mount) (*specs.Spec, error) {
-	hostname := s.Hostname
-	if hostname == "" {
-		hostname = defaultHostname
-	}
+// ociProcess says in the words of the OCI runtime specification which process the
+// native executor makes of a spec.
+func ociProcess(s *Spec, u user, env []string) (*specs.Process, error) {
 	cwd := s.Cwd
 	if cwd == "" {
 		cwd = "/"
 	}
 	umask := uint32(0o022)
-	u.groups = append(u.groups, s.Groups...)
-	caps := &specs.LinuxCapabilities{Bounding: seccomp.DefaultCaps, Effective: seccomp.DefaultCaps, Permitted: seccomp.DefaultCaps}
+	p := &specs.Process{
+		Terminal:     s.Terminal != nil,
+		User:         specs.User{UID: u.uid, GID: u.gid, AdditionalGids: append(u.groups, s.Groups...), Umask: &umask},
+		Args:         s.Args,
+		Env:          env,
+		Cwd:          path.Join("/", cwd),
+		Capabilities: &specs.LinuxCapabilities{Bounding: seccomp.DefaultCaps, Effective: seccomp.DefaultCaps, Permitted: seccomp.DefaultCaps},
+	}
+	if s.Insecure {
+		all := allCaps()
+		p.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all, Inheritable: all, Ambient: all}
+	}
+	for _, l := range s.Ulimits {
+		if _, ok := rlimits[l.Name]; !ok {
+			return nil, fmt.Errorf("setting ulimit %q: there is no such limit", l.Name)
+		}
+		p.Rlimits = append(p.Rlimits, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(l.Name), Soft: uint64(l.Soft), Hard: uint64(l.Hard)})
+	}
+	return p, nil
+}
+
+// ociSpec says the same of the process and all that it sees.
+func ociSpec(s *Spec, u user, env []string, root string, binds []specs.Mount) (*specs.Spec, error) {
+	process, err := ociProcess(s, u, env)
+	if err != nil {
+		return nil, err
+	}
+	hostname := s.Hostname
+	if hostname == "" {
+		hostname = defaultHostname
+	}
 	o := &specs.Spec{
-		Version: ociVersion,
-		Root:    &specs.Root{Path: root, Readonly: s.Root.ReadOnly},
-		Process: &specs.Process{
-			Terminal:     s.Terminal != nil,
-			User:         specs.User{UID: u.uid, GID: u.gid, AdditionalGids: u.groups, Umask: &umask},
-			Args:         s.Args,
-			Env:          env,
-			Cwd:          path.Join("/", cwd),
-			Capabilities: caps,
-		},
+		Version:  ociVersion,
+		Root:     &specs.Root{Path: root, Readonly: s.Root.ReadOnly},
+		Process:  process,
 		Hostname: hostname,
 		Mounts:   append(ociMounts(s), binds...),
+		Hooks:    s.Hooks,
 		Linux: &specs.Linux{
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
 			},
 			Resources: ociResources(s),
+			Devices:   ociGiven(s.Devices, u),
 		},
 	}
-	o.Hooks = s.Hooks
-	o.Linux.Devices = ociGiven(s.Devices, u)
 	switch {
 	case s.Proxy != nil:
 		// The one that the runtime is started in, named so that those who enter join it.
@@ -59,15 +77,7 @@ func ociSpec(s *Spec, u user, env []string, root string, binds []specs.Mount) (*
 	case s.Network == NetworkNone:
 		o.Linux.Namespaces = append(o.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})
 	}
-	for _, l := range s.Ulimits {
-		if _, ok := rlimits[l.Name]; !ok {
-			return nil, fmt.Errorf("setting ulimit %q: there is no such limit", l.Name)
-		}
-		o.Process.Rlimits = append(o.Process.Rlimits, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(l.Name), Soft: uint64(l.Soft), Hard: uint64(l.Hard)})
-	}
 	if s.Insecure {
-		all := allCaps()
-		o.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all, Inheritable: all, Ambient: all}
 		more, err := ociDevices()
 		o.Linux.Devices = append(more, o.Linux.Devices...)
 		return o, err
@@ -81,7 +91,6 @@ func ociSpec(s *Spec, u user, env []string, root string, binds []specs.Mount) (*
 	for _, name := range readOnlyProc {
 		o.Linux.ReadonlyPaths = append(o.Linux.ReadonlyPaths, "/proc/"+name)
 	}
-	var err error
 	o.Linux.Seccomp, err = seccomp.Profile()
 	return o, err
 }
