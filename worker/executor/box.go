@@ -292,7 +292,6 @@ func (b *box) openTerminal(pts int) error {
 	}
 	b.ptmx = os.NewFile(uintptr(ptmx), "terminal")
 	b.io.child = [3]int{end, end, end}
-	b.keep(end)
 	if b.into != nil {
 		return nil // /dev/console is the first process's
 	}

@@ -236,7 +236,6 @@ func (r *ociRun) connect(cmd *exec.Cmd) error {
 		}
 		r.ptmx = os.NewFile(uintptr(ptmx), "terminal")
 		r.io.child = [3]int{tty, tty, tty}
-		r.keep(tty)
 		cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty = true, true
 	}
 	for i, fd := range r.io.child {

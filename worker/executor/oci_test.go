@@ -5,10 +5,14 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The OCI runtimes do for a step what the native executor does.
@@ -95,5 +99,42 @@ func TestOCITerminal(t *testing.T) {
 	w.Close()
 	if got := strings.ReplaceAll(out.String(), "\r", ""); err != nil || !strings.Contains(got, "yes\n") || !strings.Contains(got, "got word\n") {
 		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+// A terminal of a process that could not be started is closed once: its number may
+// be another file's by then.
+func TestTerminalIsClosedOnce(t *testing.T) {
+	s := Spec{Terminal: &Terminal{}}
+	std, err := newStdio(&s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &ociRun{box: &box{s: &s, io: std}}
+	if err := r.connect(&exec.Cmd{SysProcAttr: &syscall.SysProcAttr{}}); err != nil {
+		t.Fatal(err)
+	}
+	tty := std.child[0]
+	r.closeKept()
+	var others []*os.File
+	for range 8 {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		others = append(others, f)
+	}
+	std.close()
+	for _, f := range others {
+		if _, err := f.Stat(); err != nil {
+			t.Errorf("another file was closed: %v", err)
+		}
+	}
+	if _, err := unix.FcntlInt(uintptr(tty), unix.F_GETFD, 0); !errors.Is(err, unix.EBADF) {
+		t.Errorf("the terminal is still open: %v", err)
+	}
+	for _, f := range append(r.std, r.ptmx) {
+		f.Close()
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -121,12 +122,12 @@ func (p *stdio) finish() {
 }
 
 func (p *stdio) closeChild() {
-	for i, fd := range p.child {
+	for _, fd := range slices.Compact(p.child[:]) { // a terminal's end is the same for all three
 		if fd >= 0 {
 			unix.Close(fd)
-			p.child[i] = -1
 		}
 	}
+	p.child = [3]int{-1, -1, -1}
 }
 
 func (p *stdio) close() {
@@ -144,7 +145,6 @@ func (p *stdio) terminal(ptmx *os.File) {
 	if ptmx == nil {
 		return
 	}
-	p.child = [3]int{-1, -1, -1} // one descriptor, and not ours to close here
 	p.readers = []*os.File{ptmx}
 	p.stdin = ptmx
 }
