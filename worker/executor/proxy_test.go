@@ -83,6 +83,14 @@ func executors(t *testing.T) map[string]Executor {
 	return map[string]Executor{"native": newNative(t), "crun": o}
 }
 
+// hostFolder is where an executor keeps its files.
+func hostFolder(e Executor) string {
+	if o, ok := e.(*OCI); ok {
+		return o.n.dir
+	}
+	return e.(*Native).dir
+}
+
 // A request for a host that there is not ends at the proxy, and is known to have failed.
 func TestProxyMissed(t *testing.T) {
 	s := shell(t, "wget -S -O- https://no-such-host.invalid/ 2>&1 | grep -m1 HTTP/")
@@ -114,6 +122,7 @@ func TestProxyTrust(t *testing.T) {
 		{name: "added to", lower: image, script: "echo more >> " + list, upper: "etc/\netc/ssl/\netc/ssl/certs/\netc/ssl/certs/ca-certificates.crt=own\nmore\n"},
 		{name: "made anew", lower: image, script: "echo new > /x; mv /x " + list, upper: "etc/\netc/ssl/\netc/ssl/certs/\netc/ssl/certs/ca-certificates.crt=new\n"},
 		{name: "removed", lower: image, script: "rm " + list, upper: "etc/\netc/ssl/\netc/ssl/certs/\netc/ssl/certs/ca-certificates.crt whiteout"},
+		{name: "given another name", lower: image, script: "ln " + list + " /x", upper: "etc/\netc/ssl/\netc/ssl/certs/\netc/ssl/certs/ca-certificates.crt=own\n\nx=own\n"},
 		{name: "made another kind", lower: image, script: "rm " + list + "; mkfifo " + list + "; echo no > /dev/null", upper: "etc/\netc/ssl/\netc/ssl/certs/\netc/ssl/certs/ca-certificates.crt"},
 		{name: "made a link out of the root", lower: image, script: "rm -rf /etc/ssl/certs; ln -s ../../../../../../../etc /etc/ssl/certs", upper: "etc/\netc/ssl/\netc/ssl/certs"},
 		{name: "too large", lower: image, script: "dd if=/dev/zero bs=1048576 count=11 >> " + list + " 2>/dev/null", err: "failed to clean up proxy CA: " + list + ": it exceeds 10485760 bytes"},
@@ -135,6 +144,9 @@ func TestProxyTrust(t *testing.T) {
 				}
 				if got := fmt.Sprint(err); got != c.err && (err != nil || c.err != "") {
 					t.Errorf("ended with %v, want %q", err, c.err)
+				}
+				if left, err := filepath.Glob(hostFolder(e) + "/names/authorities-*"); err != nil || len(left) > 0 {
+					t.Errorf("left on the host: %q, %v", left, err)
 				}
 				if c.err != "" || s.Root.Upper == "" {
 					return

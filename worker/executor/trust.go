@@ -37,6 +37,8 @@ type trusting struct {
 	was         unix.Stat_t
 	sum         [sha256.Size]byte // of what was in it
 	copied      []copied          // folders that this put into the upper folder
+	// cover is the file of the host that lies over a list which cannot be written to.
+	cover string
 }
 
 // ResidueError is a process after which something of the builder's could not be taken
@@ -128,13 +130,16 @@ func (b *box) addAuthority(name string) error {
 
 // coverList mounts content over a list of a root that cannot be written to.
 func (b *box) coverList(name string, content []byte) error {
-	b.n.names.mu.Lock()
-	defer b.n.names.mu.Unlock()
-	source, err := b.n.names.write("authorities", content)
+	f, err := os.CreateTemp(b.n.path("names"), "authorities-")
 	if err != nil {
 		return err
 	}
-	fd, err := clone(unix.AT_FDCWD, source)
+	b.lists = append(b.lists, trusting{cover: f.Name()})
+	_, err = f.Write(content)
+	if err := errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
+		return err
+	}
+	fd, err := clone(unix.AT_FDCWD, f.Name())
 	if err != nil {
 		return err
 	}
@@ -150,6 +155,10 @@ func (b *box) coverList(name string, content []byte) error {
 func (b *box) distrust() error {
 	var errs []error
 	for _, t := range b.lists {
+		if t.cover != "" {
+			os.Remove(t.cover) // nothing of it is in the process's files
+			continue
+		}
 		names := []string{t.name}
 		// A list may have moved: its names may lead elsewhere by now.
 		for _, list := range authorityLists {
@@ -201,8 +210,9 @@ func (b *box) removeAuthority(t trusting, name string) error {
 		return err
 	}
 	cleaned := b.without(content)
-	if name == t.name && sha256.Sum256(cleaned) == t.sum && unchanged(&st, &t.was) {
-		// As it is in the layer below: the process has not touched it.
+	if name == t.name && st.Nlink == 1 && sha256.Sum256(cleaned) == t.sum && unchanged(&st, &t.was) {
+		// As it is in the layer below: the process has not touched it. One that has a
+		// second name by now is cleaned, or it would keep the certificate there.
 		removeStub(upper, stub{name: name, copied: t.copied, file: true})
 		return nil
 	}
