@@ -52,8 +52,83 @@ func enter(t *testing.T, n Enterer, id, script string, change func(*Spec)) (stri
 	return strings.TrimSpace(out.String()), err
 }
 
+// entries are what those who enter a sandbox find, whatever made it.
+var entries = []struct {
+	name   string
+	change func(*Spec)
+	script string
+	want   string
+}{
+	{"files of the first process", nil, "until [ -p /tmp/go ]; do :; done; cat /file", "mine"},
+	{"its processes", nil, "cat /proc/1/comm; [ $$ -gt 1 ] && echo other", "busybox\nother"},
+	{"its host name", nil, "hostname", "box"},
+	{"a user", func(s *Spec) { s.User = "ann:video" }, "id; echo $HOME", "uid=1000(ann) gid=44(video) groups=44(video)\n/home/ann"},
+	{"environment and working folder", func(s *Spec) { s.Env, s.Cwd = []string{"A=b"}, "/var" }, "echo $A; pwd", "b\n/var"},
+	{"a program by its name", func(s *Spec) { s.Args = []string{"busybox", "echo", "found"} }, "", "found"},
+	{"standard input", func(s *Spec) { s.Stdin = strings.NewReader("in") }, "cat", "in"},
+	{"root's capabilities", nil, "grep CapEff /proc/self/status", "CapEff:\t00000000a80425fb"},
+	{"a filter", nil, "grep Seccomp: /proc/self/status", "Seccomp:\t2"},
+	{"nothing of the builder's is open", nil, "ls /proc/self/fd | tr '\\n' ' '", "0 1 2 3"},
+}
+
+// checkEntries has the sandbox of a first process called "box" entered.
+func checkEntries(t *testing.T, n Enterer, id string) {
+	t.Helper()
+	for _, c := range entries {
+		got, err := enter(t, n, id, c.script, c.change)
+		if err != nil || got != c.want {
+			t.Errorf("%s: got %q, %v; want %q", c.name, got, err, c.want)
+		}
+	}
+}
+
+// checkEntriesEnd sees how those end who have entered a sandbox, and ends it. killed is
+// the signal that the executor names where a process was killed.
+func checkEntriesEnd(t *testing.T, n Enterer, id string, end func() error, killed os.Signal) {
+	t.Helper()
+	_, err := enter(t, n, id, "exit 42", nil)
+	checkExit(t, err, 42, nil)
+
+	signals := make(chan os.Signal, 1)
+	ready := writerFunc(func(b []byte) (int, error) { signals <- syscall.SIGINT; return len(b), nil })
+	_, err = enter(t, n, id, "trap 'exit 111' INT; echo ready; while :; do sleep 0.05; done", func(s *Spec) { s.Signals, s.Stdout = signals, ready })
+	checkExit(t, err, 111, nil)
+
+	ctx, cancel := context.WithCancel(context.Background())
+	begun := writerFunc(func(b []byte) (int, error) { cancel(); return len(b), nil })
+	err = n.Enter(ctx, id, Spec{ID: "x", Args: []string{"busybox", "sh", "-c", "echo; sleep 100"}, Stdout: begun})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	if got, err := enter(t, n, id, "echo still here", nil); err != nil || got != "still here" {
+		t.Errorf("after another one was cancelled: %q, %v", got, err)
+	}
+
+	// The first process takes the others with it.
+	ended, started, running := make(chan error, 1), make(chan struct{}), make(chan struct{})
+	go func() {
+		_, err := enter(t, n, id, "echo; sleep 100", func(s *Spec) {
+			s.Started = func(int) { close(started) }
+			s.Stdout = writerFunc(func(b []byte) (int, error) { close(running); return len(b), nil })
+		})
+		ended <- err
+	}()
+	<-started
+	<-running
+	if err := end(); !errors.Is(err, context.Canceled) {
+		t.Errorf("the first process ended with %v", err)
+	}
+	checkExit(t, <-ended, 128+9, killed)
+	if _, err := enter(t, n, id, "true", nil); !errors.Is(err, ErrNoSandbox) {
+		t.Errorf("entering what has ended: %v", err)
+	}
+	checkNothingLeft(t)
+}
+
 func TestEnter(t *testing.T) {
 	n := newNative(t)
+	s, _ := startShared(t, n, func(s *Spec) { s.Hostname = "box" })
+	checkEntries(t, n, s.ID)
 	for _, c := range []struct {
 		name   string
 		first  func(*Spec)
@@ -61,20 +136,11 @@ func TestEnter(t *testing.T) {
 		script string
 		want   string
 	}{
-		{"files of the first process", nil, nil, "until [ -p /tmp/go ]; do :; done; cat /file", "mine"},
-		{"its processes", nil, nil, "cat /proc/1/comm; [ $$ -gt 1 ] && echo other", "busybox\nother"},
-		{"its host name", func(s *Spec) { s.Hostname = "box" }, nil, "hostname", "box"},
 		{"its network", func(s *Spec) { s.Network = NetworkNone }, nil, "ls /sys/class/net; ip -o addr | head -n1 | awk '{print $4}'", "lo\n127.0.0.1/8"},
 		{"its cgroup", nil, nil, "[ \"$(cat /proc/1/cgroup)\" = \"$(cat /proc/self/cgroup)\" ] && echo same", "same"},
-		{"a user", nil, func(s *Spec) { s.User = "ann:video" }, "id; echo $HOME", "uid=1000(ann) gid=44(video) groups=44(video)\n/home/ann"},
-		{"environment and working folder", nil, func(s *Spec) { s.Env, s.Cwd = []string{"A=b"}, "/var" }, "echo $A; pwd", "b\n/var"},
-		{"a program by its name", nil, func(s *Spec) { s.Args = []string{"busybox", "echo", "found"} }, "", "found"},
-		{"standard input", nil, func(s *Spec) { s.Stdin = strings.NewReader("in") }, "cat", "in"},
 		{"no standard input", nil, nil, "cat; ls -l /proc/self/fd/0 | sed 's/.* //'", "/dev/null"},
-		{"root's capabilities", nil, nil, "grep CapEff /proc/self/status", "CapEff:\t00000000a80425fb"},
-		{"a filter", nil, nil, "grep Seccomp: /proc/self/status", "Seccomp:\t2"},
 		{"no filter for the privileged", nil, func(s *Spec) { s.Insecure = true }, "grep Seccomp: /proc/self/status", "Seccomp:\t0"},
-		{"nothing of kiln's is open", nil, nil, "ls /proc/self/fd | tr '\\n' ' '; ls -l /proc/self/exe | sed 's/.* //'", "0 1 2 3 /bin/busybox"},
+		{"no file of kiln's", nil, nil, "ls -l /proc/self/exe | sed 's/.* //'", "/bin/busybox"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s, _ := startShared(t, n, c.first)
@@ -89,11 +155,6 @@ func TestEnter(t *testing.T) {
 func TestEnterEnds(t *testing.T) {
 	n := newNative(t)
 	s, end := startShared(t, n, nil)
-	if _, err := enter(t, n, s.ID, "exit 42", nil); err == nil {
-		t.Error("a code was lost")
-	} else {
-		checkExit(t, err, 42, nil)
-	}
 	_, err := enter(t, n, s.ID, "", func(s *Spec) { s.Args = []string{"/no/such"} })
 	if !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a program that is not there: %v", err)
@@ -101,53 +162,21 @@ func TestEnterEnds(t *testing.T) {
 	if _, err := enter(t, n, s.ID, "true", func(s *Spec) { s.Cwd = "/no/such" }); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a working folder that is not there: %v", err)
 	}
-	signals := make(chan os.Signal, 1)
-	ready := writerFunc(func(b []byte) (int, error) { signals <- syscall.SIGINT; return len(b), nil })
-	_, err = enter(t, n, s.ID, "trap 'exit 111' INT; echo ready; while :; do sleep 0.05; done", func(s *Spec) { s.Signals, s.Stdout = signals, ready })
-	checkExit(t, err, 111, nil)
-
-	// The first process takes the others with it.
-	killed := make(chan error, 1)
-	begun := make(chan struct{})
-	go func() {
-		_, err := enter(t, n, s.ID, "sleep 100", func(s *Spec) { s.Started = func(int) { close(begun) } })
-		killed <- err
-	}()
-	<-begun
-	if err := end(); !errors.Is(err, context.Canceled) {
-		t.Errorf("the first process ended with %v", err)
-	}
-	checkExit(t, <-killed, 128+9, unix.SIGKILL)
-	if _, err := enter(t, n, s.ID, "true", nil); !errors.Is(err, ErrNoSandbox) {
-		t.Errorf("entering what has ended: %v", err)
-	}
-	checkNothingLeft(t)
+	checkEntriesEnd(t, n, s.ID, end, unix.SIGKILL)
 }
 
-func TestEnterIsCancelled(t *testing.T) {
-	n := newNative(t)
-	s, _ := startShared(t, n, nil)
-	ctx, cancel := context.WithCancel(context.Background())
-	err := n.Enter(ctx, s.ID, Spec{ID: "x", Args: []string{"busybox", "sleep", "100"}, Started: func(int) { cancel() }})
-	if !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v", err)
-	}
-	if got, err := enter(t, n, s.ID, "echo still here", nil); err != nil || got != "still here" {
-		t.Errorf("afterwards: %q, %v", got, err)
-	}
-}
-
-func TestEnterWithTerminal(t *testing.T) {
-	n := newNative(t)
-	s, _ := startShared(t, n, nil)
+// enterTyping runs a script in a sandbox, with a terminal in which "typed" is typed, and
+// gives what is seen there.
+func enterTyping(t *testing.T, n Enterer, id, script string) string {
+	t.Helper()
 	resize := make(chan WindowSize, 1)
 	resize <- WindowSize{Rows: 40, Cols: 80}
 	in, out := io.Pipe()
 	var got bytes.Buffer
 	done := make(chan error, 1)
 	go func() {
-		done <- n.Enter(context.Background(), s.ID, Spec{
-			ID: "tty", Args: []string{"busybox", "sh", "-c", "read x; tty; stty size; echo $TERM $x"},
+		done <- n.Enter(context.Background(), id, Spec{
+			ID: "tty", Args: []string{"busybox", "sh", "-c", script},
 			Stdin: in, Stdout: &got, Terminal: &Terminal{Resize: resize},
 		})
 	}()
@@ -158,8 +187,15 @@ func TestEnterWithTerminal(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	if want := "typed\r\n/dev/pts/0\r\n40 80\r\nxterm typed\r\n"; got.String() != want {
-		t.Errorf("got %q, want %q", got.String(), want)
+	return got.String()
+}
+
+func TestEnterWithTerminal(t *testing.T) {
+	n := newNative(t)
+	s, _ := startShared(t, n, nil)
+	got := enterTyping(t, n, s.ID, "read x; tty; stty size; echo $TERM $x")
+	if want := "typed\r\n/dev/pts/0\r\n40 80\r\nxterm typed\r\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
