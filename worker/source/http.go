@@ -335,10 +335,11 @@ func (s *HTTP) request(ctx context.Context, job *solver.Job, h *httpOp, method s
 		req.Header.Set("Authorization", string(v))
 		return req, nil
 	}
-	for id, before := range map[string]string{"HTTP_AUTH_HEADER_": "", "HTTP_AUTH_TOKEN_": "Bearer "} {
-		v, err := s.Secret(ctx, job, id+req.URL.Hostname())
+	// Of a host that has both, the token counts, as with BuildKit.
+	for _, kind := range [][2]string{{"HTTP_AUTH_HEADER_", ""}, {"HTTP_AUTH_TOKEN_", "Bearer "}} {
+		v, err := s.Secret(ctx, job, kind[0]+req.URL.Hostname())
 		if err == nil {
-			req.Header.Set("Authorization", before+string(v))
+			req.Header.Set("Authorization", kind[1]+string(v))
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}

@@ -239,6 +239,12 @@ func TestHTTPLogin(t *testing.T) {
 			t.Errorf("%+v: sent %q, %v", test, got, err)
 		}
 	}
+	secrets = map[string]string{"HTTP_AUTH_TOKEN_127.0.0.1": "t", "HTTP_AUTH_HEADER_127.0.0.1": "Basic x"}
+	for range 10 {
+		if _, err := s.Pin(t.Context(), job, &pb.SourceOp{Identifier: w.URL + "/a"}); err != nil || got != "Bearer t" {
+			t.Fatalf("with both secrets of a host: sent %q, %v", got, err)
+		}
+	}
 	op := &pb.SourceOp{Identifier: w.URL + "/a", Attrs: map[string]string{pb.AttrHTTPAuthHeaderSecret: "absent"}}
 	if _, err := s.Pin(t.Context(), job, op); err == nil || !strings.Contains(err.Error(), "absent") {
 		t.Errorf("a secret that is not there: %v", err)
