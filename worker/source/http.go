@@ -380,9 +380,13 @@ func (s *HTTP) save(ctx context.Context, cancel context.CancelCauseFunc, job *so
 	}
 	m := httpMemory{
 		Pin:  httpPin{Digest: f.digest, Name: fileName(h, resp)},
-		Size: f.size, ETag: resp.Header.Get("ETag"), Modified: resp.Header.Get("Last-Modified"),
+		Size: f.size, ETag: tagOf(resp), Modified: resp.Header.Get("Last-Modified"),
 	}
-	if t, err := http.ParseTime(m.Modified); err == nil && t.Unix() > 0 {
+	t, err := http.ParseTime(m.Modified)
+	switch {
+	case err != nil:
+		m.Modified = "" // it would be sent back, whatever it is
+	case t.Unix() > 0:
 		m.Pin.MTime = t.Unix()
 	}
 	return m, nil

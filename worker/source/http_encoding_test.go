@@ -134,3 +134,22 @@ func TestHTTPTags(t *testing.T) {
 		t.Errorf("another URL with the same tag: got %q, %v, with the requests %q", got, err, w.log)
 	}
 }
+
+// What a server says of a file is not sent back to it whatever it is.
+func TestHTTPOddTags(t *testing.T) {
+	w := newWebServer(t)
+	c := openCache(t, t.TempDir())
+	for _, header := range []map[string]string{
+		{"ETag": `"` + strings.Repeat("x", 10_000) + `"`},
+		{"Last-Modified": strings.Repeat("x", 10_000)},
+	} {
+		w.header = header
+		for range 2 {
+			w.log = nil
+			got, _, err := file(t, c, NewHTTP(c), &pb.SourceOp{Identifier: w.URL + "/f"})
+			if err != nil || got != "f=hello" || !slices.Equal(w.log, []string{"GET "}) {
+				t.Errorf("got %q, %v, with the requests %.80q", got, err, w.log)
+			}
+		}
+	}
+}

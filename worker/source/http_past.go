@@ -17,8 +17,19 @@ type httpMemory struct {
 // httpPast is what a URL gave, the newest first: it may give the same again.
 type httpPast []httpMemory
 
-// maxPast bounds it. The tags are in a header of each request.
-const maxPast = 8
+// The tags are in a header of each request, and servers take some kilobytes of those.
+const (
+	maxPast = 8
+	maxTag  = 256 // bytes; a longer one is no tag
+)
+
+// tagOf gives the tag of an answer; empty is none.
+func tagOf(resp *http.Response) string {
+	if tag := resp.Header.Get("ETag"); len(tag) <= maxTag {
+		return tag
+	}
+	return ""
+}
 
 // recall gives what a URL gave, as far as it is here.
 func (s *HTTP) recall(h *httpOp) httpPast {
@@ -82,7 +93,7 @@ func (p httpPast) ask(req *http.Request) {
 
 // named gives the one of these that an answer to ask says the URL has now.
 func (p httpPast) named(resp *http.Response) (httpMemory, bool) {
-	tag := resp.Header.Get("ETag")
+	tag := tagOf(resp)
 	for _, m := range p {
 		if tag != "" && weak(m.ETag) == weak(tag) {
 			return m, true
