@@ -130,10 +130,8 @@ func (s *Blob) Chain(ctx context.Context, job *solver.Job, op *pb.SourceOp, pin 
 	}
 	defer r.Close()
 	e := a.entry(a.filename, p.digest, size)
-	if !s.cache.Pool().Has(e) {
-		if err := s.cache.Pool().Put(ctx, e, r); err != nil {
-			return none, fmt.Errorf("%s: %w", op.Identifier, err)
-		}
+	if err := s.cache.Pool().Put(ctx, e, r); err != nil {
+		return none, fmt.Errorf("%s: %w", op.Identifier, err)
 	}
 	id, err := oneFile(s.cache, e)
 	if err == nil && p.layout {
@@ -168,11 +166,37 @@ func (s *Blob) open(ctx context.Context, job *solver.Job, p blobPlace) (r io.Rea
 	} else if err == nil {
 		r.Close()
 	}
-	r, err = s.registry.Fetch(ctx, cred, p.ref, d)
-	if err != nil {
-		return nil, 0, err
+	return &onDemand{open: func() (io.ReadCloser, error) {
+		r, err := s.registry.Fetch(ctx, cred, p.ref, d)
+		if err != nil {
+			return nil, err
+		}
+		return &metered{ReadCloser: r, meter: newMeter(progressOf(job), p.ref, "downloading", 0, d.Size)}, nil
+	}}, d.Size, nil
+}
+
+// onDemand is a reader that is opened when somebody reads: what is in the pool is not
+// asked for again.
+type onDemand struct {
+	open func() (io.ReadCloser, error)
+	r    io.ReadCloser // nil while nobody has read
+}
+
+func (o *onDemand) Read(p []byte) (n int, err error) {
+	if o.r == nil {
+		if o.r, err = o.open(); err != nil {
+			return 0, err
+		}
 	}
-	return &metered{ReadCloser: r, meter: newMeter(progressOf(job), p.ref, "downloading", 0, d.Size)}, d.Size, nil
+	return o.r.Read(p)
+}
+
+// Close closes what was opened.
+func (o *onDemand) Close() error {
+	if o.r == nil {
+		return nil
+	}
+	return o.r.Close()
 }
 
 // check asks whether the repository, or the layout, has a blob.

@@ -14,36 +14,9 @@ import (
 
 	"github.com/moby/buildkit/solver/pb"
 
-	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/blob"
-	"github.com/kiln-build/kiln/cache/tree"
 	"github.com/kiln-build/kiln/solver"
 )
-
-// blobFile pins and chains a blob and gives the one file of the result, as "name=text".
-func blobFile(t *testing.T, c *cache.Cache, s *Blob, op *pb.SourceOp) (string, tree.Entry, error) {
-	t.Helper()
-	pin, err := s.Pin(t.Context(), nil, op)
-	if err != nil {
-		return "", tree.Entry{}, err
-	}
-	id, err := s.Chain(t.Context(), nil, op, pin)
-	if err != nil {
-		return "", tree.Entry{}, err
-	}
-	root, err := c.Merged(id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for e, err := range tree.ReadDir(c, root.Children) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		return files(t, c, id), e, nil
-	}
-	t.Fatal("the result is empty")
-	return "", tree.Entry{}, nil
-}
 
 func TestBlobOfRepository(t *testing.T) {
 	proxy, p := start(t)
@@ -51,39 +24,46 @@ func TestBlobOfRepository(t *testing.T) {
 	c := openCache(t, t.TempDir())
 	s := NewBlob(c, client())
 	op := &pb.SourceOp{Identifier: "docker-image+blob://" + p.repo + "@" + d.Digest.String()}
-	got, e, err := blobFile(t, c, s, op)
+	got, e, err := file(t, c, s, op)
 	if want := hex.EncodeToString(d.Digest[:]) + "=payload"; err != nil || got != want || e.Mode != 0o600 || e.MTime != 0 || e.UID != 0 {
 		t.Errorf("got %q, %+v, %v; want %q", got, e, err, want)
 	}
 	op.Attrs = map[string]string{pb.AttrHTTPFilename: "../dir/layer.tgz", pb.AttrHTTPPerm: "0640", pb.AttrHTTPUID: "123", pb.AttrHTTPGID: "456"}
-	got, e, err = blobFile(t, c, s, op)
+	got, e, err = file(t, c, s, op)
 	if err != nil || got != "layer.tgz=payload" || e.Mode != 0o640 || e.UID != 123 || e.GID != 456 {
 		t.Errorf("with attributes: got %q, %+v, %v", got, e, err)
 	}
 	// What is here is not sent again, and is had of a repository only that has it.
+	proxy.Break(nil)
+	if got, _, err := file(t, c, s, op); err != nil || got != "layer.tgz=payload" {
+		t.Errorf("once more: got %q, %v", got, err)
+	}
+	if log := proxy.Log(); len(log) != 1 || !strings.HasPrefix(log[0], "HEAD") {
+		t.Errorf("a file that is here took the requests %q, want one HEAD", log)
+	}
 	if err := c.Blobs().Put(t.Context(), d.Digest, d.Size, strings.NewReader("payload")); err != nil {
 		t.Fatal(err)
 	}
 	proxy.Break(nil)
 	op.Attrs[pb.AttrHTTPFilename] = "again"
-	if got, _, err := blobFile(t, c, s, op); err != nil || got != "again=payload" {
+	if got, _, err := file(t, c, s, op); err != nil || got != "again=payload" {
 		t.Errorf("got %q, %v", got, err)
 	}
 	if log := proxy.Log(); len(log) != 1 || !strings.HasPrefix(log[0], "HEAD") {
 		t.Errorf("a blob that is here took the requests %q, want one HEAD", log)
 	}
 	other := &pb.SourceOp{Identifier: "docker-image+blob://" + strings.TrimSuffix(p.repo, "/app") + "/other@" + d.Digest.String()}
-	if got, _, err := blobFile(t, c, s, other); err == nil {
+	if got, _, err := file(t, c, s, other); err == nil {
 		t.Errorf("a repository that does not have the blob gave %q", got)
 	}
 	// Registries keep manifests apart; they have digests too.
 	m := p.image("v1", testImage{layers: [][]byte{testTar(t, "a=1")}})
 	op = &pb.SourceOp{Identifier: "docker-image+blob://" + p.repo + "@" + m.Digest.String(), Attrs: map[string]string{pb.AttrHTTPFilename: "m"}}
-	if got, _, err := blobFile(t, c, s, op); err != nil || !strings.HasPrefix(got, `m={`) {
+	if got, _, err := file(t, c, s, op); err != nil || !strings.HasPrefix(got, `m={`) {
 		t.Errorf("a manifest: got %q, %v", got, err)
 	}
 	s.MaxSize = 3
-	if _, _, err := blobFile(t, c, s, op); err == nil || !strings.Contains(err.Error(), "3 at most") {
+	if _, _, err := file(t, c, s, op); err == nil || !strings.Contains(err.Error(), "3 at most") {
 		t.Errorf("a blob beyond the bound: %v", err)
 	}
 }
@@ -115,7 +95,7 @@ func TestBlobThatLies(t *testing.T) {
 		{"9000000000000000000", "at most"}, // more than any disk has
 	} {
 		size = test.size
-		if _, _, err := blobFile(t, c, s, op); err == nil || !strings.Contains(err.Error(), test.want) {
+		if _, _, err := file(t, c, s, op); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("with the length %q: got %v, want an error with %q", test.size, err, test.want)
 		}
 	}
@@ -154,24 +134,24 @@ func TestBlobOfLayout(t *testing.T) {
 		return &pb.SourceOp{Identifier: "oci-layout+blob://not/real@" + d.String(), Attrs: map[string]string{pb.AttrOCILayoutStoreID: store, pb.AttrHTTPFilename: "f"}}
 	}
 	for range 2 { // the second time what is here is taken
-		if got, _, err := blobFile(t, c, s, op(d, "mine")); err != nil || got != "f=payload" {
+		if got, _, err := file(t, c, s, op(d, "mine")); err != nil || got != "f=payload" {
 			t.Errorf("got %q, %v", got, err)
 		}
 	}
-	if _, _, err := blobFile(t, c, s, op(d, "empty")); !errors.Is(err, fs.ErrNotExist) {
+	if _, _, err := file(t, c, s, op(d, "empty")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a layout that does not have the blob: %v", err)
 	}
-	if _, _, err := blobFile(t, c, s, op(d, "other")); !errors.Is(err, fs.ErrNotExist) {
+	if _, _, err := file(t, c, s, op(d, "other")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no such layout: %v", err)
 	}
-	if _, _, err := blobFile(t, c, s, op(d, "")); err == nil || !strings.Contains(err.Error(), "names the layout") {
+	if _, _, err := file(t, c, s, op(d, "")); err == nil || !strings.Contains(err.Error(), "names the layout") {
 		t.Errorf("without a layout's name: %v", err)
 	}
-	if _, _, err := blobFile(t, c, s, op(lie, "mine")); err == nil {
+	if _, _, err := file(t, c, s, op(lie, "mine")); err == nil {
 		t.Error("bytes of another digest were taken")
 	}
 	s.MaxSize = 3
-	if _, _, err := blobFile(t, c, s, op(blob.Digest{4}, "mine")); err == nil || !strings.Contains(err.Error(), "more than the 3 bytes") {
+	if _, _, err := file(t, c, s, op(blob.Digest{4}, "mine")); err == nil || !strings.Contains(err.Error(), "more than the 3 bytes") {
 		t.Errorf("a blob beyond the bound: %v", err)
 	}
 	if left, err := os.ReadDir(c.Path("tmp")); err != nil || len(left) != 0 {

@@ -47,8 +47,14 @@ func newWebServer(t *testing.T) *webServer {
 	return w
 }
 
-// file pins and chains a URL and gives the one file of the result, as "name=text".
-func file(t *testing.T, c *cache.Cache, s *HTTP, op *pb.SourceOp) (string, tree.Entry, error) {
+// pinner is a source.
+type pinner interface {
+	Pin(ctx context.Context, job *solver.Job, op *pb.SourceOp) (string, error)
+	Chain(ctx context.Context, job *solver.Job, op *pb.SourceOp, pin string) (cache.ChainID, error)
+}
+
+// file pins and chains a source and gives the one file of the result, as "name=text".
+func file(t *testing.T, c *cache.Cache, s pinner, op *pb.SourceOp) (string, tree.Entry, error) {
 	t.Helper()
 	pin, err := s.Pin(t.Context(), nil, op)
 	if err != nil {
