@@ -15,6 +15,7 @@ import (
 	"github.com/kiln-build/kiln"
 	"github.com/kiln-build/kiln/daemon/history"
 	"github.com/kiln-build/kiln/daemon/internal/fault"
+	"github.com/kiln-build/kiln/daemon/spans"
 	"github.com/kiln-build/kiln/daemon/status"
 )
 
@@ -38,13 +39,17 @@ type builds struct {
 	// warn is told of records that cannot be written.
 	warn    func(error)
 	temp    string         // the folder of temporary files; empty is the system's
-	writing sync.WaitGroup // for records
+	writing sync.WaitGroup // for records, and their traces
+	spans   *spans.Store   // what clients send of their own
+	// draining is closed when the server ends, and traces wait for nobody any more.
+	draining chan struct{}
 
 	mu        sync.Mutex // guards what is below; taken before that of a build
 	byRef     map[string]*build
 	order     []*build      // oldest first
 	changed   chan struct{} // closed and made anew when a build comes or ends or goes
 	listeners map[*listener]bool
+	traces    map[string]*tracing // of records that have none yet, by ref
 }
 
 // build is a build as the daemon knows it.
@@ -64,6 +69,7 @@ type build struct {
 	news     chan struct{} // closed and made anew with every status
 	steps    steps
 	trace    traceParent
+	claim    *spans.Claim // of the client's trace; nil is none
 
 	recorded chan struct{} // closed when the history has it
 }
@@ -74,6 +80,7 @@ func newBuilds(clock func() time.Time, kept *history.Store, warn func(error)) *b
 	return &builds{
 		clock: clock, kept: kept, warn: warn,
 		byRef: make(map[string]*build), changed: make(chan struct{}), listeners: make(map[*listener]bool),
+		spans: spans.NewStore(clock), draining: make(chan struct{}), traces: make(map[string]*tracing),
 	}
 }
 
@@ -108,14 +115,22 @@ func (j *builds) end(n *build, result *kiln.Result, err error) {
 		defer close(n.recorded)
 		defer n.letGo()
 		if j.kept == nil || n.request.Internal {
-			j.forget(n, nil)
+			j.forget(n, nil, nil)
 			return
 		}
-		r, err := j.record(n, result, err)
+		t := n.tracing()
+		r, err := j.record(n, t, result, err)
 		if err != nil {
 			j.warn(err)
 		}
-		j.forget(n, r)
+		if t.claim != nil && r == nil {
+			t.claim.Release()
+			t.claim = nil
+		}
+		j.forget(n, r, t)
+		if t.claim != nil {
+			j.writing.Go(func() { j.follow(t) })
+		}
 		gone, err := j.kept.Collect()
 		if err != nil {
 			j.warn(err)
@@ -125,10 +140,14 @@ func (j *builds) end(n *build, result *kiln.Result, err error) {
 }
 
 // forget takes a build out of those under way, now that r is its record in the
-// history; nil is none.
-func (j *builds) forget(n *build, r *controlapi.BuildHistoryRecord) {
+// history; nil is none. Its trace may be written later.
+func (j *builds) forget(n *build, r *controlapi.BuildHistoryRecord, t *tracing) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	delete(j.traces, n.ref) // of a build that had the ref before
+	if t != nil && t.claim != nil {
+		j.traces[n.ref] = t
+	}
 	delete(j.byRef, n.ref)
 	j.order = slices.DeleteFunc(j.order, func(o *build) bool { return o == n })
 	switch {

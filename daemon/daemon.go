@@ -109,7 +109,7 @@ func (s *Server) GRPC(creds credentials.TransportCredentials) *grpc.Server {
 	controlapi.RegisterControlServer(g, s)
 	s.gateway.Register(g)
 	(&content.Service{Store: s.engine.Blobs(), History: s.builds.kept}).Register(g)
-	g.RegisterService(&traceService, nil)
+	g.RegisterService(s.traceService(), nil)
 	grpc_health_v1.RegisterHealthServer(g, health.NewServer())
 	return g
 }
@@ -120,6 +120,7 @@ func (s *Server) Drain() {
 	s.draining = true
 	s.mu.Unlock()
 	s.underWay.Wait()
+	s.builds.hurry()
 	s.builds.writing.Wait()
 }
 

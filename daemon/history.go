@@ -197,12 +197,17 @@ func (s *Server) ListenBuildHistory(req *controlapi.BuildHistoryRequest, stream 
 	}
 }
 
-// UpdateBuildHistory pins, unpins or deletes a record. There is nothing to
-// finalize: a record is complete when it is written, its trace included.
+// UpdateBuildHistory pins, unpins or deletes a record, or finalizes it: waits for
+// the client's spans no longer.
 func (s *Server) UpdateBuildHistory(ctx context.Context, req *controlapi.UpdateBuildHistoryRequest) (*controlapi.UpdateBuildHistoryResponse, error) {
 	j := s.builds
 	if err := j.settle(ctx, req.Ref); err != nil {
 		return nil, err
+	}
+	if req.Finalize || req.Delete {
+		if err := j.finalize(ctx, req.Ref); err != nil {
+			return nil, err
+		}
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -102,16 +102,18 @@ func (n *build) finish(now time.Time, err error) {
 	n.news = make(chan struct{})
 }
 
-// record writes the record of a build that has ended into the history.
-func (j *builds) record(n *build, result *kiln.Result, failed error) (*controlapi.BuildHistoryRecord, error) {
+// record writes the record of a build that has ended into the history. Its trace
+// follows where its client may have something to add to it.
+func (j *builds) record(n *build, t *tracing, result *kiln.Result, failed error) (*controlapi.BuildHistoryRecord, error) {
 	d, err := j.kept.Draft()
 	if err != nil {
 		return nil, err
 	}
 	w := recording{d, n.snapshot()}
-	steps := []func() error{
-		func() error { return w.logs(n) },
-		func() error { return w.trace(n) },
+	t.record = w.BuildHistoryRecord
+	steps := []func() error{func() error { return w.logs(n) }}
+	if t.claim == nil {
+		steps = append(steps, func() error { return w.trace(t) })
 	}
 	if failed != nil {
 		steps = append(steps, w.failure)
@@ -142,6 +144,12 @@ func (w recording) logs(n *build) (err error) {
 	w.Logs, err = w.draft.Attach(history.LogsType, func(out io.Writer) error {
 		return n.send(all, func(m *controlapi.StatusResponse) error { return history.WriteStatus(out, m) })
 	})
+	return err
+}
+
+// trace attaches the trace.
+func (w recording) trace(t *tracing) (err error) {
+	w.Trace, err = w.draft.Attach(traceType, t.write)
 	return err
 }
 

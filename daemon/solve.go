@@ -37,7 +37,7 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*cont
 	if err != nil {
 		return nil, err
 	}
-	b.trace = parentOf(ctx)
+	s.builds.claim(b, parentOf(ctx))
 	client := caller.New(s.sessions, req.Session, s.mirrors, s.tokens, s.engine.Path("tmp"))
 	defer client.Close()
 	client.ReadInPlace(folders(ctx))
