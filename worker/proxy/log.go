@@ -65,7 +65,8 @@ type log struct {
 	mu     sync.Mutex
 	record Record
 	size   int
-	files  map[File]bool
+	files  map[File]bool   // that are in the record
+	misses map[Missed]bool // as well
 	full   bool
 }
 
@@ -108,9 +109,14 @@ func (l *log) file(f File) {
 func (l *log) missed(m Missed) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.room(m.Method, m.URL) && !slices.Contains(l.record.Missed, m) {
-		l.record.Missed = append(l.record.Missed, m)
+	if l.misses[m] || !l.room(m.Method, m.URL) {
+		return
 	}
+	if l.misses == nil {
+		l.misses = map[Missed]bool{}
+	}
+	l.misses[m] = true
+	l.record.Missed = append(l.record.Missed, m)
 }
 
 // all gives what was taken down, with a file for each URL too that led to one.
@@ -161,15 +167,17 @@ func (r *Record) Print(w io.Writer) {
 }
 
 // public gives a URL in its one form, for policies and for people: without user and
-// password, and without the port that its scheme has anyway.
+// password, without the port that its scheme has anyway, and with a host that has no
+// dot at its end.
 func public(u *url.URL) string {
 	out := *u
 	if out.User != nil {
 		out.User = url.UserPassword("xxxxx", "xxxxx")
 	}
-	out.Host = strings.ToLower(out.Host)
-	if p := out.Port(); out.Scheme == "http" && p == "80" || out.Scheme == "https" && p == "443" {
-		out.Host = strings.TrimSuffix(out.Host, ":"+p)
+	port := out.Port()
+	out.Host = strings.TrimSuffix(strings.TrimSuffix(strings.ToLower(out.Host), ":"+port), ".")
+	if port != "" && !(out.Scheme == "http" && port == "80") && !(out.Scheme == "https" && port == "443") {
+		out.Host += ":" + port
 	}
 	return out.String()
 }

@@ -135,7 +135,7 @@ func (p *Proxy) servePlain(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// Some programs leave TLS to the proxy: busybox's wget asks it for https:// URLs.
-	if r.URL.Scheme != "http" && r.URL.Scheme != "https" || r.URL.Host == "" {
+	if r.URL.Scheme != "http" && r.URL.Scheme != "https" || !isHost(r.URL.Hostname()) {
 		http.Error(w, "this is a proxy: ask it for URLs with a host, or by CONNECT", http.StatusBadRequest)
 		return
 	}
@@ -156,14 +156,25 @@ func (p *Proxy) serveTunnel(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no proxy is here", http.StatusBadRequest)
 		return
 	}
+	// Many hosts are behind one address: the one that is judged must be the one that answers.
+	if r.Host != "" && hostName(r.Host) != hostName(target) {
+		http.Error(w, "the tunnel is to another host", http.StatusMisdirectedRequest)
+		return
+	}
 	r.URL.Scheme, r.URL.Host = "https", target
 	p.answer(w, r)
+}
+
+// hostName gives the name, or the address, of a host with or without a port, in one form.
+func hostName(host string) string {
+	u := url.URL{Host: host}
+	return strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")
 }
 
 // connect begins a tunnel: the step's TLS ends here.
 func (p *Proxy) connect(w http.ResponseWriter, r *http.Request) {
 	host, port, err := net.SplitHostPort(r.Host)
-	if err != nil || host == "" || port == "" || len(host) > 255 || strings.ContainsAny(host, "/@?#% ") {
+	if err != nil || port == "" || !isHost(host) {
 		http.Error(w, "CONNECT wants a host and a port", http.StatusBadRequest)
 		return
 	}
@@ -188,6 +199,14 @@ func (p *Proxy) connect(w http.ResponseWriter, r *http.Request) {
 	if !p.tunnels.put(c) {
 		conn.Close()
 	}
+}
+
+// isHost reports whether a text is a host's name or address as it goes over the wire.
+// Names in other scripts are refused: what is judged would be another name than the one
+// that Go makes of it.
+func isHost(host string) bool {
+	odd := func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune("/@?#%", r) }
+	return host != "" && len(host) <= 255 && !strings.ContainsFunc(host, odd)
 }
 
 // answer makes the request that r stands for, if it may be made.

@@ -159,6 +159,8 @@ func TestRules(t *testing.T) {
 	})
 	for _, c := range []struct{ name, method, url, want, asked string }{
 		{"admitted", "GET", "https://" + host + "/hello", "200 hello", "https://" + host + "/hello"},
+		{"a host with a dot behind it", "GET", "http://host.invalid./denied", "403 Forbidden: no\n", "http://host.invalid/denied"},
+		{"a host with a dot and a port behind it", "GET", "http://host.invalid.:80/denied", "403 Forbidden: no\n", "http://host.invalid/denied"},
 		{"refused", "GET", "https://" + host + "/denied", "403 Forbidden: no\n", "https://" + host + "/denied"},
 		{"refused over http", "GET", "http://HOST.invalid:80/denied", "403 Forbidden: no\n", "http://host.invalid/denied"},
 		{"without the password", "GET", "http://u:p@host.invalid/denied", "403 Forbidden: no\n", "http://host.invalid/denied"},
@@ -185,12 +187,47 @@ func TestRules(t *testing.T) {
 	}
 }
 
+// A tunnel is to one host, which is the one that the rules judge: no other behind the
+// same address can be asked in it.
+func TestOtherHostInTunnel(t *testing.T) {
+	server := httptest.NewTLSServer(site())
+	defer server.Close()
+	_, port, err := net.SplitHostPort(server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for said, want := range map[string]string{
+		"127.0.0.1:" + port: "200 hello",
+		"127.0.0.1":         "200 hello", // some programs leave the port out
+		"127.0.0.1.":        "200 hello",
+		"other.invalid":     "421 the tunnel is to another host\n",
+		"[::1]:" + port:     "421 the tunnel is to another host\n",
+		"127.0.0.1.invalid": "421 the tunnel is to another host\n",
+	} {
+		p, client := start(t, nil, server)
+		req, err := http.NewRequest(http.MethodGet, server.URL+"/hello", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = said
+		if got := result(client.Do(req)); got != want {
+			t.Errorf("Host: %s: got %q, want %q", said, got, want)
+		}
+		p.Close()
+		if r := p.Record(); len(r.Requests) > 0 != strings.HasPrefix(want, "200") {
+			t.Errorf("Host: %s: recorded %+v", said, r)
+		}
+	}
+}
+
 // What a step may send to a proxy that makes no sense.
 func TestNonsense(t *testing.T) {
 	for _, c := range []struct{ name, send, want string }{
 		{"no URL", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", "400"},
 		{"another scheme", "GET ftp://x/ HTTP/1.1\r\nHost: x\r\n\r\n", "400"},
 		{"a tunnel to no port", "CONNECT x HTTP/1.1\r\nHost: x\r\n\r\n", "400"},
+		{"a host in another script", "GET http://\uff45vil.invalid/ HTTP/1.1\r\nHost: x\r\n\r\n", "400"},
+		{"a tunnel to a host in another script", "CONNECT \uff45vil.invalid:443 HTTP/1.1\r\nHost: x\r\n\r\n", "400"},
 		{"a tunnel to a path", "CONNECT x/y:443 HTTP/1.1\r\nHost: x\r\n\r\n", "400"},
 		{"a URL without end", "GET http://x/" + strings.Repeat("a", maxURL) + " HTTP/1.1\r\nHost: x\r\n\r\n", "414"},
 		{"headers without end", "GET http://x/ HTTP/1.1\r\nHost: x\r\nA: " + strings.Repeat("a", maxHeader+8<<10), "431"},
@@ -233,6 +270,19 @@ func TestLogIsBounded(t *testing.T) {
 	}
 	if last := r.Missed[len(r.Missed)-1]; last.Reason != ReasonTooMany {
 		t.Errorf("the last one missed is %v", last)
+	}
+}
+
+// What is in the record already takes no more room when it comes again.
+func TestLogOfTheSame(t *testing.T) {
+	var l log
+	m := Missed{Method: "GET", URL: "http://host.invalid/" + strings.Repeat("a", 200), Reason: reasonStatus}
+	for range maxEntries {
+		l.missed(m)
+		l.file(File{URL: m.URL, Digest: hello})
+	}
+	if r := l.all(); len(r.Missed) != 1 || r.Missed[0] != m || len(r.Files) != 1 {
+		t.Errorf("got %d that were missed and %d files: %.300v", len(r.Missed), len(r.Files), r)
 	}
 }
 
