@@ -129,6 +129,23 @@ type File interface {
 	Abort() error
 }
 
+// Placer is a Target whose file may be one that can be written in any order: so
+// what takes long to work out is written while what comes before it is not known yet.
+type Placer interface {
+	Target
+	// Place opens the file; nil is one that takes its bytes in their order only,
+	// which File opens.
+	Place(ctx context.Context) (PlacedFile, error)
+}
+
+// PlacedFile is a File that is a regular one of this machine, empty at first.
+type PlacedFile interface {
+	File
+	io.WriterAt
+	io.Seeker
+	Truncate(size int64) error
+}
+
 // Folder takes a folder. What was there stays there unless it is overwritten.
 // One of Commit and Abort is called, once.
 type Folder interface {

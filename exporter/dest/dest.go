@@ -29,7 +29,25 @@ type Path struct {
 	Stdout io.Writer
 }
 
-var _ exporter.Target = Path{}
+var _ exporter.Placer = Path{}
+
+// Place opens the file where it is a regular one, or is not there yet.
+func (p Path) Place(ctx context.Context) (exporter.PlacedFile, error) {
+	if p.Name == "-" {
+		return nil, nil
+	}
+	if st, err := os.Stat(p.Name); err == nil && !st.Mode().IsRegular() {
+		return nil, nil // File says what is wrong with it
+	}
+	f, err := p.File(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	if c, ok := f.(*created); ok {
+		return c, nil
+	}
+	return nil, f.Abort() // it has become something else just now
+}
 
 // File opens the file. Folders above it are made.
 func (p Path) File(context.Context, map[string]string) (exporter.File, error) {

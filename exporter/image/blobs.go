@@ -23,6 +23,8 @@ type Layer struct {
 	Origins []string
 	// Fresh says that the blob was compressed for this export and has been nowhere yet.
 	Fresh bool
+	// Placed says that the blob was written where a Place said.
+	Placed bool
 
 	open func(ctx context.Context) (io.ReadCloser, error)
 	// stream, where it is set, writes the bytes without anything in between.

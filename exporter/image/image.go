@@ -10,8 +10,10 @@ import (
 	"sync"
 
 	"github.com/distribution/reference"
+	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/exporter"
+	"github.com/kiln-build/kiln/exporter/layer"
 	digest "github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -87,6 +89,27 @@ func (i *Image) keep(env exporter.Env) {
 // read, in their order and one at a time, while later ones are still being made;
 // a nil ready takes none. A layer that is in several images is given once.
 func Assemble(ctx context.Context, env exporter.Env, o Options, r exporter.Result, p exporter.Progress, ready func(Layer) error) (*Image, error) {
+	a, err := newAssembly(env, o, r)
+	if err != nil {
+		return nil, err
+	}
+	return a.run(ctx, p, ready)
+}
+
+// AssembleAt makes an image of r, and writes the first layer that has to be made
+// where at says: it is Placed in the image then.
+func AssembleAt(ctx context.Context, env exporter.Env, o Options, r exporter.Result, p exporter.Progress, at Place) (*Image, error) {
+	a, err := newAssembly(env, o, r)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.place(ctx, at); err != nil {
+		return nil, err
+	}
+	return a.run(ctx, p, nil)
+}
+
+func newAssembly(env exporter.Env, o Options, r exporter.Result) (*assembly, error) {
 	if len(r.Images) == 0 {
 		return nil, errors.New("the build has no result to export")
 	}
@@ -107,22 +130,36 @@ func Assemble(ctx context.Context, env exporter.Env, o Options, r exporter.Resul
 			return came
 		}
 	}
+	return a, nil
+}
+
+// run finds or makes the layers, and composes the image.
+func (a *assembly) run(ctx context.Context, p exporter.Progress, ready func(Layer) error) (*Image, error) {
 	done := p.Step("exporting layers")
 	found, err := a.findLayers(ctx, ready)
 	done(err)
 	if err != nil {
 		return nil, err
 	}
-	img := &Image{Index: index}
-	for i := range r.Images {
+	img, err := a.compose(ctx, found, p)
+	if err != nil {
+		return nil, err
+	}
+	img.keep(a.env)
+	return img, nil
+}
+
+// compose gives the image that has those layers.
+func (a *assembly) compose(ctx context.Context, found [][]Layer, p exporter.Progress) (*Image, error) {
+	img := &Image{Index: a.opts.Index(a.result)}
+	for i := range a.result.Images {
 		m, err := a.manifest(i, found[i], p)
 		if err != nil {
 			return nil, err
 		}
 		img.Manifests = append(img.Manifests, m)
-		if !index {
+		if !img.Index {
 			img.Root = m.Document
-			img.keep(env)
 			return img, nil
 		}
 		said, err := a.attestations(ctx, i, m, p)
@@ -133,11 +170,9 @@ func Assemble(ctx context.Context, env exporter.Env, o Options, r exporter.Resul
 			img.Attestations = append(img.Attestations, *said)
 		}
 	}
-	if img.Root, err = a.index(img, p); err != nil {
-		return nil, err
-	}
-	img.keep(env)
-	return img, nil
+	var err error
+	img.Root, err = a.index(img, p)
+	return img, err
 }
 
 // assembly is an image in the making.
@@ -152,7 +187,9 @@ type assembly struct {
 // slot is a layer's place in the result.
 type slot struct {
 	at    *Layer
-	find  func(ctx context.Context) (Layer, error)
+	chain cache.ChainID // that the layer is in
+	layer cache.Layer
+	clamp layer.Options
 	done  chan struct{} // closed when at is set or found is false
 	found bool
 }
@@ -170,7 +207,7 @@ func (a *assembly) findLayers(ctx context.Context, ready func(Layer) error) ([][
 		for _, s := range slots {
 			finders.Go(func() (err error) {
 				defer close(s.done)
-				if *s.at, err = s.find(ctx); err != nil {
+				if *s.at, err = a.layers.get(ctx, s.chain, s.layer, s.clamp); err != nil {
 					return err
 				}
 				s.found = true
@@ -199,9 +236,7 @@ func (a *assembly) slots() (found [][]Layer, slots []*slot, err error) {
 		}
 		found[i] = make([]Layer, len(chain))
 		for j, l := range chain {
-			slots = append(slots, &slot{at: &found[i][j], done: make(chan struct{}), find: func(ctx context.Context) (Layer, error) {
-				return a.layers.get(ctx, img.Root, l, a.opts.clamp(epoch))
-			}})
+			slots = append(slots, &slot{at: &found[i][j], done: make(chan struct{}), chain: img.Root, layer: l, clamp: a.opts.clamp(epoch)})
 		}
 	}
 	return found, slots, nil

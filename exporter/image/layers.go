@@ -36,6 +36,10 @@ type layers struct {
 	maker *layer.Maker
 	// came is exporter.Result.Came, asked once.
 	came func(context.Context) map[blob.Digest]bool
+	// placed, where it has a key, is the layer that at gives a writer for, which takes
+	// the blob while it is made. Both are set before the first use of get.
+	placed layerKey
+	at     func() io.Writer
 
 	mu      sync.Mutex
 	pending map[layerKey]*pending // guarded by mu
@@ -80,7 +84,9 @@ func (ls *layers) get(ctx context.Context, chain cache.ChainID, l cache.Layer, c
 		}
 	}
 	defer close(p.done)
-	p.layer, p.err = ls.find(ctx, chain, l, clamp)
+	if p.layer, ok = ls.known(ctx, chain, l, clamp); !ok {
+		p.layer, p.err = ls.find(ctx, chain, l, clamp)
+	}
 	if p.err = gone(l.ID, p.err); p.err != nil {
 		// Whoever asks later may have better luck.
 		ls.mu.Lock()
@@ -90,28 +96,52 @@ func (ls *layers) get(ctx context.Context, chain cache.ChainID, l cache.Layer, c
 	return p.layer, p.err
 }
 
-// find gives the blob of a layer: one that it came with, one that was made
-// before, or a new one.
-func (ls *layers) find(ctx context.Context, chain cache.ChainID, l cache.Layer, clamp layer.Options) (Layer, error) {
-	pulled := !l.DiffID.IsZero() && l.ID == cache.ImageLayerID(l.DiffID)
-	if pulled && len(l.Blobs) > 0 {
+// settle has get give that layer.
+func (ls *layers) settle(key layerKey, out Layer) {
+	p := &pending{done: make(chan struct{}), layer: out}
+	close(p.done)
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	ls.pending[key] = p
+}
+
+// pulled reports whether a layer is an image's, which keeps a blob that it came as.
+func pulled(l cache.Layer) bool {
+	return !l.DiffID.IsZero() && l.ID == cache.ImageLayerID(l.DiffID) && len(l.Blobs) > 0
+}
+
+// known gives the blob of a layer that it came with, or that was made before; ok is
+// false where it has to be made.
+func (ls *layers) known(ctx context.Context, chain cache.ChainID, l cache.Layer, clamp layer.Options) (out Layer, ok bool) {
+	if pulled(l) {
 		d := ls.choose(ctx, l.Blobs)
-		if !ls.opts.Force || compressionOf(d.MediaType) == ls.opts.Method.Compression {
-			return ls.existing(l, d), nil
+		if ls.opts.Force && compressionOf(d.MediaType) != ls.opts.Method.Compression {
+			return Layer{}, false
 		}
-		return ls.recompress(ctx, l, d)
+		return ls.existing(l, d), true
 	}
 	if !clamp.Clamped && !ls.opts.Method.Leveled && !l.DiffID.IsZero() {
 		// What a remote cache knows of a layer.
 		for _, d := range l.Blobs {
 			if compressionOf(d.MediaType) == ls.opts.Method.Compression &&
 				(ls.env.Cache.Blobs().Has(d.Digest) || l.Root.Kind == tree.None) {
-				return ls.existing(l, d), nil
+				return ls.existing(l, d), true
 			}
 		}
 	}
-	if out, ok := ls.variant(chain, l, clamp); ok {
-		return rewritten(out, clamp), nil
+	if out, ok = ls.variant(chain, l, clamp); !ok && l.Root.Kind == tree.Dir {
+		var m layer.Made
+		if m, ok = ls.recall(ls.env.Cache.Bucket(madeBucket), madeKey(l.Root, ls.opts.Method, clamp)); ok {
+			out = ls.made(l, m, clamp)
+		}
+	}
+	return rewritten(out, clamp), ok
+}
+
+// find makes the blob of a layer that is not known.
+func (ls *layers) find(ctx context.Context, chain cache.ChainID, l cache.Layer, clamp layer.Options) (Layer, error) {
+	if pulled(l) {
+		return ls.recompress(ctx, l, ls.choose(ctx, l.Blobs))
 	}
 	if l.Root.Kind == tree.None {
 		var err error
@@ -190,43 +220,67 @@ func (ls *layers) opener(l cache.Layer, d blob.Descriptor) func(context.Context)
 // make gives the blob of a layer whose tree is known: the one that was made of it
 // before, or a new one.
 func (ls *layers) make(ctx context.Context, l cache.Layer, clamp layer.Options) (Layer, error) {
-	how := ls.opts.Method
-	bucket, key := ls.env.Cache.Bucket(madeBucket), madeKey(l.Root, how, clamp)
+	bucket, key := ls.env.Cache.Bucket(madeBucket), madeKey(l.Root, ls.opts.Method, clamp)
 	m, ok := ls.recall(bucket, key)
-	if !ok {
-		var known blob.Digest
-		if !clamp.Clamped {
-			known = l.DiffID
+	if ok {
+		return ls.made(l, m, clamp), nil
+	}
+	at := ls.at
+	if ls.placed != (layerKey{l.ID, clamp}) {
+		at = nil
+	}
+	m, err := ls.makeNew(ctx, l, clamp, at)
+	if err != nil {
+		return Layer{}, err
+	}
+	if err := ls.keep(l, m, clamp); err != nil {
+		return Layer{}, err
+	}
+	if err := bucket.Put(key, encodeMade(m)); err != nil {
+		return Layer{}, fmt.Errorf("noting the blob of a layer: %w", err)
+	}
+	out := ls.made(l, m, clamp)
+	out.Fresh, out.Placed = m.Compressed > 0, at != nil
+	return out, nil
+}
+
+// makeNew makes the blob of a layer, and writes it to what at gives, if it is not nil.
+func (ls *layers) makeNew(ctx context.Context, l cache.Layer, clamp layer.Options, at func() io.Writer) (layer.Made, error) {
+	var known blob.Digest
+	if !clamp.Clamped {
+		known = l.DiffID
+	}
+	try := func() (layer.Made, error) {
+		var w io.Writer
+		if at != nil {
+			w = at()
 		}
-		var err error
-		m, err = ls.maker.Make(ctx, l.Root, clamp, how, known)
-		if errors.Is(err, fs.ErrNotExist) && ls.env.Source != nil {
-			// Files of a local folder come into the pool when they are asked for.
-			var alone cache.ChainID
-			if alone, err = ls.env.Cache.Extend(cache.ChainID{}, l.ID); err == nil {
-				_, err = ls.unpack(ctx, alone, l.ID)
-			}
-			if err == nil {
-				m, err = ls.maker.Make(ctx, l.Root, clamp, how, known)
-			}
+		return ls.maker.MakeTo(ctx, w, l.Root, clamp, ls.opts.Method, known)
+	}
+	m, err := try()
+	if errors.Is(err, fs.ErrNotExist) && ls.env.Source != nil {
+		// Files of a local folder come into the pool when they are asked for.
+		var alone cache.ChainID
+		if alone, err = ls.env.Cache.Extend(cache.ChainID{}, l.ID); err == nil {
+			_, err = ls.unpack(ctx, alone, l.ID)
 		}
-		if err != nil {
-			return Layer{}, err
-		}
-		if err := ls.keep(l, m, clamp); err != nil {
-			return Layer{}, err
-		}
-		if err := bucket.Put(key, encodeMade(m)); err != nil {
-			return Layer{}, fmt.Errorf("noting the blob of a layer: %w", err)
+		if err == nil {
+			m, err = try()
 		}
 	}
+	return m, err
+}
+
+// made gives what was made of a layer, as one that can be read.
+func (ls *layers) made(l cache.Layer, m layer.Made, clamp layer.Options) Layer {
+	how := ls.opts.Method
 	d := blob.Descriptor{MediaType: how.Compression.MediaType(), Digest: m.Digest, Size: m.Size}
-	out := Layer{ID: l.ID, DiffID: m.DiffID, Desc: d, Origins: l.Origins, Fresh: !ok && m.Compressed > 0, open: ls.opener(l, d), made: true}
+	out := Layer{ID: l.ID, DiffID: m.DiffID, Desc: d, Origins: l.Origins, open: ls.opener(l, d), made: true}
 	if how.Compression == layer.Uncompressed {
 		s := layer.Stream{Files: Files(ls.env.Cache), Options: clamp}
 		out.stream = func(ctx context.Context, w io.Writer) error { return s.Write(ctx, w, l.Root) }
 	}
-	return out, nil
+	return out
 }
 
 // recall finds what was made before, where it can still be read.

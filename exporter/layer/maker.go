@@ -40,8 +40,9 @@ type Maker struct {
 	chunks Chunks
 	procs  int
 	// tokens bound the pieces that are in memory. A piece takes one, in the order
-	// of its stream, and gives it back when it has been hashed; so the next piece
-	// to be hashed always has one, and no two layers can wait for each other.
+	// of its stream, and gives it back when it has been hashed, and written where it
+	// is to be; so the next piece always has one, and no two layers can wait for each
+	// other.
 	tokens chan struct{}
 
 	mu          sync.Mutex
@@ -56,8 +57,9 @@ func NewMaker(f Files, c Chunks, procs int) *Maker {
 		procs = runtime.GOMAXPROCS(0)
 	}
 	m := &Maker{files: f, chunks: c, procs: procs, compressors: make(map[Method]*compressor)}
-	// Two more than are worked on: one that is being hashed, one that was just read.
-	m.tokens = make(chan struct{}, procs+2)
+	// Three more than are worked on: one that is being hashed, one that is being
+	// written, one that was just read.
+	m.tokens = make(chan struct{}, procs+3)
 	return m
 }
 
@@ -78,7 +80,14 @@ func (m *Maker) compressor(how Method) (*compressor, error) {
 // Make makes the blob of the layer that root is the tree of. Where diff, the
 // DiffID, is known already, only pieces that are not kept as chunks are read.
 func (m *Maker) Make(ctx context.Context, root tree.Entry, o Options, how Method, diff blob.Digest) (Made, error) {
-	r := &run{m: m, how: how, made: Made{DiffID: diff}}
+	return m.MakeTo(ctx, nil, root, o, how, diff)
+}
+
+// MakeTo is Make, and writes the blob to w while it is made, where w is not nil: who
+// wants it somewhere need not have it read again. After an error what was written is
+// a part of the blob at most.
+func (m *Maker) MakeTo(ctx context.Context, w io.Writer, root tree.Entry, o Options, how Method, diff blob.Digest) (Made, error) {
+	r := &run{m: m, how: how, to: w, made: Made{DiffID: diff}}
 	if diff.IsZero() {
 		r.raw = sha256.New()
 		r.states = m.States
@@ -141,6 +150,7 @@ type run struct {
 
 	raw  hash.Hash // of the stream; nil where the DiffID is known
 	out  hash.Hash // of the blob; nil for uncompressed
+	to   io.Writer // takes the blob's bytes; nil takes none
 	made Made
 
 	compressed atomic.Int64
@@ -156,10 +166,20 @@ type job struct {
 
 	rawReady, outReady chan struct{} // closed when raw is set; when out or err is
 	err                error
+	void               bool // the blob has failed: this is not to be written
+}
+
+// bytes gives what the piece is in the blob.
+func (j *job) bytes() []byte {
+	if j.out != nil {
+		return j.out
+	}
+	return j.raw
 }
 
 // do runs plan, which gives the pieces, in one goroutine, works on each piece in
-// one of its own, and hashes them here in order.
+// one of its own, hashes them here in order, and writes them in one behind that:
+// hashing a stream takes as long as writing it, and each is the work of one processor.
 func (r *run) do(ctx context.Context, plan func(context.Context, func(*piece) error) error) (Made, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -183,21 +203,37 @@ func (r *run) do(ctx context.Context, plan func(context.Context, func(*piece) er
 			walkErr = sk.end()
 		}
 	})
+	hashed := make(chan *job, cap(r.m.tokens))
+	var writeErr error
+	workers.Go(func() {
+		for j := range hashed {
+			if r.to != nil && !j.void && writeErr == nil {
+				if _, writeErr = r.to.Write(j.bytes()); writeErr != nil {
+					cancel()
+				}
+			}
+			if j.buf != nil {
+				r.m.buffers.Put(j.buf)
+			}
+			<-r.m.tokens
+		}
+	})
 	var err error
 	for j := range jobs {
 		if err == nil {
 			err = r.take(j)
 		}
-		if err != nil {
+		if j.void = err != nil; j.void {
 			cancel() // the walk ends, and what it began is waited for
 		}
 		<-j.outReady
-		if j.buf != nil {
-			r.m.buffers.Put(j.buf)
-		}
-		<-r.m.tokens
+		hashed <- j
 	}
+	close(hashed)
 	workers.Wait()
+	if writeErr != nil {
+		err = fmt.Errorf("writing the layer to the output: %w", writeErr)
+	}
 	if err == nil {
 		err = walkErr
 	}
@@ -219,7 +255,7 @@ func (r *run) do(ctx context.Context, plan func(context.Context, func(*piece) er
 // take hashes a piece, which is the next in order.
 func (r *run) take(j *job) error {
 	<-j.rawReady
-	if r.raw != nil {
+	if r.raw != nil && !j.skip {
 		r.raw.Write(j.raw) // nothing where reading failed, which err says below
 	}
 	<-j.outReady
@@ -247,7 +283,7 @@ func (r *run) work(j *job) {
 	defer close(j.outReady)
 	rawReady := sync.OnceFunc(func() { close(j.rawReady) })
 	defer rawReady()
-	needed := r.raw != nil && !j.skip // for the DiffID
+	hashes := r.raw != nil && !j.skip // for the DiffID
 	if r.c != nil {
 		var known bool
 		if j.cid, known = r.m.chunkID(j.planned, r.how); known {
@@ -257,7 +293,8 @@ func (r *run) work(j *job) {
 		}
 	}
 	missing := r.c != nil && j.out == nil
-	if !needed && !missing {
+	written := r.c == nil && r.to != nil
+	if !hashes && !missing && !written {
 		return
 	}
 	b, _ := r.m.buffers.Get().(*buffers)
@@ -271,10 +308,8 @@ func (r *run) work(j *job) {
 	if b.raw, j.err = j.p.read(&r.m.files, b.raw[:0]); j.err != nil {
 		return
 	}
-	if needed {
-		j.raw = b.raw
-		rawReady()
-	}
+	j.raw = b.raw
+	rawReady()
 	if missing {
 		j.err = r.compress(j)
 	}

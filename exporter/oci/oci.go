@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"strings"
 	"time"
@@ -64,7 +65,31 @@ func (e *Exporter) Export(ctx context.Context, r exporter.Result, p exporter.Pro
 	if err != nil {
 		return nil, err
 	}
-	img, err := image.Assemble(ctx, e.env, e.opts, r, p, nil)
+	placed, err := e.place(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := e.write(ctx, r, p, names, placed)
+	if placed != nil {
+		err = placed.end(err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// write makes the image and writes it, to a file that is open where placed is not nil.
+func (e *Exporter) write(ctx context.Context, r exporter.Result, p exporter.Progress, names []string, placed *placed) (map[string]string, error) {
+	var img *image.Image
+	var err error
+	if placed == nil {
+		img, err = image.Assemble(ctx, e.env, e.opts, r, p, nil)
+	} else {
+		img, err = image.AssembleAt(ctx, e.env, e.opts, r, p, func(draft *image.Image, first int) func() io.Writer {
+			return placed.reserve(e, draft, names, first)
+		})
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -81,17 +106,17 @@ func (e *Exporter) Export(ctx context.Context, r exporter.Result, p exporter.Pro
 	}
 	done := p.Step(step)
 	if err = image.Fetch(ctx, e.env, img.Layers()); err == nil {
-		if e.folder {
+		switch {
+		case e.folder:
 			err = e.writeFolder(ctx, img, names)
-		} else {
+		case placed != nil:
+			err = e.fill(ctx, placed, img, names)
+		default:
 			err = e.writeTarball(ctx, img, names, resp)
 		}
 	}
 	done(err)
-	if err != nil {
-		return nil, err
-	}
-	return resp, nil
+	return resp, err
 }
 
 // setCreated says in the root descriptor when the image was made, unless an

@@ -6,8 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 
-	"github.com/kiln-build/kiln/exporter"
 	"github.com/kiln-build/kiln/exporter/image"
 	digest "github.com/opencontainers/go-digest"
 )
@@ -25,22 +25,51 @@ func (e *Exporter) writeTarball(ctx context.Context, img *image.Image, names []s
 	return f.Commit()
 }
 
-func (e *Exporter) fill(ctx context.Context, f exporter.File, img *image.Image, names []string) error {
-	var head tarball
+// fill writes the tarball. A layer that f has where it belongs is not written.
+func (e *Exporter) fill(ctx context.Context, f io.Writer, img *image.Image, names []string) error {
+	head, err := e.head(img, names)
+	if err != nil {
+		return err
+	}
+	placed, _ := f.(*placed)
+	for _, l := range img.Layers() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		head.header(&tar.Header{
+			Typeflag: tar.TypeReg, Name: blobPath(digest.Digest(l.Desc.Digest.String())), Mode: 0o444, Size: l.Desc.Size,
+		})
+		if err := head.flush(f); err != nil {
+			return err
+		}
+		if placed == nil || !placed.skip(l) {
+			if err := l.Copy(ctx, f); err != nil {
+				return err
+			}
+		}
+		head.pad(l.Desc.Size)
+	}
+	head.buf.Write(make([]byte, 1024))
+	return head.flush(f)
+}
+
+// head gives what stands before the layers.
+func (e *Exporter) head(img *image.Image, names []string) (*tarball, error) {
+	head := new(tarball)
 	layout, err := layoutFile()
 	if err != nil {
-		return fmt.Errorf("writing oci-layout: %w", err)
+		return nil, fmt.Errorf("writing oci-layout: %w", err)
 	}
 	head.file("oci-layout", 0o444, layout)
 	index, err := indexFile(named(img.Root.Desc, names))
 	if err != nil {
-		return fmt.Errorf("writing index.json: %w", err)
+		return nil, fmt.Errorf("writing index.json: %w", err)
 	}
 	head.file("index.json", 0o644, index)
 	if e.docker {
 		manifest, err := dockerManifest(img.Manifests[0], names)
 		if err != nil {
-			return fmt.Errorf("writing manifest.json: %w", err)
+			return nil, fmt.Errorf("writing manifest.json: %w", err)
 		}
 		head.file("manifest.json", 0o644, manifest)
 	}
@@ -53,23 +82,7 @@ func (e *Exporter) fill(ctx context.Context, f exporter.File, img *image.Image, 
 			head.file(blobPath(d.Desc.Digest), 0o444, d.Data)
 		}
 	}
-	for _, l := range img.Layers() {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		head.header(&tar.Header{
-			Typeflag: tar.TypeReg, Name: blobPath(digest.Digest(l.Desc.Digest.String())), Mode: 0o444, Size: l.Desc.Size,
-		})
-		if err := head.flush(f); err != nil {
-			return err
-		}
-		if err := l.Copy(ctx, f); err != nil {
-			return err
-		}
-		head.pad(l.Desc.Size)
-	}
-	head.buf.Write(make([]byte, 1024))
-	return head.flush(f)
+	return head, nil
 }
 
 // tarball gathers headers and small files; layers go past it, so that the kernel
@@ -92,9 +105,14 @@ func (t *tarball) file(name string, mode int64, data []byte) {
 }
 
 // pad fills up the last block of a file.
-func (t *tarball) pad(size int64) { t.buf.Write(make([]byte, -size&511)) }
+func (t *tarball) pad(size int64) { t.buf.Write(make([]byte, padding(size))) }
 
-func (t *tarball) flush(f exporter.File) error {
+// blockSize is what a header takes; contents fill up blocks.
+const blockSize = 512
+
+func padding(size int64) int64 { return -size & (blockSize - 1) }
+
+func (t *tarball) flush(f io.Writer) error {
 	if t.err != nil {
 		return t.err
 	}
