@@ -76,7 +76,7 @@ func (w *Worker) runExec(ctx context.Context, job *solver.Job, op *pb.ExecOp) ([
 	}
 	outs, err := m.outputs(ctx)
 	if err == nil && p != nil {
-		if kerr := w.keepFetched(job.Vertex, outs, record); kerr != nil {
+		if kerr := w.proxies.keep(job.Vertex, outs, record); kerr != nil {
 			job.Warn(fmt.Sprintf("what the step fetched will not be known: %v", kerr))
 		}
 	}

@@ -19,8 +19,8 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 )
 
-// gateway is the proxy network's part of a worker.
-type gateway struct {
+// proxies is the proxy network's part of a worker.
+type proxies struct {
 	authority func() (*proxy.Authority, error) // made when a step first needs it
 	fetched   *cache.Bucket
 
@@ -28,8 +28,8 @@ type gateway struct {
 	size int64      // of the values in fetched; -1 is not counted yet
 }
 
-func newGateway(c *cache.Cache) *gateway {
-	return &gateway{authority: sync.OnceValues(proxy.NewAuthority), fetched: c.Bucket("fetched"), size: -1}
+func newProxies(c *cache.Cache) *proxies {
+	return &proxies{authority: sync.OnceValues(proxy.NewAuthority), fetched: c.Bucket("fetched"), size: -1}
 }
 
 // rules are those of all builds that want a step at the moment of a request.
@@ -57,8 +57,8 @@ func (r rules) Admit(ctx context.Context, url string) (string, error) {
 	return url, nil
 }
 
-// proxied puts a process behind a proxy, where its op says so. The caller closes the
-// proxy when the process has ended; it is nil for a process with a network of its own.
+// proxied puts a process behind a proxy, where its op says so, and gives nil where it
+// does not. The caller closes the proxy when the process has ended.
 func (w *Worker) proxied(job *solver.Job, op *pb.ExecOp, spec *executor.Spec) (*proxy.Proxy, error) {
 	if !llb.IsProxied(op.Network) {
 		return nil, nil
@@ -66,7 +66,7 @@ func (w *Worker) proxied(job *solver.Job, op *pb.ExecOp, spec *executor.Spec) (*
 	if !slices.ContainsFunc(w.of(job), func(s *session) bool { return s.Proxy != nil }) {
 		return nil, fmt.Errorf("the network mode %d is for builds that asked for the proxy network", op.Network)
 	}
-	authority, err := w.gateway.authority()
+	authority, err := w.proxies.authority()
 	if err != nil {
 		return nil, err
 	}
@@ -101,53 +101,58 @@ func fetchedKey(v *llb.Vertex, output int, chain cache.ChainID) []byte {
 	return sum[:]
 }
 
-// keepFetched keeps what a step fetched, for those who ask what an image was made of.
-func (w *Worker) keepFetched(v *llb.Vertex, outs []cache.ChainID, r proxy.Record) error {
+// keep keeps what a step fetched, for those who ask what an image was made of.
+func (p *proxies) keep(v *llb.Vertex, outs []cache.ChainID, r proxy.Record) error {
 	r.Requests = nil // they are in the log
 	data, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	g := w.gateway
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.size < 0 {
-		g.size = 0
-		if err := g.fetched.Each(nil, func(_, value []byte) error { g.size += int64(len(value)); return nil }); err != nil {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.size < 0 {
+		p.size = 0
+		if err := p.fetched.Each(nil, func(_, value []byte) error { p.size += int64(len(value)); return nil }); err != nil {
+			p.size = -1
 			return err
 		}
 	}
-	if g.size > maxFetched {
-		if err := g.shed(); err != nil {
+	if p.size > maxFetched {
+		if err := p.shed(); err != nil {
 			return err
 		}
 	}
 	for i, chain := range outs {
-		if err := g.fetched.Put(fetchedKey(v, i, chain), data); err != nil {
+		key := fetchedKey(v, i, chain)
+		before, _ := p.fetched.Get(key) // of a step that came to the same again
+		if err := p.fetched.Put(key, data); err != nil {
 			return err
 		}
-		g.size += int64(len(data))
+		p.size += int64(len(data) - len(before))
 	}
 	return nil
 }
 
 // shed drops values, in the order of their keys, which is none: half of them.
-func (g *gateway) shed() error {
+func (p *proxies) shed() error {
 	var drop [][]byte
-	if err := g.fetched.Each(nil, func(key, value []byte) error {
-		if g.size > maxFetched/2 {
+	left := p.size
+	if err := p.fetched.Each(nil, func(key, value []byte) error {
+		if left > maxFetched/2 {
 			drop = append(drop, slices.Clone(key))
-			g.size -= int64(len(value))
+			left -= int64(len(value))
 		}
 		return nil
 	}); err != nil {
 		return err
 	}
+	p.size = -1 // until all are gone it is not known
 	for _, key := range drop {
-		if err := g.fetched.Delete(key); err != nil {
+		if err := p.fetched.Delete(key); err != nil {
 			return err
 		}
 	}
+	p.size = left
 	return nil
 }
 
@@ -155,7 +160,7 @@ func (g *gateway) shed() error {
 // one for each output. Where nobody knows, that is what was missed.
 func (w *Worker) Fetched(v *llb.Vertex, outs []cache.ChainID) proxy.Record {
 	for i, chain := range outs {
-		data, ok := w.gateway.fetched.Get(fetchedKey(v, i, chain))
+		data, ok := w.proxies.fetched.Get(fetchedKey(v, i, chain))
 		var r proxy.Record
 		if ok && json.Unmarshal(data, &r) == nil {
 			return r

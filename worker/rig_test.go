@@ -67,7 +67,7 @@ func (l *lockedBuffer) take() string {
 
 const testSession = solver.SessionID("test")
 
-func newRig(t testing.TB, s Session) *rig {
+func openCache(t testing.TB) *cache.Cache {
 	t.Helper()
 	c, err := cache.Open(context.Background(), t.TempDir(), cache.Options{})
 	if err != nil {
@@ -78,6 +78,12 @@ func newRig(t testing.TB, s Session) *rig {
 			t.Error(err)
 		}
 	})
+	return c
+}
+
+func newRig(t testing.TB, s Session) *rig {
+	t.Helper()
+	c := openCache(t)
 	ex, err := executor.New(executor.Options{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)

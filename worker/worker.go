@@ -55,7 +55,7 @@ type Worker struct {
 	sources map[string]Source
 	git     *source.Git
 	web     *source.HTTP
-	gateway *gateway
+	proxies *proxies
 	doubt   atomic.Bool // see Doubt
 	// deviceDirs have the specifications of devices.
 	deviceDirs, devicesAllowed []string
@@ -78,7 +78,7 @@ func New(c *cache.Cache, reg *registry.Client, ex executor.Executor, o Options) 
 		cache: c, images: source.NewImages(c, reg, o.Images), exec: ex,
 		folders: layer.NewFolders(c), clock: o.Clock, keyring: keyring(c, o.Keyring), deviceDirs: o.DeviceDirs, devicesAllowed: o.DevicesAllowed,
 		afar:    o.Mounts,
-		gateway: newGateway(c),
+		proxies: newProxies(c),
 		scanner: &local.Scanner{Nodes: c, Stats: c.Bucket("stat"), Clock: o.Clock},
 	}
 	w.addSources(reg)
