@@ -28,6 +28,13 @@ const (
 	// arrival is how long a watcher waits for its build, whose request comes beside
 	// the watcher's own.
 	arrival = 10 * time.Second
+	// maxRefused bounds how many requests that were refused are remembered for those
+	// who would watch them.
+	maxRefused = 64
+	// maxRef bounds the names that are remembered so; clients' own are of 25 letters.
+	maxRef = 256
+	// maxJoined bounds the output in one message to a client that watches, in bytes.
+	maxJoined = 512 << 10
 )
 
 // builds are the builds under way, and those whose records are still being written;
@@ -47,6 +54,7 @@ type builds struct {
 	mu        sync.Mutex // guards what is below; taken before that of a build
 	byRef     map[string]*build
 	order     []*build      // oldest first
+	refused   []string      // the refs of requests that became no build, oldest first
 	changed   chan struct{} // closed and made anew when a build comes or ends or goes
 	listeners map[*listener]bool
 	traces    map[string]*tracing // of records that have none yet, by ref
@@ -101,6 +109,26 @@ func (j *builds) add(req *controlapi.SolveRequest) (*build, error) {
 	j.bump()
 	return n, nil
 }
+
+// refuse notes that a request became no build, so that its watcher, whom the client
+// waits for before it shows the reason, does not wait for one.
+func (j *builds) refuse(ref string) {
+	if len(ref) > maxRef {
+		return
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.refused = append(j.refused, ref)
+	if len(j.refused) > maxRefused {
+		j.refused = j.refused[1:]
+	}
+	j.bump()
+}
+
+// nothing is what a request that was refused has to show.
+type nothing struct{}
+
+func (nothing) watch(context.Context, func(*controlapi.StatusResponse) error) error { return nil }
 
 // bump wakes those who wait for a change. j.mu is held.
 func (j *builds) bump() {
@@ -170,7 +198,7 @@ func (j *builds) find(ctx context.Context, ref string) (watched, error) {
 	defer timeout.Stop()
 	for {
 		j.mu.Lock()
-		n, changed := j.byRef[ref], j.changed
+		n, changed, refused := j.byRef[ref], j.changed, slices.Contains(j.refused, ref)
 		j.mu.Unlock()
 		if n != nil {
 			return n, nil
@@ -179,6 +207,9 @@ func (j *builds) find(ctx context.Context, ref string) (watched, error) {
 			if r, ok := j.kept.Get(ref); ok {
 				return ended{j.kept, r}, nil
 			}
+		}
+		if refused {
+			return nothing{}, nil
 		}
 		select {
 		case <-changed:
@@ -274,9 +305,11 @@ func (n *build) send(what noted, to func(*controlapi.StatusResponse) error) erro
 			return err
 		}
 	}
-	for _, m := range joined(what.statuses).Marshal() {
-		if err := to(m); err != nil {
-			return err
+	for _, s := range joined(what.statuses) {
+		for _, m := range s.Marshal() {
+			if err := to(m); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -303,14 +336,25 @@ func (n *build) watch(ctx context.Context, send func(*controlapi.StatusResponse)
 	}
 }
 
-// joined makes one status of many, since each is a message to the client.
-func joined(all []*client.SolveStatus) *client.SolveStatus {
-	var out client.SolveStatus
+// joined makes few statuses of many, since each is a message to the client. Output is cut
+// into several here, in its order with the steps' ends: where one is too long for a
+// message, BuildKit's package sends all the ends that came with it before the rest.
+func joined(all []*client.SolveStatus) []*client.SolveStatus {
+	out := []*client.SolveStatus{{}}
+	size := 0
 	for _, s := range all {
-		out.Vertexes = append(out.Vertexes, s.Vertexes...)
-		out.Statuses = append(out.Statuses, s.Statuses...)
-		out.Logs = append(out.Logs, s.Logs...)
-		out.Warnings = append(out.Warnings, s.Warnings...)
+		last := out[len(out)-1]
+		if size > maxJoined {
+			last, size = &client.SolveStatus{}, 0
+			out = append(out, last)
+		}
+		last.Vertexes = append(last.Vertexes, s.Vertexes...)
+		last.Statuses = append(last.Statuses, s.Statuses...)
+		last.Logs = append(last.Logs, s.Logs...)
+		last.Warnings = append(last.Warnings, s.Warnings...)
+		for _, l := range s.Logs {
+			size += len(l.Data)
+		}
 	}
-	return &out
+	return out
 }

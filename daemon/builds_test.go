@@ -255,3 +255,40 @@ func TestListenersSeeWhatTheyAskFor(t *testing.T) {
 		}
 	}
 }
+
+// TestWatcherOfRefusedRequest has those who would watch a request that became no build
+// wait for nothing, whether they come before its refusal or after.
+func TestWatcherOfRefusedRequest(t *testing.T) {
+	all := newBuilds((&clock{now: time.Unix(1e9, 0)}).Now, nil, func(error) {})
+	early := make(chan error, 1)
+	watch := func(ctx context.Context) error {
+		w, err := all.find(ctx, "refused")
+		if err != nil {
+			return err
+		}
+		return w.watch(ctx, func(*controlapi.StatusResponse) error { return errors.New("something to see") })
+	}
+	go func() { early <- watch(t.Context()) }()
+	all.refuse("refused")
+	if err := <-early; err != nil {
+		t.Errorf("before the refusal: %v", err)
+	}
+	ended, end := context.WithCancel(t.Context())
+	end() // who waits gets an error
+	if err := watch(ended); err != nil {
+		t.Errorf("after it: %v", err)
+	}
+	b, err := all.add(&controlapi.SolveRequest{Ref: "refused"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w, err := all.find(ended, "refused"); err != nil || w != watched(b) {
+		t.Errorf("a build with the ref is %v, %v", w, err)
+	}
+	for i := range maxRefused {
+		all.refuse(fmt.Sprint("other ", i))
+	}
+	if len(all.refused) != maxRefused {
+		t.Errorf("%d refusals are remembered, want %d", len(all.refused), maxRefused)
+	}
+}

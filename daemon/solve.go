@@ -31,6 +31,7 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*cont
 	defer end()
 	modernize(req)
 	if err := s.refuse(req); err != nil {
+		s.builds.refuse(req.Ref)
 		return nil, err
 	}
 	b, err := s.builds.add(req)
