@@ -2,15 +2,12 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/kiln-build/kiln/frontend/dockerfile"
-	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/request"
 	"github.com/moby/buildkit/solver/pb"
 )
@@ -116,14 +113,9 @@ func (q question) answerCheck(out io.Writer, r *request.Result) error {
 	if found.Error == nil {
 		return nil
 	}
-	e := &dockerfile.Error{Err: errors.New(found.Error.Message)}
+	var file *pb.SourceInfo
 	if i := int(found.Error.Location.SourceIndex); i >= 0 && i < len(found.Sources) {
-		e.File = &llb.File{Name: found.Sources[i].Filename, Data: found.Sources[i].Data}
+		file = found.Sources[i]
 	}
-	for _, l := range found.Error.Location.Ranges {
-		first, last := int(l.GetStart().GetLine()), int(l.GetEnd().GetLine())
-		e.Lines = append(e.Lines, dockerfile.Lines{Start: first, End: max(first, last)})
-	}
-	e.Lines = slices.Compact(e.Lines)
-	return e
+	return dockerfile.Received(nil, found.Error.Message, file, found.Error.Location.Ranges)
 }

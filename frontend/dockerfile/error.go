@@ -10,6 +10,7 @@ import (
 	"github.com/kiln-build/kiln/llb"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	"github.com/moby/buildkit/solver/pb"
 )
 
 // Error is an error in what a Dockerfile says. Its text names the place, shows the
@@ -61,6 +62,28 @@ func (e *Error) Message() string {
 		text += " (" + e.Hint + ")"
 	}
 	return text
+}
+
+// Received gives the error of a frontend elsewhere, which told of it in the words of
+// Message, and of the lines beside them. err is what it came as, if not as text alone.
+func Received(err error, text string, file *pb.SourceInfo, ranges []*pb.Range) *Error {
+	if err == nil {
+		err = errors.New(text)
+	}
+	text = parsePrefix.ReplaceAllString(text, "")
+	e := &Error{}
+	if m := suggestion.FindStringSubmatch(text); m != nil {
+		text, e.Hint = m[1], m[2]
+	}
+	e.Err = &reworded{text: text, err: err}
+	if file != nil {
+		e.File = llb.NewFile(file)
+	}
+	for _, r := range ranges {
+		first, last := int(r.GetStart().GetLine()), int(r.GetEnd().GetLine())
+		e.Lines = append(e.Lines, Lines{Start: first, End: max(first, last)})
+	}
+	return e
 }
 
 // Excerpt shows the lines that the error is about, numbered and marked, with two

@@ -9,7 +9,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/frontend/dockerfile"
-	"github.com/kiln-build/kiln/llb"
 )
 
 // source is the detail of an error that says which lines it is about, in the JSON
@@ -39,19 +38,5 @@ func placed(err error) error {
 		return err
 	}
 	text := strings.TrimPrefix(err.Error(), "failed to solve: ")
-	out := &dockerfile.Error{File: &llb.File{Name: s.Info.Filename, Data: s.Info.Data}, Err: &shown{text, err}}
-	for _, r := range s.Ranges {
-		first, last := int(r.GetStart().GetLine()), int(r.GetEnd().GetLine())
-		out.Lines = append(out.Lines, dockerfile.Lines{Start: first, End: max(first, last)})
-	}
-	return out
+	return dockerfile.Received(err, text, s.Info, s.Ranges)
 }
-
-// shown is an error with a text of its own.
-type shown struct {
-	text string
-	err  error
-}
-
-func (s *shown) Error() string { return s.text }
-func (s *shown) Unwrap() error { return s.err }
