@@ -161,7 +161,7 @@ func checkToken(value, from string) error {
 	if value == "" {
 		return fmt.Errorf("%s answers with an empty token", from)
 	}
-	if strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
+	if len(value) > maxToken || strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return fmt.Errorf("%s answers with a token that does not fit into a header", from)
 	}
 	return nil

@@ -19,8 +19,13 @@ import (
 // clientID is what clients are told of who asks for a token.
 const clientID = "kiln"
 
-// maxTokens bounds how many tokens are held.
-const maxTokens = 1000
+const (
+	// maxTokens bounds what tokens are held, in bytes: clients choose how long they
+	// are, and registries what they are for.
+	maxTokens = 4 << 20
+	// tokenEntry is about what one takes besides its text.
+	tokenEntry = 256
+)
 
 // Tokens are the tokens that clients have fetched from registries, so that the next
 // build of somebody who has the same login need not fetch them again. They are safe
@@ -33,11 +38,17 @@ type Tokens struct {
 	salt  []byte
 	clock func() time.Time
 
-	mu   sync.Mutex // guards held
+	mu   sync.Mutex // guards what is below
 	held map[tokenKey]registry.Token
+	size int // of held
 }
 
 type tokenKey struct{ authority, host, realm, service, scopes string }
+
+// size gives what a token takes that is held under k.
+func (k tokenKey) size(token registry.Token) int {
+	return tokenEntry + len(k.authority) + len(k.host) + len(k.realm) + len(k.service) + len(k.scopes) + len(token.Value)
+}
 
 // NewTokens gives an empty set; clock tells the time.
 func NewTokens(clock func() time.Time) *Tokens {
@@ -51,7 +62,7 @@ func (t *Tokens) get(k tokenKey) (registry.Token, bool) {
 	defer t.mu.Unlock()
 	found, ok := t.held[k]
 	if ok && !t.clock().Before(found.Expires) {
-		delete(t.held, k)
+		t.drop(k)
 		return registry.Token{}, false
 	}
 	return found, ok
@@ -60,10 +71,25 @@ func (t *Tokens) get(k tokenKey) (registry.Token, bool) {
 func (t *Tokens) put(k tokenKey, token registry.Token) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.held) >= maxTokens {
+	t.drop(k)
+	n := k.size(token)
+	if n > maxTokens {
+		return
+	}
+	if t.size+n > maxTokens {
 		clear(t.held)
+		t.size = 0
 	}
 	t.held[k] = token
+	t.size += n
+}
+
+// drop forgets a token. t.mu is held.
+func (t *Tokens) drop(k tokenKey) {
+	if token, ok := t.held[k]; ok {
+		delete(t.held, k)
+		t.size -= k.size(token)
+	}
 }
 
 var _ registry.TokenFetcher = (*Caller)(nil)
