@@ -215,6 +215,11 @@ func (im *gitImport) files(ctx context.Context, mirror, commit, at string, entri
 	if len(blobs) == 0 {
 		return nil
 	}
+	return im.blobs(ctx, mirror, at, blobs, mtime)
+}
+
+// blobs reads what the listed entries hold, by one git for all of them.
+func (im *gitImport) blobs(ctx context.Context, mirror, at string, entries []gitEntry, mtime int64) error {
 	cmd := im.run.command(ctx, mirror, nil, "cat-file", "--batch")
 	in, inErr := cmd.StdinPipe()
 	stdout, outErr := cmd.StdoutPipe()
@@ -229,7 +234,7 @@ func (im *gitImport) files(ctx context.Context, mirror, commit, at string, entri
 		defer close(fed)
 		defer in.Close()
 		w := bufio.NewWriter(in)
-		for _, e := range blobs {
+		for _, e := range entries {
 			if _, err := w.WriteString(e.object + "\n"); err != nil {
 				return // git ended, which the reader sees too
 			}
@@ -237,7 +242,8 @@ func (im *gitImport) files(ctx context.Context, mirror, commit, at string, entri
 		_ = w.Flush()
 	}()
 	r := bufio.NewReaderSize(stdout, 256<<10)
-	for _, e := range blobs {
+	var err error
+	for _, e := range entries {
 		if err = im.blob(ctx, r, e, joinPath(at, e.path), mtime); err != nil {
 			_ = cmd.Cancel()
 			break
