@@ -20,8 +20,8 @@ func Platforms() []ocispecs.Platform {
 	own := platforms.Normalize(platforms.DefaultSpec())
 	out := []ocispecs.Platform{own}
 	for _, arch := range emulated(binfmtDir) {
-		if p := (ocispecs.Platform{OS: "linux", Architecture: arch}); arch != runtime.GOARCH {
-			out = append(out, platforms.Normalize(p))
+		if arch != runtime.GOARCH {
+			out = append(out, platforms.Normalize(ocispecs.Platform{OS: "linux", Architecture: arch}))
 		}
 	}
 	return out
