@@ -329,7 +329,7 @@ func (b *build) cacheEntries(ctx context.Context) ([]remote.Entry, error) {
 	}
 	var entries []remote.Entry
 	for _, d := range definitions {
-		r, err := b.engine.records.Lookup(d.Key)
+		r, err := b.engine.records.LookupFor(b.session, d.Key)
 		if err != nil || len(r.Outputs) != d.Vertex.Outputs() {
 			continue // what was not needed and is not known
 		}

@@ -125,6 +125,7 @@ func (e *Engine) wire() error {
 	e.solver = solver.New(e.records, roomy{e.worker, &e.collector}, solver.Options{
 		Parallelism: e.config.Worker.OCI.MaxParallelism,
 		Lease:       func() solver.Lease { return e.cache.Lease() },
+		Lookup:      e.records.LookupFor,
 		Durations:   e.cache.Bucket("time"),
 		Clock:       e.clock,
 	})

@@ -31,43 +31,56 @@ const cachePatience = 15 * time.Second
 // cacheLimits are shorter than those of images: a build can do without its caches.
 var cacheLimits = registry.Limits{Dial: 10 * time.Second, Header: cachePatience, Stall: cachePatience, Attempts: 2, RetryAfter: 5 * time.Second}
 
-// records are those of the state folder, and behind them those of the remote
-// caches of the builds that run.
+// records are those of the state folder, and behind them, for the builds that named
+// them, those of remote caches.
 type records struct {
 	*cache.Cache
 	forget func(cache.LayerID) error // the solver's
 
 	mu      sync.Mutex // guards what follows
-	imports []*remote.Import
+	imports []imported
 	mounts  map[solver.SessionID][]string // the cache mounts that builds have used
 }
 
-func (r *records) add(i *remote.Import) {
+// imported is a remote cache that a build reads. Only that build is told what it
+// says: whom to trust, and how long to wait for it, is for each build to choose. Its
+// blobs are for all, since a layer that came from it may be met by any build, and
+// bytes are checked.
+type imported struct {
+	*remote.Import
+	session solver.SessionID
+}
+
+func (r *records) add(session solver.SessionID, i *remote.Import) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.imports = append(slices.Clip(r.imports), i)
+	r.imports = append(slices.Clip(r.imports), imported{i, session})
 }
 
 func (r *records) remove(i *remote.Import) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.imports = slices.DeleteFunc(slices.Clone(r.imports), func(o *remote.Import) bool { return o == i })
+	r.imports = slices.DeleteFunc(slices.Clone(r.imports), func(o imported) bool { return o.Import == i })
 }
 
-func (r *records) open() []*remote.Import {
+func (r *records) open() []imported {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.imports
 }
 
-// Lookup finds a record here or in a remote cache, which makes it one of those here.
-func (r *records) Lookup(k cache.Key) (cache.Record, error) {
+// LookupFor finds a record here or in a remote cache of the session, which makes it one
+// of those here.
+func (r *records) LookupFor(session solver.SessionID, k cache.Key) (cache.Record, error) {
 	rec, err := r.Cache.Lookup(k)
 	if err == nil && rec.Whole() {
 		return rec, nil
 	}
 	// One that lacks outputs does where nobody has them all.
 	for _, i := range r.open() {
+		if i.session != session {
+			continue
+		}
 		if found, rerr := i.Lookup(k); rerr == nil && (err != nil || found.Whole()) {
 			if rec, err = found, r.Cache.Store(found, k); err != nil || rec.Whole() {
 				break
@@ -91,7 +104,7 @@ func (r *records) ForgetLayer(id cache.LayerID) error {
 
 // Holds says whether a remote cache lists a layer.
 func (r *records) Holds(id cache.LayerID) bool {
-	return slices.ContainsFunc(r.open(), func(i *remote.Import) bool { return i.Holds(id) })
+	return slices.ContainsFunc(r.open(), func(i imported) bool { return i.Holds(id) })
 }
 
 // Blob reads a blob of a remote cache.
@@ -107,9 +120,12 @@ func (r *records) Blob(ctx context.Context, d blob.Descriptor, offset int64) (io
 }
 
 // Fill fills the folder of a cache mount that is new here with the snapshot that a
-// remote cache has of it; false leaves it empty.
-func (r *records) Fill(ctx context.Context, id, dir string, warn func(string)) bool {
+// remote cache of the sessions has of it; false leaves it empty.
+func (r *records) Fill(ctx context.Context, sessions []solver.SessionID, id, dir string, warn func(string)) bool {
 	for _, i := range r.open() {
+		if !slices.Contains(sessions, i.session) {
+			continue
+		}
 		ok, err := i.Mount(ctx, id, dir)
 		if err == nil && ok {
 			return true
@@ -217,7 +233,7 @@ func (b *build) importCache(ctx context.Context, s cacheSource) {
 			b.warn(fmt.Sprintf("the cache %s is not used: %v", s.name, err))
 		}
 	})
-	b.engine.records.add(i)
+	b.engine.records.add(b.session, i)
 	b.imports.list = append(b.imports.list, i)
 }
 

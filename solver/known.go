@@ -41,7 +41,7 @@ func (s *Solver) Known(id SessionID, edges ...llb.Edge) map[llb.Digest][]cache.C
 		if n.vertex.Op().GetSource() != nil {
 			continue
 		}
-		if r, err := s.cache.Lookup(n.dk); err == nil {
+		if r, err := s.o.Lookup(id, n.dk); err == nil {
 			out[n.vertex.Digest()] = r.Outputs
 		}
 	}

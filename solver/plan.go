@@ -246,7 +246,7 @@ func (s *Solver) lookUpNode(b *build, p *plan, n *node) {
 	case n.vertex.Kind() == "source":
 		return // their pins are their memory
 	}
-	r, err := s.lookUpRecord(n.vertex, n.dk)
+	r, err := s.lookUpRecord(n.vertex, n.dk, b.session.id)
 	if err == nil && p.lacks(n.vertex, r.Outputs) {
 		err = lacking(n.dk)
 	}
@@ -259,10 +259,14 @@ func (s *Solver) lookUpNode(b *build, p *plan, n *node) {
 	b.hold(r.Outputs)
 }
 
-// lookUpRecord looks for a record under a key. One that does not fit the vertex is
-// none: a cache can only miss.
-func (s *Solver) lookUpRecord(v *llb.Vertex, k cache.Key) (cache.Record, error) {
-	r, err := s.cache.Lookup(k)
+// lookUpRecord looks for a record under a key, on behalf of one session or of several.
+// One that does not fit the vertex is none: a cache can only miss.
+func (s *Solver) lookUpRecord(v *llb.Vertex, k cache.Key, sessions ...SessionID) (r cache.Record, err error) {
+	for _, id := range sessions {
+		if r, err = s.o.Lookup(id, k); err == nil && r.Whole() {
+			break
+		}
+	}
 	if err == nil && len(r.Outputs) != v.Outputs() {
 		err = &cache.MissError{Key: k, Reason: fmt.Sprintf("the record has %d outputs, and the vertex %d", len(r.Outputs), v.Outputs())}
 	}

@@ -105,7 +105,7 @@ func (s *Solver) preview(ctx context.Context, b *build, p *plan, n *node) error 
 		return nil
 	}
 	key := contentKey(n.op, n.contents)
-	r, err := s.lookUpRecord(n.vertex, key)
+	r, err := s.lookUpRecord(n.vertex, key, b.session.id)
 	if err == nil && p.lacks(n.vertex, r.Outputs) {
 		err = lacking(key)
 	}

@@ -24,7 +24,7 @@ func (s *Solver) identify(t *task) {
 	why := t.why
 	if !always(t.vertex) {
 		key := contentKey(t.op, contents)
-		r, err := s.lookUpRecord(t.vertex, key)
+		r, err := s.lookUpRecord(t.vertex, key, s.wanting(t)...)
 		if err == nil {
 			s.aliasRecord(t, r)
 			if s.solve(t, r.Outputs, answered{ByContent, key, r.From, contents}) {
@@ -102,17 +102,10 @@ func (s *Solver) run(t *task) {
 // job gives what the worker is told of a task whose inputs are solved.
 func (s *Solver) job(t *task) *Job {
 	job := &Job{
-		Vertex: t.vertex,
-		Pin:    t.pin,
-		Inputs: make([]cache.ChainID, len(t.inputs)),
-		Sessions: func() []SessionID {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			if len(t.wants) == 0 {
-				return t.last
-			}
-			return sessionsOf(t.wants)
-		},
+		Vertex:   t.vertex,
+		Pin:      t.pin,
+		Inputs:   make([]cache.ChainID, len(t.inputs)),
+		Sessions: func() []SessionID { return s.wanting(t) },
 		Log: func(stream int) io.Writer {
 			return writerFunc(func(data []byte) { s.log(t, stream, data) })
 		},
@@ -122,6 +115,16 @@ func (s *Solver) job(t *task) *Job {
 		job.Inputs[i] = in.chain
 	}
 	return job
+}
+
+// wanting gives the builds that want a task, or that did last.
+func (s *Solver) wanting(t *task) []SessionID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(t.wants) == 0 {
+		return t.last
+	}
+	return sessionsOf(t.wants)
 }
 
 // outputs runs the vertex. A passthrough has nothing to run.

@@ -127,6 +127,10 @@ type Options struct {
 	Parallelism int
 	// Lease makes the leases of jobs, and of builds that bring none; nil holds nothing.
 	Lease func() Lease
+	// Lookup is Records.Lookup on behalf of a session, which may know of records that
+	// others are not to be given; nil asks the cache, whoever asks. What it gives is in
+	// the cache from then on.
+	Lookup func(id SessionID, k cache.Key) (cache.Record, error)
 	// Durations orders the work; nil orders it by the kinds of ops alone.
 	Durations Durations
 	// Clock tells the time; nil is time.Now.
@@ -170,6 +174,9 @@ func New(c Cache, w Worker, o Options) *Solver {
 	}
 	if o.Lease == nil {
 		o.Lease = func() Lease { return noLease{} }
+	}
+	if o.Lookup == nil {
+		o.Lookup = func(_ SessionID, k cache.Key) (cache.Record, error) { return c.Lookup(k) }
 	}
 	if o.Durations == nil {
 		o.Durations = noDurations{}

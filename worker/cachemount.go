@@ -27,8 +27,9 @@ type cacheMounts struct {
 // Mounts is told of the cache mounts that steps use, and brings those back that
 // are elsewhere.
 type Mounts interface {
-	// Fill fills the empty folder of a mount that is new here; false leaves it empty.
-	Fill(ctx context.Context, id, dir string, warn func(text string)) bool
+	// Fill fills the empty folder of a mount that is new here, on behalf of some
+	// sessions; false leaves it empty.
+	Fill(ctx context.Context, sessions []solver.SessionID, id, dir string, warn func(text string)) bool
 	// Used is told that a step of a session uses a mount.
 	Used(session solver.SessionID, id string)
 }
@@ -199,7 +200,7 @@ func (m *mounted) cacheFolder(ctx context.Context, key string, sharing pb.CacheS
 // fromAfar fills a mount with what is known of it elsewhere, or else as fill does.
 func (m *mounted) fromAfar(ctx context.Context, id string, fill func(string) error) func(string) error {
 	return func(dir string) error {
-		if m.w.afar.Fill(ctx, id, dir, m.job.Warn) || fill == nil {
+		if m.w.afar.Fill(ctx, m.job.Sessions(), id, dir, m.job.Warn) || fill == nil {
 			return context.Cause(ctx)
 		}
 		return fill(dir)

@@ -2,7 +2,11 @@ package daemon
 
 import (
 	"context"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/moby/buildkit/client"
@@ -83,5 +87,92 @@ func TestImportsOfOneCall(t *testing.T) {
 		if _, _, err := read(t, c.entry); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v: %v, want an error that has %q", c.entry, err, c.want)
 		}
+	}
+}
+
+// TestImportsAreOfTheirBuild has a build that named no cache neither answered from
+// another build's nor held up by it.
+func TestImportsAreOfTheirBuild(t *testing.T) {
+	c, _ := newClient(t)
+	unique := func(name string) *llb.Definition {
+		return marshal(t, busybox().Run(llb.Shlex(`sh -c "head -c 16 /dev/urandom | sha256sum > /out/`+name+`"`)).AddMount("/out", llb.Scratch()))
+	}
+	text := func(def *llb.Definition, name string, o client.SolveOpt) string {
+		t.Helper()
+		dir := t.TempDir()
+		o.Exports = toFolder(dir)
+		if _, err := c.Solve(t.Context(), def, o, nil); err != nil {
+			t.Error(err)
+			return ""
+		}
+		return read(t, filepath.Join(dir, name))
+	}
+	one, two := unique("one"), unique("two")
+	var entries []gateway.CacheOptionsEntry
+	was := map[string]string{}
+	for name, def := range map[string]*llb.Definition{"one": one, "two": two} {
+		attrs := map[string]string{"ref": shared.registry.Addr + "/imports/" + name}
+		was[name] = text(def, name, client.SolveOpt{CacheExports: []client.CacheOptionsEntry{{Type: "registry", Attrs: attrs}}})
+		entries = append(entries, gateway.CacheOptionsEntry{Type: "registry", Attrs: attrs})
+	}
+	if err := c.Prune(t.Context(), nil, client.PruneAll); err != nil {
+		t.Fatal(err)
+	}
+	asked, given, release := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	var asking, giving sync.Once
+	silent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asking.Do(func() { close(asked) })
+		select {
+		case <-release:
+			w.WriteHeader(http.StatusNotFound)
+		case <-r.Context().Done():
+			giving.Do(func() { close(given) })
+		}
+	}))
+	t.Cleanup(silent.Close)
+
+	_, err := c.Build(t.Context(), client.SolveOpt{}, "imports", func(ctx context.Context, g gateway.Client) (*gateway.Result, error) {
+		// The import is open from here on.
+		if _, err := g.Solve(ctx, gateway.SolveRequest{Definition: marshal(t, busybox()).ToPB(), CacheImports: entries}); err != nil {
+			return nil, err
+		}
+		if got := text(one, "one", client.SolveOpt{}); got == was["one"] {
+			t.Error("a build that named no cache was answered from another build's")
+		}
+		res, err := g.Solve(ctx, gateway.SolveRequest{Definition: two.ToPB(), Evaluate: true})
+		if err != nil {
+			return nil, err
+		}
+		ref, err := res.SingleRef()
+		if err != nil {
+			return nil, err
+		}
+		data, err := ref.ReadFile(ctx, gateway.ReadRequest{Filename: "two"})
+		if string(data) != was["two"] {
+			t.Errorf("the build that named the cache has %q, want %q", data, was["two"])
+		}
+		return res, err
+	}, nil)
+	if err != nil {
+		t.Error(err)
+	}
+
+	waits := make(chan error, 1)
+	go func() {
+		_, err := c.Solve(t.Context(), unique("waiting"), client.SolveOpt{
+			CacheImports: []client.CacheOptionsEntry{{Type: "http", Attrs: map[string]string{"url": silent.URL, "patience": "10m"}}},
+		}, nil)
+		waits <- err
+	}()
+	<-asked
+	text(unique("waits-for-nobody"), "waits-for-nobody", client.SolveOpt{})
+	select {
+	case <-given:
+		t.Error("a build that named no cache waited until another gave its cache up")
+	default:
+	}
+	close(release)
+	if err := <-waits; err != nil {
+		t.Error(err)
 	}
 }
