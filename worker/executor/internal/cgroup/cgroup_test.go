@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -113,11 +114,14 @@ func TestPrivilegedGroup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dirs := g.Folders()
+	dirs := maps.Clone(g.trees)
 	for c := range m.trees {
 		if dirs[c] == "" {
 			t.Errorf("the group is not in the tree of %s", c)
 		}
+	}
+	if m.unified != "" {
+		dirs["the unified one"] = g.unified
 	}
 	for _, dir := range dirs {
 		if err := os.MkdirAll(filepath.Join(dir, "a/b"), 0o755); err != nil {
