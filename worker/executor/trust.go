@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -33,10 +35,10 @@ const (
 
 // trusting is a list of authorities that the proxy's certificate was added to.
 type trusting struct {
-	upper, name string // without links
-	was         unix.Stat_t
-	sum         [sha256.Size]byte // of what was in it
-	copied      []copied          // folders that this put into the upper folder
+	name   string // without links
+	was    unix.Stat_t
+	sum    [sha256.Size]byte // of what was in it
+	copied []copied          // folders that this put into the upper folder
 	// cover is the file of the host that lies over a list which cannot be written to.
 	cover string
 }
@@ -111,11 +113,11 @@ func (b *box) addAuthority(name string) error {
 	if err != nil {
 		return err
 	}
-	if t.upper = b.s.Root.Upper; t.upper == "" {
+	if b.s.Root.Upper == "" {
 		return b.coverList(name, append(content, b.addition()...))
 	}
 	t.sum = sha256.Sum256(content)
-	t.copied = b.aboutToCopy(t.upper, name, name)
+	t.copied = b.aboutToCopy(b.s.Root.Upper, name, name)
 	if f, err = reopen(at, os.O_WRONLY|os.O_APPEND); err != nil {
 		return err
 	}
@@ -153,44 +155,41 @@ func (b *box) coverList(name string, content []byte) error {
 // distrust takes the proxy's certificate out of the lists again. The process has ended;
 // it may have written anything there.
 func (b *box) distrust() error {
-	var errs []error
+	lists := map[string]trusting{}
 	for _, t := range b.lists {
 		if t.cover != "" {
 			os.Remove(t.cover) // nothing of it is in the process's files
 			continue
 		}
-		names := []string{t.name}
-		// A list may have moved: its names may lead elsewhere by now.
-		for _, list := range authorityLists {
-			if name, err := resolveBelow(t.upper, list); err == nil && name != t.name {
-				names = append(names, name)
-			}
+		lists[t.name] = t
+	}
+	if len(lists) == 0 {
+		return nil
+	}
+	upper, err := unix.Open(b.s.Root.Upper, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("failed to clean up proxy CA: opening %s: %w", b.s.Root.Upper, err)
+	}
+	defer unix.Close(upper)
+	// A list may have moved: its names may lead elsewhere by now.
+	for _, list := range authorityLists {
+		name, err := rootDir(upper).resolve(list)
+		if _, known := lists[name]; err == nil && !known {
+			lists[name] = trusting{}
 		}
-		for _, name := range names {
-			if err := b.removeAuthority(t, name); err != nil {
-				errs = append(errs, fmt.Errorf("failed to clean up proxy CA: %s: %w", name, err))
-			}
+	}
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(lists)) {
+		if err := b.removeAuthority(upper, name, lists[name]); err != nil {
+			errs = append(errs, fmt.Errorf("failed to clean up proxy CA: %s: %w", name, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// resolveBelow gives the path without links of a file of an upper folder.
-func resolveBelow(upper, name string) (string, error) {
-	fd, err := unix.Open(upper, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return "", err
-	}
-	defer unix.Close(fd)
-	return rootDir(fd).resolve(name)
-}
-
-func (b *box) removeAuthority(t trusting, name string) error {
-	upper, err := unix.Open(t.upper, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(upper)
+// removeAuthority cleans what an upper folder has at name. t is what was done to that
+// list, if anything.
+func (b *box) removeAuthority(upper int, name string, t trusting) error {
 	at, err := below(upper, name, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
 		return nil // the process has removed it, or never had it here
@@ -210,7 +209,7 @@ func (b *box) removeAuthority(t trusting, name string) error {
 		return err
 	}
 	cleaned := b.without(content)
-	if name == t.name && st.Nlink == 1 && sha256.Sum256(cleaned) == t.sum && unchanged(&st, &t.was) {
+	if t.name != "" && st.Nlink == 1 && sha256.Sum256(cleaned) == t.sum && unchanged(&st, &t.was) {
 		// As it is in the layer below: the process has not touched it. One that has a
 		// second name by now is cleaned, or it would keep the certificate there.
 		removeStub(upper, stub{name: name, copied: t.copied, file: true})
