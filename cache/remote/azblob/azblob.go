@@ -158,17 +158,19 @@ func (s *Store) Put(ctx context.Context, d blob.Descriptor, _ []string, open fun
 
 // Commit makes a Store a remote.Target.
 func (s *Store) Commit(ctx context.Context, d blob.Descriptor, manifest []byte, old blob.Digest) (sure bool, err error) {
-	s.mu.Lock()
-	tag := s.etags[old]
-	s.mu.Unlock()
+	tag := s.etag(old)
+	if tag == "" && !old.IsZero() {
+		// It was read by another Store, that of an import for one.
+		if remote.Changed(ctx, s, old) {
+			return false, fmt.Errorf("%s: %w", s.Name(), remote.ErrChanged)
+		}
+		tag = s.etag(old)
+	}
 	header := http.Header{"Content-Type": {d.MediaType}}
-	switch {
-	case old.IsZero():
+	if old.IsZero() {
 		header.Set("If-None-Match", "*")
-	case tag != "":
+	} else if tag != "" {
 		header.Set("If-Match", tag)
-	case remote.Changed(ctx, s, old):
-		return false, fmt.Errorf("%s: %w", s.Name(), remote.ErrChanged)
 	}
 	open := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(manifest)), nil }
 	err = s.put(ctx, s.nameKey(), nil, int64(len(manifest)), header, open)
@@ -177,6 +179,12 @@ func (s *Store) Commit(ctx context.Context, d blob.Descriptor, manifest []byte, 
 		return false, fmt.Errorf("%w: %w", remote.ErrChanged, err)
 	}
 	return err == nil && header.Get("If-Match")+header.Get("If-None-Match") != "", err
+}
+
+func (s *Store) etag(manifest blob.Digest) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.etags[manifest]
 }
 
 // write writes a blob, whatever is there.
