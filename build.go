@@ -166,10 +166,12 @@ func (e *Engine) Compile(ctx context.Context, r Request) ([]frontend.ResultImage
 }
 
 func (e *Engine) newBuild(events func(Event)) *build {
-	return &build{
+	b := &build{
 		engine: e, session: newSessionID(), lease: e.cache.Lease(), events: events,
 		result: Result{Metadata: map[string]string{}, Started: e.clock()},
 	}
+	e.solver.BeginSession(b.session)
+	return b
 }
 
 func (b *build) end() {

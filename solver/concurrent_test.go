@@ -236,6 +236,34 @@ func TestIgnoreCacheShares(t *testing.T) {
 	})
 }
 
+// A build takes what another ran that ignores the cache too, where that was begun after
+// it began itself, however late it comes to the vertex; and while the other goes on.
+func TestIgnoreCacheSinceBegun(t *testing.T) {
+	var now time.Time
+	f := newFixture(t, Options{Clock: func() time.Time { now = now.Add(time.Second); return now }})
+	e := fresh(t, "a")
+	f.BeginSession("early")
+	f.BeginSession("one")
+	want := solve(t, f, Request{Session: "one", Edges: edges(e)})
+	if got := solve(t, f, Request{Session: "early", Edges: edges(e)}); got != want || f.w.ran("a") != 1 {
+		t.Errorf("a build that had begun got %v and not %v; it ran %d times, want 1", got, want, f.w.ran("a"))
+	}
+	f.BeginSession("late")
+	solve(t, f, Request{Session: "late", Edges: edges(e)})
+	if got := f.w.ran("a"); got != 2 {
+		t.Errorf("for a build that began afterwards it ran %d times in all, want 2", got)
+	}
+	f.BeginSession("alone")
+	f.EndSession("one")
+	f.EndSession("early")
+	f.EndSession("late")
+	solve(t, f, Request{Session: "alone", Edges: edges(e)})
+	if got := f.w.ran("a"); got != 3 {
+		t.Errorf("when the others had ended it ran %d times in all, want 3", got)
+	}
+	f.EndSession("alone")
+}
+
 // Two vertices below one that ignore the cache are told apart: a build that wants
 // only one of them anew must not take a result for which only the other one was.
 func TestIgnoreCacheCoversWhich(t *testing.T) {

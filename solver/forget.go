@@ -60,8 +60,8 @@ func (s *Solver) knownChains() []knownChain {
 		}
 	}
 	for sn := range s.live {
-		for share, chains := range sn.results {
-			out = append(out, knownChain{session: sn, share: share, chains: chains})
+		for share, r := range sn.results {
+			out = append(out, knownChain{session: sn, share: share, chains: r.outputs})
 		}
 	}
 	return out

@@ -185,8 +185,14 @@ func (s *Solver) lookUpLevel(ctx context.Context, b *build, p *plan, level []int
 	return nil
 }
 
+// ranWhy is what is said of a vertex that may not use the cache and was run before.
+var ranWhy = map[Basis]string{
+	BySession: "it ran in this build before",
+	ByAnother: "another build has run it since this one began",
+}
+
 // findShared marks the nodes that need no lookup: there is a task of them, or the
-// session has run them.
+// session, or one beside it, has run them.
 func (s *Solver) findShared(b *build, p *plan, level []int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -196,10 +202,10 @@ func (s *Solver) findShared(b *build, p *plan, level []int) {
 			continue
 		}
 		if n.fresh {
-			if out, ok := b.session.results[n.share]; ok {
-				n.found, n.outputs, n.why = hit, out, "it ran in this build before"
-				n.by = answered{basis: BySession}
-				b.hold(out)
+			if r, by := s.ranFor(b, n.share); by != NoBasis && !p.lacks(n.vertex, r.outputs) {
+				n.found, n.outputs, n.why = hit, r.outputs, ranWhy[by]
+				n.by = answered{basis: by}
+				b.hold(r.outputs)
 				continue
 			}
 		}

@@ -15,8 +15,9 @@ import (
 type Request struct {
 	// Session is the build that asks. Within a session a source is pinned once, and
 	// what ignores the cache runs once, however often Solve is called, until
-	// EndSession, which must be called: it releases what holds the pinned trees. The
-	// empty Session is one of its own for each call, and ends with it.
+	// EndSession, which must be called: it releases what holds the pinned trees. It
+	// begins with BeginSession, or else with its first call. The empty Session is one
+	// of its own for each call, and ends with it.
 	Session SessionID
 	// Edges are what is wanted; scratch may be among them.
 	Edges []llb.Edge
@@ -58,15 +59,22 @@ type build struct {
 
 // session is what a session remembers. Its fields are guarded by Solver.mu.
 type session struct {
-	id   SessionID
-	pins map[llb.Digest]*pinning
+	id    SessionID
+	began time.Time
+	pins  map[llb.Digest]*pinning
 	// results are of vertices that were run whatever the cache held, by share key.
-	results map[cache.Key][]cache.ChainID
+	results map[cache.Key]ran
 	// leases hold what pins were made of. They are released when the session has
 	// ended and no call of Solve is under way in it.
 	leases []Lease
 	calls  int
 	ended  bool
+}
+
+// ran is what a vertex gave that was run whatever the cache held.
+type ran struct {
+	outputs []cache.ChainID
+	at      time.Time // when it was begun
 }
 
 func (b *build) hold(chains []cache.ChainID) {
@@ -152,21 +160,42 @@ func (s *Solver) open(r Request) (*build, error) {
 		b.lease, b.own = s.o.Lease(), true
 	}
 	if b.session == nil {
-		b.session = &session{
-			id:      r.Session,
-			pins:    make(map[llb.Digest]*pinning),
-			results: make(map[cache.Key][]cache.ChainID),
-		}
-		if r.Session != "" {
-			s.sessions[r.Session] = b.session
-		} else {
-			b.session.ended = true
-		}
+		b.session = s.newSession(r.Session)
 	}
-	s.live[b.session] = struct{}{}
 	b.session.calls++
 	b.watch = newWatch(r.Observe)
 	return b, nil
+}
+
+// newSession makes a session that lasts until EndSession, or, without a name, for a
+// call. s.mu is held.
+func (s *Solver) newSession(id SessionID) *session {
+	sn := &session{
+		id: id, began: s.o.Clock(), ended: id == "",
+		pins: make(map[llb.Digest]*pinning), results: make(map[cache.Key]ran),
+	}
+	if id != "" {
+		s.sessions[id] = sn
+	}
+	s.live[sn] = struct{}{}
+	return sn
+}
+
+// ranFor finds a run of a vertex that may not use the cache: in the build's session, or
+// in another that has not ended, where it was begun when the build's had begun. So builds
+// that run side by side share it, whichever of them comes to it first; and those that
+// linked targets of a bake file are can count on the secrets of the one that has them.
+// s.mu is held.
+func (s *Solver) ranFor(b *build, key cache.Key) (r ran, by Basis) {
+	if r, ok := b.session.results[key]; ok {
+		return r, BySession
+	}
+	for _, sn := range s.sessions {
+		if r, ok := sn.results[key]; ok && !r.at.Before(b.session.began) {
+			return r, ByAnother
+		}
+	}
+	return ran{}, NoBasis
 }
 
 func (s *Solver) finish(b *build) {
@@ -196,6 +225,16 @@ func (s *Solver) endIfDone(sn *session) []Lease {
 func releaseAll(leases []Lease) {
 	for _, l := range leases {
 		l.Release()
+	}
+}
+
+// BeginSession makes a session: what ignores the cache and is run in another from now
+// on need not run in this one again.
+func (s *Solver) BeginSession(id SessionID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed && id != "" && s.sessions[id] == nil {
+		s.newSession(id)
 	}
 }
 

@@ -196,7 +196,7 @@ func (s *Solver) solve(t *task, outputs []cache.ChainID, by answered) bool {
 	for _, w := range t.wants {
 		w.attempt.build.hold(outputs)
 		if t.fresh {
-			w.attempt.build.session.results[t.share] = outputs
+			w.attempt.build.session.results[t.share] = ran{outputs, t.started}
 		}
 		if by.basis != NoBasis {
 			w.attempt.build.watch.cached(w.vertex, now, t.why)
