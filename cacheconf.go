@@ -7,11 +7,13 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/remote"
 	"github.com/kiln-build/kiln/exporter/image"
+	"github.com/kiln-build/kiln/request"
 )
 
 // cacheSource is a cache that a build reads.
@@ -107,6 +109,17 @@ func (a attrs) bool(name string, otherwise bool) (bool, error) {
 	return b, nil
 }
 
+// names takes the names of caches that an attribute lists.
+func (a attrs) names() ([]string, error) {
+	names := strings.Split(a.or("name", "main"), ";")
+	for i, n := range names {
+		if names[i] = strings.TrimSpace(n); names[i] == "" {
+			return nil, errors.New("name: want names with semicolons between them")
+		}
+	}
+	return names, nil
+}
+
 func (a attrs) duration(name string, otherwise time.Duration) (time.Duration, error) {
 	v := a.take(name)
 	if v == "" {
@@ -148,7 +161,7 @@ func (b *build) cacheSources(from RemoteCache, here bool) ([]cacheSource, error)
 	return sources, a.end()
 }
 
-func (b *build) openSources(kind string, a attrs, here bool) (s []cacheSource, err error) {
+func (b *build) openSources(kind string, a attrs, here bool) ([]cacheSource, error) {
 	switch kind {
 	case "registry":
 		store, err := b.registryStore(a)
@@ -159,6 +172,7 @@ func (b *build) openSources(kind string, a attrs, here bool) (s []cacheSource, e
 	case "local":
 		var d blob.Digest
 		if v := a.take("digest"); v != "" {
+			var err error
 			if d, err = blob.Parse(v); err != nil {
 				return nil, err
 			}
@@ -166,32 +180,16 @@ func (b *build) openSources(kind string, a attrs, here bool) (s []cacheSource, e
 		dir := a.take("src")
 		store, err := b.cacheFolder(dir, "src", a.take("tag"), d, here)
 		return []cacheSource{{name: dir, store: store}}, err
-	case "http":
-		store, err := httpStore(a)
-		if err != nil {
-			return nil, err
-		}
-		return []cacheSource{{name: store.Name(), store: store}}, nil
-	case "s3":
-		stores, _, err := s3Stores(a)
-		for _, store := range stores {
-			s = append(s, cacheSource{name: store.Name(), store: store})
-		}
-		return s, err
-	case "azblob":
-		stores, err := azblobStores(a, here)
-		for _, store := range stores {
-			s = append(s, cacheSource{name: store.Name(), store: store})
-		}
-		return s, err
-	case "gha":
-		stores, _, err := ghaStores(a, here)
-		for _, store := range stores {
-			s = append(s, cacheSource{name: store.Name(), store: store})
-		}
-		return s, err
 	}
-	return nil, errors.New("unknown type; the types are registry, local, http, s3, azblob and gha")
+	servers, err := cacheServers(kind, a, here)
+	if err == nil && len(servers) == 0 {
+		err = errors.New("unknown type; the types are " + strings.Join(request.CacheTypes, ", "))
+	}
+	var out []cacheSource
+	for _, s := range servers {
+		out = append(out, cacheSource{name: s.name, store: s.store})
+	}
+	return out, err
 }
 
 // cacheTargets gives the caches that one entry stands for.
@@ -216,7 +214,7 @@ func (b *build) cacheTargets(to RemoteCache, here bool) ([]cacheTarget, error) {
 	return targets, a.end()
 }
 
-func (b *build) openTargets(kind string, a attrs, here bool) (t []cacheTarget, err error) {
+func (b *build) openTargets(kind string, a attrs, here bool) ([]cacheTarget, error) {
 	switch kind {
 	case "registry":
 		store, err := b.registryStore(a)
@@ -234,35 +232,19 @@ func (b *build) openTargets(kind string, a attrs, here bool) (t []cacheTarget, e
 			return nil, errors.Join(err, errors.New("reset=true: remove the folder instead"))
 		} // a client that asks for it empties its folder itself
 		return []cacheTarget{{name: dir, store: store}}, nil
-	case "http":
-		store, err := httpStore(a)
-		if err != nil {
-			return nil, err
-		}
-		return []cacheTarget{{name: store.Name(), store: store}}, nil
-	case "s3":
-		stores, parallel, err := s3Stores(a)
-		for _, store := range stores {
-			t = append(t, cacheTarget{name: store.Name(), store: store, parallel: parallel})
-		}
-		return t, err
-	case "azblob":
-		stores, err := azblobStores(a, here)
-		for _, store := range stores {
-			t = append(t, cacheTarget{name: store.Name(), store: store})
-		}
-		return t, err
-	case "gha":
-		stores, timeout, err := ghaStores(a, here)
-		if err != nil {
-			return nil, err
-		}
-		// The first is the job's own branch; it may write no other.
-		return []cacheTarget{{name: stores[0].Name(), store: stores[0], timeout: timeout}}, nil
 	case "inline":
 		return []cacheTarget{{name: "the image's config"}}, nil
 	}
-	return nil, errors.New("unknown type; the types are registry, local, inline, http, s3, azblob and gha")
+	servers, err := cacheServers(kind, a, here)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(servers) == 0:
+		return nil, errors.New("unknown type; the types are inline, " + strings.Join(request.CacheTypes, ", "))
+	case kind == "gha":
+		return servers[:1], nil // the job's own branch; it may write no other
+	}
+	return servers, nil
 }
 
 // set reads the attributes that all types of caches have.

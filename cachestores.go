@@ -17,6 +17,38 @@ import (
 	"github.com/kiln-build/kiln/cache/remote/s3"
 )
 
+// cacheServers gives the caches at servers, which are read and written alike; none for
+// what is no type of those.
+func cacheServers(kind string, a attrs, here bool) (t []cacheTarget, err error) {
+	switch kind {
+	case "http":
+		store, err := httpStore(a)
+		if err != nil {
+			return nil, err
+		}
+		return []cacheTarget{{name: store.Name(), store: store}}, nil
+	case "s3":
+		stores, parallel, err := s3Stores(a)
+		for _, store := range stores {
+			t = append(t, cacheTarget{name: store.Name(), store: store, parallel: parallel})
+		}
+		return t, err
+	case "azblob":
+		stores, err := azblobStores(a, here)
+		for _, store := range stores {
+			t = append(t, cacheTarget{name: store.Name(), store: store})
+		}
+		return t, err
+	case "gha":
+		stores, timeout, err := ghaStores(a, here)
+		for _, store := range stores {
+			t = append(t, cacheTarget{name: store.Name(), store: store, timeout: timeout})
+		}
+		return t, err
+	}
+	return nil, nil
+}
+
 // httpStore gives the cache that url= and name= stand for.
 func httpStore(a attrs) (*remote.HTTP, error) {
 	address, name := a.take("url"), a.take("name")
@@ -68,10 +100,11 @@ func s3Stores(a attrs) (stores []*s3.Store, parallel int, err error) {
 	prefix := a.take("prefix")
 	o.BlobsPrefix = prefix + a.or("blobs_prefix", "blobs/")
 	o.ManifestsPrefix = prefix + a.or("manifests_prefix", "kiln/")
-	for name := range strings.SplitSeq(a.or("name", "main"), ";") {
-		if o.Name = strings.TrimSpace(name); o.Name == "" {
-			return nil, 0, errors.New("name: want names with semicolons between them")
-		}
+	names, err := a.names()
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, o.Name = range names {
 		store, err := s3.New(o)
 		if err != nil {
 			return nil, 0, err
@@ -109,10 +142,11 @@ func azblobStores(a attrs, here bool) (stores []*azblob.Store, err error) {
 	if o.Patience, err = a.patience(); err != nil {
 		return nil, err
 	}
-	for name := range strings.SplitSeq(a.or("name", "main"), ";") {
-		if o.Name = strings.TrimSpace(name); o.Name == "" {
-			return nil, errors.New("name: want names with semicolons between them")
-		}
+	names, err := a.names()
+	if err != nil {
+		return nil, err
+	}
+	for _, o.Name = range names {
 		store, err := azblob.New(o)
 		if err != nil {
 			return nil, err

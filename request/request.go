@@ -110,9 +110,12 @@ type Output struct {
 	Writer io.Writer
 }
 
+// CacheTypes are where caches are shared that are read as well as written.
+var CacheTypes = []string{"registry", "local", "http", "s3", "azblob", "gha"}
+
 // RemoteCache names a cache that is shared with other machines.
 type RemoteCache struct {
-	// Type is "registry", "local", "http" or, to be written, "inline".
+	// Type is one of CacheTypes or, to be written, "inline".
 	Type string
 	// Attrs are its attributes, in BuildKit's names: see docs/caching.md.
 	Attrs map[string]string

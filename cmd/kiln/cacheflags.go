@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/csv"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -29,7 +30,7 @@ func parseCaches(flag string, values []string) ([]request.RemoteCache, error) {
 		}
 		if len(fields) == 1 && !strings.Contains(fields[0], "=") {
 			c.Type, c.Attrs["ref"] = "registry", fields[0]
-			if fields[0] == "inline" || fields[0] == "local" || fields[0] == "registry" || fields[0] == "gha" || fields[0] == "s3" || fields[0] == "azblob" {
+			if fields[0] == "inline" || slices.Contains(request.CacheTypes, fields[0]) {
 				return nil, usagef("--%s %q: want type=%s", flag, v, fields[0])
 			}
 			out = append(out, c)

@@ -290,7 +290,9 @@ func TestFlags(t *testing.T) {
 		{"--cache-to", "type=inline,mode=max", "inline"},
 		{"--cache-to", "type=local,dest=x,compression=estargz", "compression"},
 		{"--cache-from", "type=local,src=x,mod=max", "unknown attribute mod"},
+		{"--cache-from", "type=azblob,account_url=http://x,secret_access_key=eA==,name= ;b", "name:"},
 		{"--cache-to", "mode=max", "type is missing"},
+		{"--cache-from", "http", "want type=http"},
 	} {
 		o := r.build(dir, c.flag, c.value)
 		if o.err == nil || !strings.Contains(o.text, c.want) || len(o.ran) > 0 {
