@@ -251,13 +251,7 @@ func configs(img *image.Image) []image.Document {
 
 // layer sends a layer to a repository, and notes that it is there.
 func (ps *pusher) layer(ctx context.Context, repo string, l image.Layer) error {
-	var err error
-	if l.Fresh {
-		_, err = ps.client.PushNew(ctx, ps.env.Credentials, repo, l.Desc, l.Open)
-	} else {
-		_, err = ps.client.Push(ctx, ps.env.Credentials, repo, l.Desc, l.Origins, l.Open)
-	}
-	if err != nil {
+	if err := ps.send(ctx, repo, l.Desc, l.Fresh, l.Origins, l.Open); err != nil {
 		return err
 	}
 	known, err := ps.env.Cache.Layer(l.ID)
@@ -278,10 +272,15 @@ func (ps *pusher) document(ctx context.Context, repo string, d image.Document, f
 		return err
 	}
 	open := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(d.Data)), nil }
+	return ps.send(ctx, repo, desc, fresh, nil, open)
+}
+
+// send sends a blob to a repository. A fresh one is hardly there, nor anywhere else.
+func (ps *pusher) send(ctx context.Context, repo string, d blob.Descriptor, fresh bool, origins []string, open registry.Content) (err error) {
 	if fresh {
-		_, err = ps.client.PushNew(ctx, ps.env.Credentials, repo, desc, open)
+		_, err = ps.client.PushNew(ctx, ps.env.Credentials, repo, d, open)
 	} else {
-		_, err = ps.client.Push(ctx, ps.env.Credentials, repo, desc, nil, open)
+		_, err = ps.client.Push(ctx, ps.env.Credentials, repo, d, origins, open)
 	}
 	return err
 }
