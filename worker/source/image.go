@@ -59,8 +59,8 @@ type Image struct {
 	// Config is the image's config, as it was made.
 	Config []byte
 
-	layers []imageLayer
-	config blob.Digest
+	layers       []imageLayer
+	configDigest blob.Digest
 }
 
 // imageLayer is a layer as manifest and config together describe it.
@@ -318,7 +318,7 @@ func (s *Images) Chain(ctx context.Context, img Image, limit int) (cache.ChainID
 	}
 	id, err := img.chain(s.cache, limit, []string{r.Repository()})
 	if n := len(img.layers); err == nil && n > 0 && (limit == 0 || limit == n) {
-		err = s.cache.KeepDocuments(cache.ImageLayerID(img.layers[n-1].diff), img.Digest, img.Manifest.Digest, img.config)
+		err = s.cache.KeepDocuments(cache.ImageLayerID(img.layers[n-1].diff), img.Digest, img.Manifest.Digest, img.configDigest)
 	}
 	if err != nil {
 		return id, nil, fmt.Errorf("image %s: %w", img.Ref, err)
@@ -379,7 +379,7 @@ func (img *Image) readConfig(m manifest, fetch fetchFunc) error {
 	if err := json.Unmarshal(data, &c); err != nil {
 		return fmt.Errorf("its config %s cannot be read: %w", m.Config.Digest, err)
 	}
-	img.Config, img.Platform, img.config = data, c.Platform, m.Config.Digest
+	img.Config, img.Platform, img.configDigest = data, c.Platform, m.Config.Digest
 	if len(c.RootFS.DiffIDs) != len(m.Layers) {
 		return fmt.Errorf("its manifest has %d layers and its config %d", len(m.Layers), len(c.RootFS.DiffIDs))
 	}
