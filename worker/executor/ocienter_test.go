@@ -20,7 +20,7 @@ func TestOCIEnter(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer o.Close()
-			s, end := startShared(t, o, func(s *Spec) { s.Hostname = "box" })
+			s, end := startShared(t, o, func(s *Spec) { s.Hostname, s.Network = "box", NetworkNone })
 			checkEntries(t, o, s.ID)
 			if got, err := enter(t, o, s.ID, "ls /sys/class/net", nil); err != nil || got != "lo" {
 				t.Errorf("its network: got %q, %v", got, err)
