@@ -95,14 +95,7 @@ func readManifest(root *os.Root, d blob.Digest) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxManifest+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > maxManifest || sha256.Sum256(data) != d {
-		return nil, formatf("its manifest %s is damaged", d)
-	}
-	return data, nil
+	return ReadManifest(f, d)
 }
 
 func (l *Layout) lookUp(root *os.Root) (blob.Digest, error) {

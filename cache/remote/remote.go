@@ -180,6 +180,21 @@ func loadIndex(ctx context.Context, s Store, d blob.Descriptor) (*index, error) 
 	return decode(data)
 }
 
+// ReadManifest reads a manifest for a Store, all of it. One that is too long, or is not
+// the one called d, where d is not zero, is a *FormatError.
+func ReadManifest(r io.Reader, d blob.Digest) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, maxManifest+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case len(data) > maxManifest:
+		return nil, formatf("its manifest has more than the %d bytes that are read", maxManifest)
+	case !d.IsZero() && sha256.Sum256(data) != d:
+		return nil, formatf("its manifest %s is damaged", d)
+	}
+	return data, nil
+}
+
 // readBlob reads a small blob and verifies it.
 func readBlob(ctx context.Context, s Store, d blob.Descriptor, limit int64) ([]byte, error) {
 	if d.Size < 0 || d.Size > limit {

@@ -47,9 +47,6 @@ type Options struct {
 	Clock func() time.Time
 }
 
-// maxManifest is what is read of a blob that holds a manifest.
-const maxManifest = 4 << 20
-
 // Store is a cache in a container. It is safe for concurrent use.
 type Store struct {
 	opt    Options
@@ -106,14 +103,9 @@ func (s *Store) Manifest(ctx context.Context, d blob.Digest) ([]byte, error) {
 		return nil, err
 	}
 	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
-	switch {
-	case err != nil:
+	data, err := remote.ReadManifest(resp.Body, d)
+	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", key, err)
-	case len(data) > maxManifest:
-		return nil, &remote.FormatError{Reason: fmt.Sprintf("its manifest has more than the %d bytes that are read", maxManifest)}
-	case !d.IsZero() && sha256.Sum256(data) != d:
-		return nil, &remote.FormatError{Reason: fmt.Sprintf("its manifest %s is damaged", d)}
 	}
 	if tag := resp.Header.Get("ETag"); d.IsZero() && tag != "" {
 		s.mu.Lock()
@@ -133,12 +125,7 @@ func (s *Store) Blob(ctx context.Context, d blob.Descriptor, offset int64) (io.R
 	if err != nil {
 		return nil, err
 	}
-	if offset > 0 && resp.StatusCode == http.StatusOK {
-		if _, err := io.CopyN(io.Discard, resp.Body, offset); err != nil {
-			return nil, errors.Join(err, resp.Body.Close())
-		}
-	}
-	return resp.Body, nil
+	return remote.BodyFrom(resp, offset)
 }
 
 // Put makes a Store a remote.Target.

@@ -92,8 +92,6 @@ const (
 	service = "twirp/github.actions.results.api.v1.CacheService/"
 	// maxAnswer is what is read of a method's answer.
 	maxAnswer = 64 << 10
-	// maxManifest is what is read of an entry that holds a manifest.
-	maxManifest = 4 << 20
 	// maxConflicts is how often a number that somebody has taken, and under which
 	// nothing appears, is waited for: who took it may be writing, or may have died.
 	maxConflicts = 15
@@ -257,12 +255,7 @@ func (s *Store) get(ctx context.Context, address string, offset int64) (io.ReadC
 		}
 		return nil, err
 	}
-	if offset > 0 && resp.StatusCode == http.StatusOK {
-		if _, err := io.CopyN(io.Discard, resp.Body, offset); err != nil {
-			return nil, errors.Join(err, resp.Body.Close())
-		}
-	}
-	return resp.Body, nil
+	return remote.BodyFrom(resp, offset)
 }
 
 // Manifest makes a Store a remote.Store.
@@ -290,16 +283,7 @@ func (s *Store) Manifest(ctx context.Context, d blob.Digest) ([]byte, error) {
 		return nil, err
 	}
 	defer r.Close()
-	data, err := io.ReadAll(io.LimitReader(r, maxManifest+1))
-	switch {
-	case err != nil:
-		return nil, err
-	case len(data) > maxManifest:
-		return nil, &remote.FormatError{Reason: fmt.Sprintf("its manifest has more than the %d bytes that are read", maxManifest)}
-	case !prefix && sha256.Sum256(data) != d:
-		return nil, &remote.FormatError{Reason: fmt.Sprintf("its manifest %s is damaged", d)}
-	}
-	return data, nil
+	return remote.ReadManifest(r, d)
 }
 
 func (s *Store) noteNumber(n int) {

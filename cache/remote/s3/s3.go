@@ -67,8 +67,6 @@ const (
 	attempts = 3
 	// maxBackoff keeps attempts close: a build can do without its cache.
 	maxBackoff = 2 * time.Second
-	// maxManifest is what is read of an object that holds a manifest.
-	maxManifest = 4 << 20
 	// maxPut is the largest object that one request may write.
 	maxPut = 5 << 30
 )
@@ -207,16 +205,12 @@ func (s *Store) Manifest(ctx context.Context, d blob.Digest) ([]byte, error) {
 		return nil, s.explain("reading", key, err)
 	}
 	defer out.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(out.Body, maxManifest+1))
-	switch {
-	case err != nil:
+	data, err := remote.ReadManifest(out.Body, d)
+	if err == nil && out.ContentLength != nil && *out.ContentLength != int64(len(data)) {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
 		return nil, s.explain("reading", key, err)
-	case len(data) > maxManifest:
-		return nil, &remote.FormatError{Reason: fmt.Sprintf("its manifest has more than the %d bytes that are read", maxManifest)}
-	case !d.IsZero() && sha256.Sum256(data) != d:
-		return nil, &remote.FormatError{Reason: fmt.Sprintf("its manifest %s is damaged", d)}
-	case out.ContentLength != nil && *out.ContentLength != int64(len(data)):
-		return nil, s.explain("reading", key, io.ErrUnexpectedEOF)
 	}
 	if d.IsZero() && out.ETag != nil {
 		s.mu.Lock()
