@@ -3,20 +3,14 @@ package daemon
 import (
 	"bytes"
 	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
-	"math/big"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -31,13 +25,12 @@ import (
 	"github.com/kiln-build/kiln/registry/registrytest"
 )
 
-// tokenServer hands out the tokens of a registry, over TLS with a certificate that
-// clients know and the daemon does not. Who logs in as "me" may do everything.
+// tokenServer hands out the tokens of a registry, over TLS with a certificate of an
+// authority that clients know and the daemon does not. Who logs in as "me" may do
+// everything.
 type tokenServer struct {
 	*httptest.Server
-	ca   string // the file with its certificate, which its tokens are signed with
-	key  *ecdsa.PrivateKey
-	cert []byte
+	authority *authority // signs the tokens too
 
 	mu    sync.Mutex
 	asked []string // "CLIENT USER SCOPES" of each request
@@ -45,29 +38,22 @@ type tokenServer struct {
 
 func newTokenServer(t *testing.T) *tokenServer {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	s := &tokenServer{authority: newAuthority(t)}
+	s.authority.server("tokens")
+	pair, err := tls.LoadX509KeyPair(s.authority.path("tokens.pem"), s.authority.path("tokens.key"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "tokens"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
-	}
-	s := &tokenServer{key: key, ca: filepath.Join(t.TempDir(), "ca.pem")}
-	if s.cert, err = x509.CreateCertificate(rand.Reader, template, template, key.Public(), key); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(s.ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.cert}), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	s.Server = httptest.NewUnstartedServer(s)
-	s.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{s.cert}, PrivateKey: key}}}
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
 	s.Config.ErrorLog = silentLog
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	return s
 }
+
+// ca is the file with the authority's certificate.
+func (s *tokenServer) ca() string { return s.authority.path("ca.pem") }
 
 func (s *tokenServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err := r.ParseForm(); err != nil {
@@ -105,7 +91,7 @@ func (s *tokenServer) sign(access []map[string]any) (string, error) {
 	now := time.Now()
 	var text []string
 	for _, part := range []any{
-		map[string]any{"typ": "JWT", "alg": "ES256", "x5c": [][]byte{s.cert}},
+		map[string]any{"typ": "JWT", "alg": "ES256", "x5c": [][]byte{s.authority.cert.Raw}},
 		map[string]any{
 			"iss": "tokens", "sub": "somebody", "aud": "registry", "jti": rand.Text(), "access": access,
 			"iat": now.Unix(), "nbf": now.Add(-time.Minute).Unix(), "exp": now.Add(5 * time.Minute).Unix(),
@@ -118,7 +104,7 @@ func (s *tokenServer) sign(access []map[string]any) (string, error) {
 		text = append(text, base64.RawURLEncoding.EncodeToString(data))
 	}
 	sum := sha256.Sum256([]byte(strings.Join(text, ".")))
-	r, v, err := ecdsa.Sign(rand.Reader, s.key, sum[:])
+	r, v, err := ecdsa.Sign(rand.Reader, s.authority.key, sum[:])
 	if err != nil {
 		return "", err
 	}
@@ -141,12 +127,12 @@ func (s *tokenServer) take() []string {
 func TestTokens(t *testing.T) {
 	tokens := newTokenServer(t)
 	reg := registrytest.Start(t, fmt.Sprintf(
-		"auth: {token: {realm: %q, service: registry, issuer: tokens, rootcertbundle: %s}}\n", tokens.URL+"/token", tokens.ca))
+		"auth: {token: {realm: %q, service: registry, issuer: tokens, rootcertbundle: %s}}\n", tokens.URL+"/token", tokens.ca()))
 	_, d := newClient(t)
 	ctx := folder(t, map[string]string{"Dockerfile": "FROM scratch\nCOPY Dockerfile /\n", "again/Dockerfile": "FROM " + reg.Host + "/made\nCOPY Dockerfile /x\n"})
 	login := folder(t, map[string]string{"config.json": fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, reg.Host, base64.StdEncoding.EncodeToString([]byte("me:secret")))})
 	nobody := folder(t, map[string]string{"config.json": "{}"})
-	trusting := "host=" + reg.Host + ",ca=" + tokens.ca
+	trusting := "host=" + reg.Host + ",ca=" + tokens.ca()
 
 	run := func(program, config string, env []string, args ...string) (string, error) {
 		t.Helper()
@@ -198,7 +184,7 @@ func TestTokens(t *testing.T) {
 	}
 	expect("a client that fetches none")
 
-	system := []string{"SSL_CERT_FILE=" + tokens.ca}
+	system := []string{"SSL_CERT_FILE=" + tokens.ca()}
 	must(run("buildx", login, system, "create", "--driver", "remote", "--name", "kiln", d.addr()))
 	must(run("buildx", login, system, "build", "--builder", "kiln", "--progress", "plain", "--push", "--tag", reg.Host+"/other", ctx))
 	if asked := tokens.take(); len(asked) == 0 || !slices.ContainsFunc(asked, func(r string) bool { return r == "buildkit-client me repository:other:pull,push" }) {
