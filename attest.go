@@ -165,7 +165,7 @@ func (b *build) attestation(ctx context.Context, m *made, i int, o provenance.Op
 
 // provenances gives that of each image, in full, for who keeps records of builds.
 func (b *build) provenances(ctx context.Context, m *made) []Provenance {
-	o := provenance.Options{}
+	o := provenance.Options{Usage: true}
 	if asked := b.attests.provenance; asked != nil {
 		o.BuilderID = asked.BuilderID
 	}
@@ -211,6 +211,9 @@ func (b *build) provenance(ctx context.Context, m *made, i int, o provenance.Opt
 			return nil, "", err
 		}
 		run.Ended, run.Layers = b.ended(), layers(blobs)
+		if o.Usage {
+			run.Used, run.System = b.used.of, b.used.system.Now()
+		}
 		return c.Predicate(root, o, run)
 	}
 }

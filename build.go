@@ -73,6 +73,7 @@ type build struct {
 	made         *made           // by the last run
 	roots        []cache.ChainID // of its images
 	guard        guard           // its set and check never change
+	used         *measured       // nil where nobody wants to know
 	nested       nested
 	proxied      bool // the build has the proxy network
 
@@ -175,6 +176,7 @@ func (e *Engine) newBuild(events func(Event)) *build {
 }
 
 func (b *build) end() {
+	b.used.end()
 	b.nested.end()
 	b.forgetGiven()
 	b.engine.solver.EndSession(b.session)
@@ -199,7 +201,7 @@ func (b *build) open(r *Request) (req frontend.Request, release func(), err erro
 	}
 	req = frontend.Request{Opts: in.attrs, Inputs: r.Inputs}
 	if r.Session != nil {
-		b.lend(r, *r.Session)
+		b.lend(r, in.attrs, *r.Session)
 		return req, release, nil
 	}
 	if len(r.DockerfileText) > 0 {
@@ -217,12 +219,12 @@ func (b *build) open(r *Request) (req frontend.Request, release func(), err erro
 	locals, done := &lentFolders{folders: in.locals, temp: b.engine.cache.Path("tmp")}, release
 	release = func() { locals.close(); done() }
 	s := worker.Session{Locals: locals, Layouts: in.layouts, Secrets: secrets(r.Secrets), SSH: agents(r.SSH)}
-	b.lend(r, s)
+	b.lend(r, in.attrs, s)
 	return req, release, nil
 }
 
 // lend opens the build's session.
-func (b *build) lend(r *Request, s worker.Session) {
+func (b *build) lend(r *Request, attrs map[string]string, s worker.Session) {
 	if s.Credentials == nil {
 		s.Credentials = b.credentials
 	}
@@ -239,6 +241,7 @@ func (b *build) lend(r *Request, s worker.Session) {
 	if b.proxied = r.ProxyNetwork || b.engine.config.ProxyNetwork; b.proxied {
 		s.Proxy = requests{b}
 	}
+	s.Usage = b.measure(r, attrs)
 	s.Debug = s.Debug || r.OnError != nil
 	b.engine.worker.OpenSession(b.session, s)
 }

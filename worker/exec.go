@@ -14,6 +14,7 @@ import (
 	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/solver"
 	"github.com/kiln-build/kiln/worker/executor"
+	"github.com/kiln-build/kiln/worker/usage"
 	"github.com/moby/buildkit/solver/pb"
 )
 
@@ -69,6 +70,7 @@ func (w *Worker) runExec(ctx context.Context, job *solver.Job, op *pb.ExecOp) ([
 	if err != nil {
 		return nil, err
 	}
+	spec.Measure = w.measure(job)
 	err = w.process(ctx, spec, op.Meta)
 	record := tell(p, job.Log(2))
 	if err != nil {
@@ -81,6 +83,28 @@ func (w *Worker) runExec(ctx context.Context, job *solver.Job, op *pb.ExecOp) ([
 		}
 	}
 	return outs, err
+}
+
+// measure has a step measured where a build that wants it wants to know; nil is none.
+// Those that want the step by its end are told.
+func (w *Worker) measure(job *solver.Job) *executor.Measure {
+	var m *executor.Measure
+	for _, s := range w.of(job) {
+		if s.Usage == nil {
+			continue
+		}
+		if m == nil {
+			m = &executor.Measure{Used: func(used *usage.Samples) {
+				for _, s := range w.of(job) {
+					if s.Usage != nil {
+						s.Usage.Used(job.Vertex.Digest(), used)
+					}
+				}
+			}}
+		}
+		m.Fully = m.Fully || s.Usage.Fully
+	}
+	return m
 }
 
 // process runs a process and judges its exit code.

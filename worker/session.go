@@ -27,9 +27,11 @@ import (
 
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/remote"
+	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/registry"
 	"github.com/kiln-build/kiln/worker/proxy"
 	"github.com/kiln-build/kiln/worker/source"
+	"github.com/kiln-build/kiln/worker/usage"
 )
 
 // Session is what one build lends to its steps. Nil fields lend nothing.
@@ -51,9 +53,19 @@ type Session struct {
 	// Proxy judges what steps ask the proxy network for; nil where the build did not
 	// ask for that network.
 	Proxy proxy.Rules
+	// Usage is told of what steps use; nil is nobody.
+	Usage *Usage
 	// Debug makes a step that fails keep what it has done so far, for somebody to
 	// look at: its error is a *StepError.
 	Debug bool
+}
+
+// Usage is how a build hears of what its steps use.
+type Usage struct {
+	// Fully measures what takes something to be measured (executor.Measure).
+	Fully bool
+	// Used is told when the process of a vertex has ended, by several goroutines at once.
+	Used func(v llb.Digest, s *usage.Samples)
 }
 
 // Locals gives the folders that a build's local sources name.

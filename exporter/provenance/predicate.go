@@ -159,6 +159,8 @@ type BuildKit struct {
 	VCS    map[string]string                  `json:"vcs,omitempty"`
 	Source *Source                            `json:"source,omitempty"`
 	Layers map[string][][]ocispecs.Descriptor `json:"layers,omitempty"`
+	// SystemUsage is what the machine did while the build went on.
+	SystemUsage any `json:"sysUsage,omitempty"`
 	// Network is there where steps had another way out than the machine's own.
 	Network *Network `json:"network,omitempty"`
 }
@@ -194,6 +196,7 @@ type Step struct {
 	ID     string   `json:"id,omitempty"`
 	Op     *pb.Op   `json:"op,omitempty"`
 	Inputs []string `json:"inputs,omitempty"`
+	Usage  any      `json:"resourceUsage,omitempty"` // what it used, where it ran
 }
 
 // Source is the text that the graph was compiled from, and the lines of each step.

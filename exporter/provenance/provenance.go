@@ -20,6 +20,7 @@ type Options struct {
 	Reproducible bool   // the user says so
 	BuilderID    string // names whoever runs the builder
 	Complete     bool   // sources that cannot be named are an error
+	Usage        bool   // say what the steps and the machine used
 	// InlineOnly and Filename are for whoever writes the predicate.
 	InlineOnly bool
 	Filename   string
@@ -61,6 +62,8 @@ func (o *Options) set(k, v string) (err error) {
 		o.Reproducible, err = strconv.ParseBool(v)
 	case "complete-materials":
 		o.Complete, err = strconv.ParseBool(v)
+	case "capture-usage":
+		o.Usage, _ = strconv.ParseBool(v) // anything else is no, as with BuildKit
 	case "inline-only":
 		o.InlineOnly, _ = strconv.ParseBool(v)
 	case "builder-id":
@@ -83,6 +86,10 @@ type Run struct {
 	Environment map[string]any
 	// DockerfileVersion is that of the frontend, where it is the builder's own.
 	DockerfileVersion string
+	// Used gives what a step has used, and System what the machine has, in BuildKit's
+	// form; nil is not known.
+	Used   func(llb.Digest) any
+	System any
 	// Layers give the blobs of an output of a vertex, where they are known.
 	Layers func(llb.Edge) []ocispecs.Descriptor
 }
@@ -130,6 +137,12 @@ func (c *Capture) Predicate(e llb.Edge, o Options, run Run) (predicate any, kind
 			return nil, "", err
 		}
 		m.BuildKit.Layers = layers(e, in.BuildConfig, run.Layers)
+		if o.Usage && run.Used != nil {
+			in.BuildConfig.addUsage(e, run.Used)
+		}
+	}
+	if o.Usage {
+		m.BuildKit.SystemUsage = run.System
 	}
 	if o.V02 {
 		return p.V02(), TypeV02, nil

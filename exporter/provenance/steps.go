@@ -47,6 +47,13 @@ func buildConfig(e llb.Edge, def *pb.Definition) *BuildConfig {
 	return c
 }
 
+// addUsage says what each step has used, where that is known.
+func (c *BuildConfig) addUsage(e llb.Edge, used func(llb.Digest) any) {
+	for i, v := range llb.Walk(e) {
+		c.Definition[i].Usage = used(v.Digest())
+	}
+}
+
 // source gives the text that a definition was compiled from; nil where it names none.
 func source(def *pb.Definition, c *BuildConfig) *Source {
 	if def.Source == nil || len(def.Source.Infos) == 0 {

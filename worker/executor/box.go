@@ -45,6 +45,7 @@ type box struct {
 	into   *shared  // the sandbox that this process enters; nil is one of its own
 	// entered is called when into is not needed any more.
 	entered func()
+	used    *unix.Rusage // by the process when it has ended; nil is one that never began
 }
 
 // keep notes that fd is to be closed when the process was forked.
@@ -341,22 +342,25 @@ func (b *box) run(forked func(*launch.Process), ready func()) (unix.WaitStatus, 
 	if err == nil {
 		ready()
 	}
-	ws, werr := waitFor(p.Pid)
+	ws, used, werr := waitFor(p.Pid)
 	if err == nil {
+		b.used = used
 		err = werr
 	}
 	return ws, err
 }
 
-// waitFor waits for the end of a process that this thread has started.
-func waitFor(pid int) (unix.WaitStatus, error) {
+// waitFor waits for the end of a process that this thread has started, and gives what
+// it has used.
+func waitFor(pid int) (unix.WaitStatus, *unix.Rusage, error) {
 	for {
 		var ws unix.WaitStatus
-		_, err := unix.Wait4(pid, &ws, 0, nil)
+		var used unix.Rusage
+		_, err := unix.Wait4(pid, &ws, 0, &used)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
-			return ws, fmt.Errorf("waiting for the process: %w", err)
+			return ws, nil, fmt.Errorf("waiting for the process: %w", err)
 		case ws.Stopped():
 			// The process asked to be traced by its parent, which is this thread, and
 			// would wait for us for ever. It goes on as if it had not asked.
@@ -366,7 +370,7 @@ func waitFor(pid int) (unix.WaitStatus, error) {
 			}
 			unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_DETACH, uintptr(pid), 0, uintptr(sig), 0, 0)
 		default:
-			return ws, nil
+			return ws, &used, nil
 		}
 	}
 }

@@ -30,6 +30,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/kiln-build/kiln/worker/usage"
 )
 
 // Spec is a process and all that it sees. The zero value of a field is what
@@ -71,8 +73,19 @@ type Spec struct {
 	Signals        <-chan os.Signal // sent to the process
 	// Started is called when the process runs, if not nil.
 	Started func(pid int)
+	// Measure is how what the process uses is measured; nil does not.
+	Measure *Measure
 	// Shared says that others may enter the sandbox while the process runs (Enterer).
 	Shared bool
+}
+
+// Measure has what a process and its descendants use measured while it runs.
+type Measure struct {
+	// Fully measures what takes something to be measured: on a machine with the older
+	// trees of cgroups a process is moved into those that count.
+	Fully bool
+	// Used is told once, when a process that has begun has ended.
+	Used func(*usage.Samples)
 }
 
 // Overlay is a stack of layer folders in overlayfs form.

@@ -237,7 +237,7 @@ func (n *Native) Run(ctx context.Context, s Spec) error {
 			Memory: s.Resources.Memory, MemorySwap: s.Resources.MemorySwap,
 			CPUShares: s.Resources.CPUShares, CPUPeriod: s.Resources.CPUPeriod, CPUQuota: s.Resources.CPUQuota,
 			CPUs: s.Resources.CPUSetCPUs, Mems: s.Resources.CPUSetMems, PIDs: s.Resources.PIDs,
-			Devices: cgroupDevices(s.Devices),
+			Devices: cgroupDevices(s.Devices), Count: s.Measure != nil && s.Measure.Fully,
 		}, s.Insecure)
 		if err != nil {
 			return fmt.Errorf("making a cgroup: %w", err)
@@ -250,7 +250,9 @@ func (n *Native) Run(ctx context.Context, s Spec) error {
 	if !counted {
 		before = oomKills()
 	}
+	measured := b.measure()
 	ws, err := b.supervise(ctx)
+	measured()
 	oom := counted && b.group.OOM() || !counted && killed(ws) && oomKills() > before
 	if b.group != nil {
 		if derr := b.group.Delete(); err == nil && derr != nil {

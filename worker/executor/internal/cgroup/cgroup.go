@@ -33,6 +33,8 @@ type Limits struct {
 	CPUs, Mems           string
 	PIDs                 int64
 	Devices              []Device // may be used besides those that every process needs
+	// Count puts the group into all trees that count what it uses.
+	Count bool
 }
 
 // Manager makes groups. It is safe for concurrent use.

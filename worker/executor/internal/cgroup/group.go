@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Group is that of one step. It is not safe for concurrent use.
+// A Group is that of one step. It is not safe for concurrent use, but
+// for Usage.
 type Group struct {
 	unified string
 	dir     int // open on unified; -1 is none
@@ -62,6 +63,9 @@ func (m *Manager) Create(id string, l Limits, privileged bool) (_ *Group, err er
 		if err := g.set(m, name, s); err != nil {
 			return nil, fmt.Errorf("limiting %s: %w", s.what, err)
 		}
+	}
+	if l.Count {
+		g.count(m, name)
 	}
 	if privileged {
 		return g, g.joinAll(m, name)
