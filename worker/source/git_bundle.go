@@ -264,27 +264,13 @@ func (im *gitImport) fetchWhole(ctx context.Context, repo string, g *gitOp, comm
 		_, err := im.run.unbundle(ctx, repo)
 		return err
 	}
-	base := []string{"fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--force", "--", g.remote}
-	tries := [][]string{{commit}, {g.ref}, {"+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"}}
-	var first error
-	for _, what := range tries {
-		if what[0] == "" {
-			continue
-		}
-		_, err := im.run.git(ctx, repo, append(base[:len(base):len(base)], what...)...)
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if err == nil {
-			if _, err = im.run.git(ctx, repo, "cat-file", "-e", commit+"^{tree}"); err == nil {
-				return nil
-			}
-		}
-		if first == nil {
-			first = err
+	var tries [][]string
+	for _, what := range [][]string{{commit}, {g.ref}, {"+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"}} {
+		if what[0] != "" {
+			tries = append(tries, append([]string{"fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--force", "--", g.remote}, what...))
 		}
 	}
-	return first
+	return im.run.fetchBy(ctx, repo, commit, tries)
 }
 
 // bundleTarget is what the commit is called in a bundle: what the op calls it, as far

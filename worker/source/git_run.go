@@ -267,18 +267,14 @@ func (r *gitRunner) lsRemote(ctx context.Context, g *gitOp) (remoteRef, error) {
 // fetch brings a commit into a mirror: by its name, and where the server gives no
 // commits by name, by the ref that it was found under, or with everything.
 func (r *gitRunner) fetch(ctx context.Context, mirror string, from gitPlace, ref, commit string) error {
-	have := func() bool {
-		_, err := r.git(ctx, mirror, "cat-file", "-e", commit+"^{tree}")
-		return err == nil
-	}
-	if have() {
+	if r.has(ctx, mirror, commit) {
 		return nil
 	}
 	if from.bundle != nil {
 		if _, err := r.unbundle(ctx, mirror); err != nil {
 			return err
 		}
-		if !have() {
+		if !r.has(ctx, mirror, commit) {
 			return fmt.Errorf("commit %s not found in bundle %s", commit, from.bundle.ref)
 		}
 		return nil
@@ -294,13 +290,25 @@ func (r *gitRunner) fetch(ctx context.Context, mirror string, from gitPlace, ref
 	if _, err := os.Stat(filepath.Join(mirror, "shallow")); err == nil {
 		all = append(base[:len(base):len(base)], "--unshallow", "--", remote, "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 	}
+	return r.fetchBy(ctx, mirror, commit, append(tries, all))
+}
+
+// has reports whether a repository has a commit with its files.
+func (r *gitRunner) has(ctx context.Context, repo, commit string) bool {
+	_, err := r.git(ctx, repo, "cat-file", "-e", commit+"^{tree}")
+	return err == nil
+}
+
+// fetchBy runs git with one list of arguments after the other until the repository
+// has the commit. Where none helps the error is that of the first which had one.
+func (r *gitRunner) fetchBy(ctx context.Context, repo, commit string, ways [][]string) error {
 	var first error
-	for _, args := range append(tries, all) {
-		_, err := r.git(ctx, mirror, args...)
+	for _, args := range ways {
+		_, err := r.git(ctx, repo, args...)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err == nil && have() {
+		if err == nil && r.has(ctx, repo, commit) {
 			return nil
 		}
 		if first == nil {
