@@ -1,10 +1,10 @@
 package llb
 
 import (
-	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/moby/buildkit/solver/pb"
 )
@@ -59,10 +59,21 @@ func (f *File) Info() *pb.SourceInfo {
 type sourceMap struct {
 	out   *pb.Source
 	files map[*File]int32
+	texts map[fileText]int32
+}
+
+// fileText is the same for two files that say the same and are from the same place.
+// What clients say besides of the graph of the place is no difference.
+type fileText struct {
+	name, language string
+	sum            [sha256.Size]byte
 }
 
 func newSourceMap() *sourceMap {
-	return &sourceMap{out: &pb.Source{Locations: make(map[string]*pb.Locations)}, files: make(map[*File]int32)}
+	return &sourceMap{
+		out:   &pb.Source{Locations: make(map[string]*pb.Locations)},
+		files: make(map[*File]int32), texts: make(map[fileText]int32),
+	}
 }
 
 func (s *sourceMap) add(v *Vertex) {
@@ -93,21 +104,29 @@ func (s *sourceMap) index(f *File) int32 {
 	if ok {
 		return i
 	}
-	info := f.Info()
-	at := slices.IndexFunc(s.out.Infos, func(o *pb.SourceInfo) bool { return sameFile(o, info) })
-	if at < 0 {
-		at = len(s.out.Infos)
-		s.out.Infos = append(s.out.Infos, info)
+	// A client's graph may have as many files as fit into it: they are not compared one
+	// with another.
+	text := f.text()
+	if i, ok = s.texts[text]; !ok {
+		i = int32(len(s.out.Infos))
+		s.out.Infos = append(s.out.Infos, f.Info())
+		s.texts[text] = i
 	}
-	s.files[f] = int32(at)
-	return int32(at)
+	s.files[f] = i
+	return i
 }
 
-// sameFile reports whether two files are the same text of the same place. What clients
-// say besides of the graph of the place is no difference.
-func sameFile(a, b *pb.SourceInfo) bool {
-	return a.Filename == b.Filename && a.Language == b.Language && bytes.Equal(a.Data, b.Data) &&
-		slices.EqualFunc(a.Definition.GetDef(), b.Definition.GetDef(), bytes.Equal)
+func (f *File) text() fileText {
+	h := sha256.New()
+	add := func(b []byte) {
+		h.Write(binary.AppendUvarint(nil, uint64(len(b))))
+		h.Write(b)
+	}
+	add(f.Data)
+	for _, op := range f.Definition.GetDef() {
+		add(op)
+	}
+	return fileText{f.Name, f.Language, [sha256.Size]byte(h.Sum(nil))}
 }
 
 // readLocations gives the locations of each vertex, by digest. Each SourceInfo
