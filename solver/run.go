@@ -141,9 +141,9 @@ func (s *Solver) outputs(t *task, lease Lease) ([]cache.ChainID, error) {
 	return s.worker.Run(t.nesting(), job)
 }
 
-// record stores what a task gave under both its keys. Sources have no records:
-// their pins are their memory. Neither have build ops, see always. A cache that cannot be written is a warning: the
-// result is there.
+// record stores what a task gave under both its keys. Sources have no records: their
+// pins are their memory. Neither have build ops, see always. A cache that cannot be
+// written is a warning: the result is there.
 func (s *Solver) record(t *task, outputs []cache.ChainID) {
 	took := s.since(t.started)
 	s.remember(t, took)

@@ -186,7 +186,7 @@ func (s *Solver) solve(t *task, outputs []cache.ChainID, by answered) bool {
 	}
 	t.cancel(nil)
 	t.state, t.outputs = solved, outputs
-	t.inputs, t.log = nil, backlog{}
+	t.inputs, t.nested, t.log = nil, nil, backlog{}
 	now := s.o.Clock()
 	if t.by = by; by.basis != NoBasis {
 		t.why, t.contents = "what it reads is as it was before", by.contents
@@ -238,7 +238,7 @@ func (s *Solver) fail(t *task, err error) {
 	s.remove(t)
 	now := s.o.Clock()
 	wants := t.wants
-	t.wants, t.inputs, t.log = nil, nil, backlog{}
+	t.wants, t.inputs, t.nested, t.log = nil, nil, nil, backlog{}
 	for _, w := range wants {
 		if !t.started.IsZero() {
 			w.attempt.build.watch.completed(w.vertex, t.started, now, err)
