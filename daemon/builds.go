@@ -187,7 +187,7 @@ func (j *builds) forget(n *build, r *controlapi.BuildHistoryRecord, t *tracing) 
 	j.bump()
 }
 
-// watched is a build as those who watch it see it.
+// watched is a build as one of those who watch it sees it, once.
 type watched interface {
 	watch(ctx context.Context, send func(*controlapi.StatusResponse) error) error
 }
@@ -199,9 +199,12 @@ func (j *builds) find(ctx context.Context, ref string) (watched, error) {
 	for {
 		j.mu.Lock()
 		n, changed, refused := j.byRef[ref], j.changed, slices.Contains(j.refused, ref)
+		if n != nil {
+			n.hold() // before it is forgotten, and lets go itself
+		}
 		j.mu.Unlock()
 		if n != nil {
-			return n, nil
+			return held{n}, nil
 		}
 		if j.kept != nil {
 			if r, ok := j.kept.Get(ref); ok {
@@ -264,6 +267,14 @@ type noted struct {
 	more     <-chan struct{} // closed when there is more; nil where there will be none
 }
 
+// held is a build with a hold on it, which watching it ends.
+type held struct{ *build }
+
+func (h held) watch(ctx context.Context, send func(*controlapi.StatusResponse) error) error {
+	defer h.letGo()
+	return h.build.watch(ctx, send)
+}
+
 // hold keeps what is on the disk, until letGo.
 func (n *build) hold() {
 	n.mu.Lock()
@@ -315,10 +326,9 @@ func (n *build) send(what noted, to func(*controlapi.StatusResponse) error) erro
 	return nil
 }
 
-// watch sends all that happens in a build, from its beginning to its end.
+// watch sends all that happens in a build, from its beginning to its end. Somebody
+// holds the build.
 func (n *build) watch(ctx context.Context, send func(*controlapi.StatusResponse) error) error {
-	n.hold()
-	defer n.letGo()
 	for pos := 0; ; {
 		part := n.after(pos)
 		pos = part.next

@@ -111,8 +111,14 @@ func TestOutputIsKeptOnTheDisk(t *testing.T) {
 		t.Errorf("from the fourth on %q, %v", seen, err)
 	}
 	seen = nil
+	late, err := all.find(t.Context(), "r")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// It begins to look when the build has been forgotten.
 	all.end(b, &kiln.Result{}, nil)
-	if err := b.watch(t.Context(), see); err != nil {
+	all.writing.Wait()
+	if err := late.watch(t.Context(), see); err != nil {
 		t.Fatal(err)
 	}
 	var want []string
@@ -282,7 +288,7 @@ func TestWatcherOfRefusedRequest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w, err := all.find(ended, "refused"); err != nil || w != watched(b) {
+	if w, err := all.find(ended, "refused"); err != nil || w != watched(held{b}) {
 		t.Errorf("a build with the ref is %v, %v", w, err)
 	}
 	for i := range maxRefused {
