@@ -15,7 +15,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -29,9 +28,9 @@ import (
 var made = time.Date(2023, 5, 19, 0, 0, 0, 0, time.UTC)
 
 // fillMirror makes a registry's folder, dir, that holds an image for every name that
-// the suite asks for. Behind each of them is Debian's busybox, in a root file system
-// with what the cases look for.
-func fillMirror(dir string) error {
+// the suites ask for: that of BuildKit's Dockerfile frontend, and behind all others
+// Debian's busybox, in a root file system with what the cases look for.
+func fillMirror(dir string, frontend v1.Image) error {
 	r, err := peer.StartRegistry(dir)
 	if err != nil {
 		return err
@@ -53,10 +52,12 @@ func fillMirror(dir string) error {
 		{"library/busybox:latest", "sh", busybox},
 		{"library/busybox:stable-musl", "sh", busybox},
 		{"library/alpine:latest", "/bin/sh", alpine},
+		{"library/alpine:3.21", "/bin/sh", alpine},
 		{"amd64/debian:bullseye-20230109-slim", "bash", busybox.with(file("etc/os-release", 0o644, "ID=debian\nVERSION_ID=\"11\"\n"))},
 		{"tonistiigi/test:nolayers", "sh", nil},
 		{"tonistiigi/hellofs:latest", "sh", root{file("hellofs", 0o755, "#!/bin/sh\n")}},
 		{"cpuguy83/buildkit-foreign:latest", "sh", busybox},
+		{"moby/buildkit:buildx-stable-1", "sh", busybox},
 		{"docker/buildkit-syft-scanner:stable-1", "/bin/scan", busybox.with(file("bin/scan", 0o755, scanner))},
 	} {
 		img, err := i.root.image(i.cmd)
@@ -67,6 +68,9 @@ func fillMirror(dir string) error {
 			return fmt.Errorf("pushing the image %s: %w", i.name, err)
 		}
 	}
+	if err := peer.Push(frontend, r.Addr+"/docker/dockerfile-upstream:1.18.0"); err != nil {
+		return fmt.Errorf("pushing the image of the Dockerfile frontend: %w", err)
+	}
 	// What the suite starts its own registry with, in this folder.
 	conf := fmt.Sprintf("version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: %s\nhttp:\n  addr: 127.0.0.1:0\n", filepath.Join(dir, "data"))
 	return os.WriteFile(filepath.Join(dir, "config.yaml"), []byte(conf), 0o600)
@@ -75,19 +79,19 @@ func fillMirror(dir string) error {
 // frontendFile is the image of BuildKit's Dockerfile frontend, as a tarball.
 const frontendFile = "frontend.tar"
 
-// packFrontend makes an image of BuildKit's Dockerfile frontend.
-func packFrontend(program, to string) error {
+// frontendImage makes an image of BuildKit's Dockerfile frontend.
+func frontendImage(program string) (v1.Image, error) {
 	data, err := os.ReadFile(program)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	img, err := root{folder("bin", 0o755), file("bin/dockerfile-frontend", 0o755, string(data))}.image("")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	conf, err := img.ConfigFile()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	conf = conf.DeepCopy()
 	conf.Config.Cmd, conf.Config.Entrypoint = nil, []string{"/bin/dockerfile-frontend"}
@@ -96,10 +100,7 @@ func packFrontend(program, to string) error {
 		"moby.buildkit.frontend.network.none": "true",
 		"moby.buildkit.frontend.caps":         "moby.buildkit.frontend.inputs,moby.buildkit.frontend.subrequests,moby.buildkit.frontend.contexts",
 	}
-	if img, err = mutate.ConfigFile(img, conf); err != nil {
-		return err
-	}
-	return tarball.WriteToFile(to, name.MustParseReference("dockerfile-frontend:latest"), img)
+	return mutate.ConfigFile(img, conf)
 }
 
 // scanner stands in for the program that lists an image's packages.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds BuildKit's own tests of its client and of its Dockerfile frontend, and runs
-# them against kiln: run.sh [REGEXP of case names [client|dockerfile|gateway]].
+# Builds BuildKit's own tests of its client and of its Dockerfile frontend, and those of
+# buildx, and runs them against kiln:
+# run.sh [REGEXP of case names [client|dockerfile|gateway|buildx]].
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -19,19 +20,19 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kiln-test
-../peers/build.sh "$cache/peers" buildctl dockerfile-frontend
+../peers/build.sh "$cache/peers" buildctl buildx dockerfile-frontend
 go=${GO:-go}
 programs=$cache/conformance
 mkdir -p "$programs"
-for package in client frontend/dockerfile; do
-	case $package in
-	client) [ "${2:-client}" = client ] || continue ;;
-	*) [ "${2:-}" != client ] || continue ;;
+for package in github.com/moby/buildkit/client github.com/moby/buildkit/frontend/dockerfile github.com/docker/buildx/tests; do
+	name=${package##*/}
+	case ${2:-}:$name in
+	:* | client:client | dockerfile:dockerfile | gateway:dockerfile | buildx:tests) ;;
+	*) continue ;;
 	esac
-	(cd suite && CGO_ENABLED=0 "$go" test -c -o "$programs/${package##*/}.test" "github.com/moby/buildkit/$package")
+	(cd suite && CGO_ENABLED=0 "$go" test -c -o "$programs/$name.test" "$package")
+	ln -sfn "$(cd suite && "$go" list -f '{{.Dir}}' "$package")" "$programs/$name.dir"
 done
 export CONFORMANCE_PROGRAMS=$programs CONFORMANCE_PEERS=$cache/peers CONFORMANCE_CASES=${1:-}
-CONFORMANCE_MODULE=$(cd suite && "$go" list -m -f '{{.Dir}}' github.com/moby/buildkit)
-export CONFORMANCE_MODULE
 # Without a package argument go test lets through what a passing test prints.
 exec env CGO_ENABLED=0 "$go" test -count=1 -timeout 90m -tags conformance -run "TestSuite/${2:-}"

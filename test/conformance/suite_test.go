@@ -1,15 +1,17 @@
 //go:build conformance
 
-// Package conformance runs BuildKit's own integration tests against `kiln serve`, and
-// prints what became of each case.
+// Package conformance runs the integration tests that BuildKit and buildx have of their
+// own against `kiln serve`, and prints what became of each case.
 //
-// There are two: that of BuildKit's client, and that of its Dockerfile frontend, whose
+// There are three: that of BuildKit's client; that of its Dockerfile frontend, whose
 // cases run with the daemon's own compiler ("builtin") and with BuildKit's, linked into
-// the test ("client"), and, as a suite of its own, in an image ("gateway"). run.sh builds each as a program, in the module suite. It
-// starts "buildkitd" anew for every case: a script here, which starts kiln. Images come
-// from a registry's folder that is made beforehand (mirror_test.go). A case may fail
-// that stands in the suite's list (known.txt, known-dockerfile.txt), with the reason why
-// a user is served well all the same, or what the machine lacks.
+// the test ("client"), and, as a suite of its own, in an image ("gateway"); and that of
+// buildx, which calls the real program. run.sh builds each as a program, in the module
+// suite. It starts "buildkitd" anew for every case: a script here, which starts kiln.
+// Images come from a registry's folder that is made beforehand (mirror_test.go). A case
+// may fail that stands in the suite's list (known.txt, known-dockerfile.txt,
+// known-buildx.txt), with the reason why a user is served well all the same, or what the
+// machine lacks.
 //
 // CONFORMANCE_DAEMON names a program to run in kiln's place: with BuildKit's daemon the
 // table tells what this machine cannot do.
@@ -23,7 +25,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -31,6 +32,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"github.com/kiln-build/kiln/test/internal/peer"
 )
@@ -56,30 +60,39 @@ type outcome struct {
 	output strings.Builder
 }
 
-// suite is the tests of one of BuildKit's packages.
+// suite is the tests of one package.
 type suite struct {
-	name  string
-	of    string // the package, in BuildKit's module; the tests run in its folder
-	known string // the list of cases that may fail
-	env   string // what chooses among its cases
+	name    string
+	program string // the tests' program; beside it lies a link to the package's folder
+	worker  string // what the cases' names call the daemon
+	known   string // the list of cases that may fail
+	env     string // what chooses among the cases
 }
 
 var suites = []suite{
-	{"client", "client", "known.txt", ""},
-	{"dockerfile", "frontend/dockerfile", "known-dockerfile.txt", ""},
-	{"gateway", "frontend/dockerfile", "known-dockerfile.txt", "FRONTEND_GATEWAY_ONLY=local:" + frontendFile},
+	{"client", "client", "oci", "known.txt", ""},
+	{"dockerfile", "dockerfile", "oci", "known-dockerfile.txt", ""},
+	{"gateway", "dockerfile", "oci", "known-dockerfile.txt", "FRONTEND_GATEWAY_ONLY=local:" + frontendFile},
+	{"buildx", "tests", "remote", "known-buildx.txt", "TEST_BUILDX_EXPERIMENTAL=1"},
 }
 
 func TestSuite(t *testing.T) {
-	programs, peers, module := os.Getenv("CONFORMANCE_PROGRAMS"), os.Getenv("CONFORMANCE_PEERS"), os.Getenv("CONFORMANCE_MODULE")
-	if programs == "" || peers == "" || module == "" {
+	programs, peers := os.Getenv("CONFORMANCE_PROGRAMS"), os.Getenv("CONFORMANCE_PEERS")
+	if programs == "" || peers == "" {
 		t.Fatal("this test is run by run.sh, which builds what it needs")
 	}
 	dir, err := os.MkdirTemp("", "kc-") // short: sockets lie below it
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() {
+		os.RemoveAll(dir)
+		// Where buildx's suite has its configuration, whatever TMPDIR says.
+		left, _ := filepath.Glob("/tmp/buildx-integration-remote-*")
+		for _, d := range left {
+			os.RemoveAll(d)
+		}
+	})
 	env, err := setUp(dir, peers)
 	if err != nil {
 		t.Fatal(err)
@@ -98,7 +111,7 @@ func TestSuite(t *testing.T) {
 			if s.env != "" {
 				env = append(env, strings.Replace(s.env, frontendFile, filepath.Join(dir, frontendFile), 1))
 			}
-			outcomes, err := run(filepath.Join(programs, path.Base(s.of)+".test"), filepath.Join(module, s.of), pattern, env)
+			outcomes, err := s.run(programs, pattern, env)
 			if err != nil {
 				t.Error(err)
 			}
@@ -139,13 +152,18 @@ func setUp(dir, peers string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("`make deps` installs it: %w", err)
 	}
+	frontend, err := frontendImage(filepath.Join(peers, "dockerfile-frontend"))
+	if err != nil {
+		return nil, err
+	}
 	err = errors.Join(
 		os.Chmod(dir, 0o711), // steps act as other users
 		os.WriteFile(filepath.Join(bin, "buildkitd"), []byte(program), 0o755),
 		os.Symlink(registry, filepath.Join(bin, "registry")),
 		os.Symlink(filepath.Join(peers, "buildctl"), filepath.Join(bin, "buildctl")),
-		fillMirror(mirror),
-		packFrontend(filepath.Join(peers, "dockerfile-frontend"), filepath.Join(dir, frontendFile)),
+		os.Symlink(filepath.Join(peers, "buildx"), filepath.Join(bin, "buildx")),
+		fillMirror(mirror, frontend),
+		tarball.WriteToFile(filepath.Join(dir, frontendFile), name.MustParseReference("dockerfile-frontend:latest"), frontend),
 	)
 	return append(os.Environ(),
 		"PATH="+bin+":"+os.Getenv("PATH"), "BUILDKIT_REGISTRY_MIRROR_DIR="+mirror, "TMPDIR="+temp,
@@ -161,25 +179,29 @@ func standIn(dir string) (string, error) {
 	return strings.Replace(daemon, "KILN", kiln, 1), err
 }
 
-// prefix is what all names of cases have in common in one of the suite's tests.
-var prefix = regexp.MustCompile(`^Test(ClientGateway)?Integration/|/worker=oci$`)
+var (
+	// prefix is what all names of cases have in common in one of the suites' tests.
+	prefix = regexp.MustCompile(`^Test(ClientGateway)?Integration/`)
+	// worker is the part of a case's name that names the daemon.
+	worker = regexp.MustCompile(`/worker=(oci|remote)\b`)
+)
 
 // caseName gives the name by which the lists have a case.
 func caseName(test string) string {
-	return strings.ReplaceAll(prefix.ReplaceAllString(test, ""), "/worker=oci", "")
+	return worker.ReplaceAllString(prefix.ReplaceAllString(test, ""), "")
 }
 
-// run runs a program's cases whose names match a pattern, all where it is empty, and
+// run runs the suite's cases whose names match a pattern, all where it is empty, and
 // gives those that have no cases below them. A case that panics ends the whole program:
 // what has not ended by then is run anew without it.
-func run(program, folder, pattern string, env []string) ([]*outcome, error) {
+func (s *suite) run(programs, pattern string, env []string) ([]*outcome, error) {
 	if pattern == "" {
 		pattern = "."
 	}
 	all := map[string]*outcome{}
 	for {
 		before := len(ended(all))
-		if err := runOnce(program, folder, pattern, env, all); err != nil {
+		if err := s.runOnce(programs, pattern, env, all); err != nil {
 			return leaves(all), err
 		}
 		panicked := false
@@ -217,19 +239,20 @@ func ended(all map[string]*outcome) []string {
 
 // runOnce runs what has not ended yet, and notes what becomes of it. A pattern has a
 // case's name as the lists have it: what runs it is named behind its first part.
-func runOnce(program, folder, pattern string, env []string, all map[string]*outcome) error {
+func (s *suite) runOnce(programs, pattern string, env []string, all map[string]*outcome) error {
 	skip := "TestCompatibility"
 	if done := ended(all); len(done) > 0 {
 		skip += "|Integration/^(" + strings.Join(done, "|") + ")$"
 	}
 	name, within, inner := strings.Cut(pattern, "/")
-	name = "Integration/(" + name + ")/worker=oci"
+	name = "Integration/(" + name + ")/worker=" + s.worker
 	if inner {
 		name += "/" + within
 	}
-	cmd := exec.Command("go", "tool", "test2json", program, "-test.v=test2json", "-test.timeout=40m",
+	program := filepath.Join(programs, s.program)
+	cmd := exec.Command("go", "tool", "test2json", program+".test", "-test.v=test2json", "-test.timeout=40m",
 		"-test.run", name, "-test.skip", skip)
-	cmd.Dir, cmd.Env, cmd.Stderr = folder, env, os.Stderr
+	cmd.Dir, cmd.Env, cmd.Stderr = program+".dir", env, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -256,7 +279,7 @@ func read(out io.Reader, all map[string]*outcome) error {
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			return fmt.Errorf("reading what the suite writes: %w", err)
 		}
-		if !strings.Contains(e.Test, "/worker=oci") {
+		if !worker.MatchString(e.Test) {
 			continue
 		}
 		name := caseName(e.Test)
@@ -316,6 +339,8 @@ func report(t *testing.T, outcomes []*outcome, expected map[string]*known) strin
 		case o.result == "fail" || o.result == "":
 			word, note = "FAIL", o.message()
 			unexpected = append(unexpected, o)
+		case o.result == "skip":
+			note = o.skipped()
 		}
 		count[word]++
 		fmt.Printf("%-60s %-6s %s\n", o.name, word, note)
@@ -345,6 +370,17 @@ func (o *outcome) message() string {
 		return text[:min(len(text), 300)]
 	}
 	return "no message"
+}
+
+// skipLine is the line by which a case says why it skips itself.
+var skipLine = regexp.MustCompile(`(?m)^\s+\S+\.go:\d+: (.*)\n.*--- SKIP`)
+
+// skipped gives the reason for which a case was skipped.
+func (o *outcome) skipped() string {
+	if m := skipLine.FindStringSubmatch(o.output.String()); m != nil {
+		return m[1]
+	}
+	return ""
 }
 
 func last(s string, n int) string { return s[max(0, len(s)-n):] }

@@ -1,9 +1,12 @@
 // Package suite names the packages that BuildKit's own tests of its client and of its
-// Dockerfile frontend import, so that this module's go.sum covers them and run.sh can
-// build those tests.
+// Dockerfile frontend import, and those of buildx, so that this module's go.sum covers
+// them and run.sh can build those tests.
 package suite
 
 import (
+	_ "github.com/docker/buildx/commands"
+	_ "github.com/docker/buildx/tests"
+	_ "github.com/google/go-dap"
 	_ "github.com/moby/buildkit/client"
 	_ "github.com/moby/buildkit/frontend/dockerfile/builder"
 	_ "github.com/moby/buildkit/session/upload/uploadprovider"
