@@ -78,8 +78,7 @@ func (o *OCI) sweep() error {
 		return err
 	}
 	for _, c := range left {
-		cmd := exec.Command(o.command, "--root", o.n.path("oci"), "delete", "--force", c.Name())
-		if out, err := cmd.CombinedOutput(); err != nil {
+		if out, err := o.call("delete", "--force", c.Name()).CombinedOutput(); err != nil {
 			return fmt.Errorf("deleting container %s: %w: %s", c.Name(), err, bytes.TrimSpace(out))
 		}
 	}
@@ -202,9 +201,15 @@ func (r *ociRun) run(done chan struct{}) error {
 	return r.result(cmd.Wait())
 }
 
+// call prepares a call of the runtime.
+func (o *OCI) call(args ...string) *exec.Cmd {
+	return exec.Command(o.command, slices.Concat([]string{"--root", o.n.path("oci")}, o.args, args)...)
+}
+
+// runtime prepares a call on which it depends how the process ends: it ends with the
+// thread, and has a log that failure reads.
 func (r *ociRun) runtime(args ...string) *exec.Cmd {
-	global := []string{"--root", r.n.path("oci"), "--log", r.log, "--log-format", "json"}
-	cmd := exec.Command(r.o.command, slices.Concat(global, r.o.args, args)...)
+	cmd := r.o.call(append([]string{"--log", r.log, "--log-format", "json"}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGTERM}
 	return cmd
 }
@@ -391,8 +396,7 @@ func (r *ociRun) failure() string {
 }
 
 func (r *ociRun) kill(s syscall.Signal) {
-	cmd := exec.Command(r.o.command, "--root", r.n.path("oci"), "kill", r.id, strconv.Itoa(int(s)))
-	cmd.Run() // it may have ended, which is what was wanted
+	r.o.call("kill", r.id, strconv.Itoa(int(s))).Run() // it may have ended, which is what was wanted
 }
 
 // end kills the process, as handle.end does. The runtime may not have come so far

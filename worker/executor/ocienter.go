@@ -128,7 +128,7 @@ const (
 // wait waits until the container runs.
 func (e *ociEntry) wait(ctx context.Context) error {
 	for {
-		out, err := e.runtime("state", e.id).Output()
+		out, err := e.o.call("state", e.id).Output()
 		var state struct{ Status string }
 		if err == nil && json.Unmarshal(out, &state) == nil && state.Status == "running" {
 			return nil

@@ -21,6 +21,9 @@ func TestOCIEnter(t *testing.T) {
 			}
 			defer o.Close()
 			s, end := startShared(t, o, func(s *Spec) { s.Hostname, s.Network = "box", NetworkNone })
+			// While the container is being made: that it is not there yet is no failure.
+			_, err = enter(t, o, s.ID, "exit 42", nil)
+			checkExit(t, err, 42, nil)
 			checkEntries(t, o, s.ID)
 			if got, err := enter(t, o, s.ID, "ls /sys/class/net", nil); err != nil || got != "lo" {
 				t.Errorf("its network: got %q, %v", got, err)
