@@ -18,7 +18,13 @@ type passes struct {
 
 	mu     sync.Mutex // guards what is below
 	held   map[passKey]pass
-	making map[passKey]chan struct{} // closed when the one who makes it is done
+	making map[passKey]*making
+}
+
+// making is somebody's making a pass.
+type making struct {
+	done chan struct{}
+	err  error // why there is none; set before done is closed
 }
 
 // passKey is what a pass is good for. Of passwords the scope is empty.
@@ -29,7 +35,7 @@ type passKey struct{ host, scope string }
 const maxPasses = 1000
 
 func newPasses(clock func() time.Time) *passes {
-	return &passes{clock: clock, held: map[passKey]pass{}, making: map[passKey]chan struct{}{}}
+	return &passes{clock: clock, held: map[passKey]pass{}, making: map[passKey]*making{}}
 }
 
 // get gives the header for a scope: a token, or the password of the host.
@@ -38,7 +44,7 @@ func (p *passes) get(host, scope string) string {
 	defer p.mu.Unlock()
 	for _, k := range [2]passKey{{host, scope}, {host, ""}} {
 		if v, ok := p.held[k]; ok {
-			if v.expires.IsZero() || p.clock().Before(v.expires) {
+			if p.good(v) {
 				return v.header
 			}
 			delete(p.held, k)
@@ -58,42 +64,58 @@ func (p *passes) drop(host, header string) {
 	}
 }
 
-// obtain gives the header for k, which one of those who want it at once makes.
-// It is held for each of also, besides.
+// obtain gives the header for k, which one of those who want it at once makes; that it
+// cannot be had is so for all of them. It is held for each of also, besides.
 func (p *passes) obtain(ctx context.Context, k passKey, also []passKey, fetch func() (pass, error)) (string, error) {
 	for {
 		p.mu.Lock()
-		if v, ok := p.held[k]; ok && (v.expires.IsZero() || p.clock().Before(v.expires)) {
+		if v, ok := p.held[k]; ok && p.good(v) {
 			p.mu.Unlock()
 			return v.header, nil
 		}
-		busy, ok := p.making[k]
-		if !ok {
+		other := p.making[k]
+		if other == nil {
 			break // and p.mu is held
 		}
 		p.mu.Unlock()
 		select {
-		case <-busy:
+		case <-other.done:
+			if other.err != nil {
+				return "", other.err
+			}
 		case <-ctx.Done():
 			return "", context.Cause(ctx)
 		}
 	}
-	busy := make(chan struct{})
-	p.making[k] = busy
+	m := &making{done: make(chan struct{})}
+	p.making[k] = m
 	p.mu.Unlock()
+	defer func() { // also where fetch panics
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.making, k)
+		close(m.done)
+	}()
 	v, err := fetch()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.making, k)
-	close(busy)
 	if err != nil {
+		if ctx.Err() == nil { // else that is this one's own end
+			m.err = err
+		}
 		return "", err
 	}
+	p.hold(v, append(also, k))
+	return v.header, nil
+}
+
+func (p *passes) hold(v pass, keys []passKey) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if len(p.held) >= maxPasses {
 		clear(p.held)
 	}
-	for _, k := range append(also, k) {
+	for _, k := range keys {
 		p.held[k] = v
 	}
-	return v.header, nil
 }
+
+func (p *passes) good(v pass) bool { return v.expires.IsZero() || p.clock().Before(v.expires) }
