@@ -18,6 +18,7 @@ import (
 	"github.com/kiln-build/kiln/daemon/caller"
 	"github.com/kiln-build/kiln/daemon/gateway"
 	"github.com/kiln-build/kiln/daemon/internal/fault"
+	"github.com/kiln-build/kiln/exporter/provenance"
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/llb"
 )
@@ -243,19 +244,14 @@ func inHouse(req *controlapi.SolveRequest) {
 	delete(req.FrontendAttrs, "source")
 }
 
-// compatibility is the version of BuildKit's behaviour that results follow. Older
-// ones are asked for by who wants the digests that an older BuildKit gives, which
-// kiln does not make.
-const compatibility = 30
-
 // refuse says which of the request's wishes kiln cannot fulfil: none is ignored.
 func (s *Server) refuse(req *controlapi.SolveRequest) error {
 	if req.Ref == "" {
 		return fault.New(codes.InvalidArgument, "the request has no ref")
 	}
-	if v := req.CompatibilityVersion; v != 0 && v != compatibility {
+	if v := req.CompatibilityVersion; v != 0 && v != provenance.Compatibility {
 		return fault.New(codes.Unimplemented, fmt.Sprintf(
-			"unsupported compatibility-version %d: kiln's results are those of version %d", v, compatibility))
+			"unsupported compatibility-version %d: kiln's results are those of version %d", v, provenance.Compatibility))
 	}
 	for _, e := range req.Entitlements {
 		name, _, _ := strings.Cut(e, "=")

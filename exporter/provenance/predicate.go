@@ -74,6 +74,8 @@ type Parameters struct {
 	Locals   []Local             `json:"locals,omitempty"`
 	Inputs   map[string]*Request `json:"inputs,omitempty"`
 	Root     *Request            `json:"root,omitempty"`
+	// Compatibility is set of the request that the image came from alone.
+	Compatibility int `json:"compatibilityVersion,omitempty"`
 }
 
 // ID names a secret or an agent that steps were lent.

@@ -26,6 +26,11 @@ type Options struct {
 	Filename   string
 }
 
+// Compatibility is the version of BuildKit's behaviour that results follow. Older
+// ones are asked for by who wants the digests that an older BuildKit gives, which
+// kiln does not make.
+const Compatibility = 30
+
 // defaultFilename is what a provenance is called in a folder.
 const defaultFilename = "provenance.json"
 
@@ -154,6 +159,7 @@ func (c *Capture) Predicate(e llb.Edge, o Options, run Run) (predicate any, kind
 func (c *Capture) external(out *ExternalParameters) (vcs map[string]string) {
 	own := NewRequest(c.Frontend, c.Args, c)
 	out.ConfigSource, out.Request = own.ConfigSource, *own.Request
+	out.Request.Compatibility = Compatibility
 	for k, v := range out.Request.Args {
 		if name, ok := strings.CutPrefix(k, "vcs:"); ok {
 			delete(out.Request.Args, k)

@@ -273,9 +273,9 @@ func FuzzRedact(f *testing.F) {
 func TestParseOptions(t *testing.T) {
 	o, err := ParseOptions(map[string]string{
 		"mode": "min", "version": "v0.2", "inline-only": "true", "builder-id": "x", "filename": "p.json", "reproducible": "true",
-		"capture-usage": "true", // of others than kiln
+		"capture-usage": "true", "another": "of others than kiln",
 	})
-	want := Options{Min: true, V02: true, InlineOnly: true, BuilderID: "x", Filename: "p.json", Reproducible: true}
+	want := Options{Min: true, V02: true, Usage: true, InlineOnly: true, BuilderID: "x", Filename: "p.json", Reproducible: true}
 	if err != nil || o != want {
 		t.Errorf("got %+v, %v; want %+v", o, err, want)
 	}
