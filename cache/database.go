@@ -75,12 +75,13 @@ type database struct {
 	version uint64
 	load    load  // what Badger is open for; guarded by flushMu
 	written int64 // since it was opened light; guarded by flushMu
-	// bulkAfter is bulkBytes, but in tests.
-	bulkAfter int64
-	urgent    chan struct{}
-	wake      chan struct{}
-	done      chan struct{}
-	group     sync.WaitGroup
+	mapped  int64 // written since it was last opened; guarded by flushMu
+	// bulkAfter is bulkBytes and renewAfter bulkMapped, but in tests.
+	bulkAfter, renewAfter int64
+	urgent                chan struct{}
+	wake                  chan struct{}
+	done                  chan struct{}
+	group                 sync.WaitGroup
 }
 
 // openDatabase opens dir. One that Badger cannot open is set aside; what was
@@ -110,7 +111,8 @@ func openDatabase(dir string, g *guard.Guard, now time.Time, warn func(error)) (
 		}
 	}
 	d := &database{
-		badger: b, load: l, version: b.MaxVersion(), dir: dir, guard: g, warn: warn, bulkAfter: bulkBytes,
+		badger: b, load: l, version: b.MaxVersion(), dir: dir, guard: g, warn: warn,
+		bulkAfter: bulkBytes, renewAfter: bulkMapped,
 		active: map[string][]byte{},
 		urgent: make(chan struct{}, 1), wake: make(chan struct{}, 1), done: make(chan struct{}),
 	}
@@ -310,7 +312,7 @@ func (d *database) flush() error {
 // bear sees to it that Badger is open for a batch of that size. flushMu is held.
 func (d *database) bear(size int) error {
 	switch {
-	case d.load < bulk && d.written > d.bulkAfter:
+	case d.load < bulk && d.written > d.bulkAfter, d.load == bulk && d.mapped > d.renewAfter:
 		return d.reopen(bulk)
 	case d.load < heavy && size > lightMemTable:
 		return d.reopen(heavy)
@@ -328,6 +330,7 @@ func (d *database) writeBatch(batch map[string][]byte, size int) error {
 	if err := d.bear(size); err != nil {
 		return err
 	}
+	d.mapped += int64(size)
 	keys := make([]string, 0, len(batch))
 	for k := range batch {
 		keys = append(keys, k)
