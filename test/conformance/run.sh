@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds BuildKit's own tests of its client and of its Dockerfile frontend, and those of
-# buildx, and runs them against kiln:
-# run.sh [REGEXP of case names [client|dockerfile|gateway|buildx]].
+# Builds BuildKit's own tests of what its daemon does, and those of buildx, and runs
+# them against kiln:
+# run.sh [REGEXP of case names [client|buildctl|frontend|solver|dockerfile|gateway|buildx]].
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -24,10 +24,11 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/kiln-test
 go=${GO:-go}
 programs=$cache/conformance
 mkdir -p "$programs"
-for package in github.com/moby/buildkit/client github.com/moby/buildkit/frontend/dockerfile github.com/docker/buildx/tests; do
+buildkit=github.com/moby/buildkit
+for package in $buildkit/client $buildkit/cmd/buildctl $buildkit/frontend $buildkit/solver $buildkit/frontend/dockerfile github.com/docker/buildx/tests; do
 	name=${package##*/}
-	case ${2:-}:$name in
-	:* | client:client | dockerfile:dockerfile | gateway:dockerfile | buildx:tests) ;;
+	case ${2:-$name}:$name in
+	"$name:$name" | gateway:dockerfile | buildx:tests) ;;
 	*) continue ;;
 	esac
 	(cd suite && CGO_ENABLED=0 "$go" test -c -o "$programs/$name.test" "$package")

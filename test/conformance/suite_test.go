@@ -3,10 +3,11 @@
 // Package conformance runs the integration tests that BuildKit and buildx have of their
 // own against `kiln serve`, and prints what became of each case.
 //
-// There are three: that of BuildKit's client; that of its Dockerfile frontend, whose
-// cases run with the daemon's own compiler ("builtin") and with BuildKit's, linked into
-// the test ("client"), and, as a suite of its own, in an image ("gateway"); and that of
-// buildx, which calls the real program. run.sh builds each as a program, in the module
+// There are those of BuildKit's client, of its solver, of its bridge to frontends and of
+// buildctl; that of its Dockerfile frontend, whose cases run with the daemon's own
+// compiler ("builtin") and with BuildKit's, linked into the test ("client"), and, as a
+// suite of its own, in an image ("gateway"); and that of buildx, which calls the real
+// program. run.sh builds each as a program, in the module
 // suite. It starts "buildkitd" anew for every case: a script here, which starts kiln.
 // Images come from a registry's folder that is made beforehand (mirror_test.go). A case
 // may fail that stands in the suite's list (known.txt, known-dockerfile.txt,
@@ -71,6 +72,9 @@ type suite struct {
 
 var suites = []suite{
 	{"client", "client", "oci", "known.txt", ""},
+	{"buildctl", "buildctl", "oci", "known.txt", ""},
+	{"frontend", "frontend", "oci", "known.txt", ""},
+	{"solver", "solver", "oci", "known.txt", ""},
 	{"dockerfile", "dockerfile", "oci", "known-dockerfile.txt", ""},
 	{"gateway", "dockerfile", "oci", "known-dockerfile.txt", "FRONTEND_GATEWAY_ONLY=local:" + frontendFile},
 	{"buildx", "tests", "remote", "known-buildx.txt", "TEST_BUILDX_EXPERIMENTAL=1"},
@@ -181,7 +185,7 @@ func standIn(dir string) (string, error) {
 
 var (
 	// prefix is what all names of cases have in common in one of the suites' tests.
-	prefix = regexp.MustCompile(`^Test(ClientGateway)?Integration/`)
+	prefix = regexp.MustCompile(`^Test[A-Za-z]*Integration/`)
 	// worker is the part of a case's name that names the daemon.
 	worker = regexp.MustCompile(`/worker=(oci|remote)\b`)
 )

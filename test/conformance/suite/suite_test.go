@@ -1,6 +1,6 @@
-// Package suite names the packages that BuildKit's own tests of its client and of its
-// Dockerfile frontend import, and those of buildx, so that this module's go.sum covers
-// them and run.sh can build those tests.
+// Package suite names the packages that BuildKit's own tests and those of buildx import,
+// so that this module's go.sum covers them and run.sh can build those tests. What
+// buildctl's import, go.mod has it for as a tool.
 package suite
 
 import (
