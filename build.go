@@ -310,7 +310,7 @@ func (b *build) solve(ctx context.Context, edges ...llb.Edge) ([]cache.ChainID, 
 			b.lease.Hold(c)
 		}
 	}
-	return chains, b.explain(err)
+	return chains, b.placed(err)
 }
 
 // count notes which vertices the result counts as steps.
@@ -369,4 +369,9 @@ func (s steps) Step(name string) (done func(error)) {
 		subject.Time = s.engine.clock()
 		s.emit(solver.VertexCompleted{Subject: subject, Started: started, Err: err})
 	}
+}
+
+// warn tells the build's user of something that does not stop it.
+func (b *build) warn(text string) {
+	b.emit(FrontendWarning{Subject: solver.Subject{Time: b.engine.clock()}, Warning: frontend.Warning{Short: text, Level: 1}})
 }

@@ -9,6 +9,30 @@ import (
 	"github.com/kiln-build/kiln/worker/executor"
 )
 
+// executor gives kiln's own runtime, or the OCI runtime that the configuration names.
+func (e *Engine) executor() (executor.Executor, error) {
+	o := executor.Options{
+		Dir:          e.cache.Path("tmp", "executor"),
+		CgroupParent: e.config.Worker.OCI.CgroupParent,
+		Nameservers:  e.config.DNS.Nameservers, SearchDomains: e.config.DNS.SearchDomains, DNSOptions: e.config.DNS.Options,
+	}
+	binary := e.config.Worker.OCI.Binary
+	if binary == "" {
+		native := &sandboxes{options: o}
+		e.close = native.Close
+		return native, nil
+	}
+	if err := os.MkdirAll(o.Dir, 0o711); err != nil {
+		return nil, err
+	}
+	runtime, err := executor.NewOCI(o, binary)
+	if err != nil {
+		return nil, err
+	}
+	e.close = func() error { return errors.Join(runtime.Close(), os.RemoveAll(o.Dir)) }
+	return runtime, nil
+}
+
 // sandboxes are kiln's own executor, made when the first process is to run: its
 // folders, cgroups and namespaces take a tenth of the time of a build that finds
 // everything cached, and such a build runs none.

@@ -221,7 +221,7 @@ func (b *build) hits(err error) error {
 
 // preview looks ahead at graphs.
 func (b *build) preview(ctx context.Context, edges []llb.Edge) error {
-	return b.explain(b.engine.solver.Preview(ctx, solver.Request{
+	return b.placed(b.engine.solver.Preview(ctx, solver.Request{
 		Session: b.session, Edges: edges, Lease: b.lease, Observe: b.emit, Report: b.collect,
 	}))
 }

@@ -10,19 +10,18 @@ package kiln
 import (
 	"context"
 	"errors"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/exporter"
 	"github.com/kiln-build/kiln/journal"
 	"github.com/kiln-build/kiln/registry"
 	"github.com/kiln-build/kiln/solver"
 	"github.com/kiln-build/kiln/worker"
 	"github.com/kiln-build/kiln/worker/cdi"
-	"github.com/kiln-build/kiln/worker/executor"
 	"github.com/kiln-build/kiln/worker/executor/userns"
 	"github.com/kiln-build/kiln/worker/source"
 )
@@ -133,30 +132,6 @@ func (e *Engine) wire() error {
 	return nil
 }
 
-// executor gives kiln's own runtime, or the OCI runtime that the configuration names.
-func (e *Engine) executor() (executor.Executor, error) {
-	o := executor.Options{
-		Dir:          e.cache.Path("tmp", "executor"),
-		CgroupParent: e.config.Worker.OCI.CgroupParent,
-		Nameservers:  e.config.DNS.Nameservers, SearchDomains: e.config.DNS.SearchDomains, DNSOptions: e.config.DNS.Options,
-	}
-	binary := e.config.Worker.OCI.Binary
-	if binary == "" {
-		native := &sandboxes{options: o}
-		e.close = native.Close
-		return native, nil
-	}
-	if err := os.MkdirAll(o.Dir, 0o711); err != nil {
-		return nil, err
-	}
-	runtime, err := executor.NewOCI(o, binary)
-	if err != nil {
-		return nil, err
-	}
-	e.close = func() error { return errors.Join(runtime.Close(), os.RemoveAll(o.Dir)) }
-	return runtime, nil
-}
-
 // Close ends the engine. Builds must have ended before.
 func (e *Engine) Close() error {
 	e.solver.Close()
@@ -180,3 +155,6 @@ func (e *Engine) Usage(ctx context.Context) ([]cache.Usage, error) { return e.ca
 func (e *Engine) Prune(ctx context.Context, o cache.PruneOptions) ([]cache.Usage, error) {
 	return e.cache.Prune(ctx, o)
 }
+
+// Blobs are those of the state folder.
+func (e *Engine) Blobs() *blob.Store { return e.cache.Blobs() }

@@ -266,7 +266,7 @@ func (b bridge) ResolveSource(ctx context.Context, source *pb.SourceOp, o fronte
 	return b.describe(ctx, source, o)
 }
 
-// platformOf gives a platform as graphs have it; nil where none is named.
+// platformOf gives a platform as graphs have it: the machine's where none is named.
 func platformOf(p ocispecs.Platform) *pb.Platform {
 	if p.OS == "" && p.Architecture == "" {
 		p = platforms.Normalize(platforms.DefaultSpec())

@@ -9,9 +9,9 @@ import (
 	"github.com/kiln-build/kiln/worker"
 )
 
-// explain gives the failure of a vertex with the lines that it was compiled from,
+// placed gives the failure of a vertex with the lines that it was compiled from,
 // and with what the build description itself says of the cause.
-func (b *build) explain(err error) error {
+func (b *build) placed(err error) error {
 	var failed *solver.VertexError
 	if !errors.As(err, &failed) || len(failed.Locations) == 0 {
 		return err
