@@ -80,9 +80,11 @@ type Attribute struct {
 // Value is one of a type that Type names.
 type Value struct{ Type, Value any }
 
-// Text, Flag and Number make attributes.
-func Text(key, value string) Attribute      { return Attribute{key, Value{"STRING", value}} }
+// Text makes an attribute of a text.
+func Text(key, value string) Attribute { return Attribute{key, Value{"STRING", value}} }
+
+// Flag makes an attribute that holds or does not.
 func Flag(key string, value bool) Attribute { return Attribute{key, Value{"BOOL", value}} }
-func Number(key string, value int64) Attribute {
-	return Attribute{key, Value{"INT64", value}}
-}
+
+// Number makes an attribute of a number.
+func Number(key string, value int64) Attribute { return Attribute{key, Value{"INT64", value}} }
