@@ -173,15 +173,7 @@ func (r root) image(cmd string) (v1.Image, error) {
 
 // busyboxRoot is what most cases build on.
 func busyboxRoot() (root, error) {
-	bin, err := exec.LookPath("busybox")
-	if err != nil {
-		return nil, fmt.Errorf("looking for busybox (`make deps` installs it): %w", err)
-	}
-	program, err := os.ReadFile(bin)
-	if err != nil {
-		return nil, err
-	}
-	list, err := exec.Command(bin, "--list").Output()
+	program, applets, err := peer.BusyboxProgram()
 	if err != nil {
 		return nil, err
 	}
@@ -190,10 +182,8 @@ func busyboxRoot() (root, error) {
 		r = append(r, folder(dir, 0o755))
 	}
 	r = append(r, folder("tmp", 0o1777), folder("root", 0o700), file("bin/busybox", 0o755, string(program)))
-	for _, applet := range strings.Fields(string(list)) {
-		if applet != "busybox" {
-			r = append(r, entry{Header: tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + applet, Linkname: "busybox", Mode: 0o777}})
-		}
+	for _, applet := range applets {
+		r = append(r, entry{Header: tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + applet, Linkname: "busybox", Mode: 0o777}})
 	}
 	return r.with(
 		file("etc/passwd", 0o644, `root:x:0:0:root:/root:/bin/sh

@@ -8,7 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sort"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,17 +35,26 @@ func Busybox() (v1.Image, error) {
 	return image([]string{"sh"}, data)
 }
 
-// BusyboxTar gives the root file system of Busybox as a tarball.
-func BusyboxTar() ([]byte, error) {
+// BusyboxProgram gives Debian's static busybox, and the names of its applets in order,
+// its own left out.
+func BusyboxProgram() (program []byte, applets []string, err error) {
 	bin, err := exec.LookPath("busybox")
 	if err != nil {
-		return nil, fmt.Errorf("looking for busybox (`make deps` installs it): %w", err)
+		return nil, nil, fmt.Errorf("looking for busybox (`make deps` installs it): %w", err)
 	}
-	program, err := os.ReadFile(bin)
+	list, err := exec.Command(bin, "--list").Output()
 	if err != nil {
-		return nil, err
+		return nil, nil, fmt.Errorf("asking %s for its applets: %w", bin, err)
 	}
-	applets, err := exec.Command(bin, "--list").Output()
+	applets = slices.DeleteFunc(strings.Fields(string(list)), func(name string) bool { return name == "busybox" })
+	slices.Sort(applets)
+	program, err = os.ReadFile(bin)
+	return program, applets, err
+}
+
+// BusyboxTar gives the root file system of Busybox as a tarball.
+func BusyboxTar() ([]byte, error) {
+	program, applets, err := BusyboxProgram()
 	if err != nil {
 		return nil, err
 	}
@@ -55,12 +64,8 @@ func BusyboxTar() ([]byte, error) {
 	}
 	w.add(tar.Header{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777}, nil)
 	w.add(tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Mode: 0o755}, program)
-	names := strings.Fields(string(applets))
-	sort.Strings(names)
-	for _, a := range names {
-		if a != "busybox" {
-			w.add(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + a, Linkname: "busybox", Mode: 0o777}, nil)
-		}
+	for _, a := range applets {
+		w.add(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + a, Linkname: "busybox", Mode: 0o777}, nil)
 	}
 	w.add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/passwd", Mode: 0o644}, []byte("root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\nalice:x:1000:1000:Alice:/home/alice:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"))
 	w.add(tar.Header{Typeflag: tar.TypeReg, Name: "etc/group", Mode: 0o644}, []byte("root:x:0:\ndaemon:x:1:\nwheel:x:10:alice\naudio:x:29:alice\nalice:x:1000:\nnobody:x:65534:\n"))
