@@ -122,7 +122,7 @@ func openBadger(dir string, l load, warn func(error)) (*badger.DB, error) {
 // openFirst opens a database that was closed in order for reading, and any other
 // for light writes: it has a log to be replayed, or nothing in it yet.
 func openFirst(dir string, warn func(error)) (*badger.DB, load, error) {
-	memtables, err := filepath.Glob(filepath.Join(dir, "*.mem"))
+	memtables, err := glob(dir, "*.mem")
 	if err == nil && len(memtables) == 0 {
 		if _, err := os.Lstat(filepath.Join(dir, badger.ManifestFilename)); err == nil {
 			// What it has to say of a damaged database the second one says too.
@@ -186,16 +186,14 @@ func roomFor(dir string, bytes int64) bool {
 // lists the ends are checked, where their indexes are: Badger reads those in
 // goroutines of its own, and a damaged one ends the process.
 func checkFiles(o badger.Options) error {
-	for _, pattern := range []string{"*.mem", "*.vlog"} {
-		logs, err := filepath.Glob(filepath.Join(o.Dir, pattern))
-		if err != nil {
-			return err
-		}
-		for _, path := range logs {
-			if st, err := os.Lstat(path); err == nil && st.Size() == 0 {
-				if err := os.Remove(path); err != nil {
-					return err
-				}
+	logs, err := glob(o.Dir, "*.mem", "*.vlog")
+	if err != nil {
+		return err
+	}
+	for _, path := range logs {
+		if st, err := os.Lstat(path); err == nil && st.Size() == 0 {
+			if err := os.Remove(path); err != nil {
+				return err
 			}
 		}
 	}
@@ -316,7 +314,7 @@ func (d *database) mergeLogs() error {
 	if d.load != bulk || d.damaged.Load() {
 		return nil
 	}
-	logs, err := filepath.Glob(filepath.Join(d.dir, "*.vlog"))
+	logs, err := glob(d.dir, "*.vlog")
 	if err != nil {
 		return err
 	}

@@ -45,7 +45,7 @@ func putBulk(t *testing.T, c *Cache, first uint64) (nodes []uint64) {
 // logs gives the sizes of the files of the value log that hold something.
 func logs(t *testing.T, dir string) (sizes []int64) {
 	t.Helper()
-	paths, err := filepath.Glob(filepath.Join(dir, "db", "*.vlog"))
+	paths, err := glob(filepath.Join(dir, "db"), "*.vlog")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func findAll(t *testing.T, c *Cache, nodes []uint64) (missing int) {
 // TestBulk writes in bulk in more processes than the log may have files, and
 // finds everything after each.
 func TestBulk(t *testing.T) {
-	dir := t.TempDir()
+	dir := patternDir(t)
 	var nodes []uint64
 	most := 0
 	for range maxLogs + 5 {
@@ -194,5 +194,32 @@ func TestCrashInBulk(t *testing.T) {
 				t.Errorf("%d nodes are not here though they were put again", n)
 			}
 		})
+	}
+}
+
+// patternDir is a state folder whose path is like a pattern of names.
+func patternDir(t *testing.T) string { return filepath.Join(t.TempDir(), "job[1]*") }
+
+// TestFolderLikeAPattern has what earlier processes left behind found in such a folder:
+// what they had thrown away, a database that was set aside, a log that a crash emptied.
+func TestFolderLikeAPattern(t *testing.T) {
+	dir := patternDir(t)
+	c := open(t, dir, Options{})
+	build(t, c, 1, ChainID{}, map[string]string{"a": "1"})
+	closeCache(t, c)
+	for _, name := range []string{"trash-1", "db.corrupt-1", "db/000099.vlog"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c = open(t, dir, Options{Warn: func(err error) { t.Error(err) }})
+	wholeness(t, c, 1)
+	if _, err := c.Prune(t.Context(), PruneOptions{Filter: onlyLoose}); err != nil {
+		t.Error(err)
+	}
+	closeCache(t, c)
+	left, err := glob(dir, "trash-*", "db.corrupt-*")
+	if err != nil || len(left) > 0 {
+		t.Errorf("left are %q, %v", left, err)
 	}
 }

@@ -292,7 +292,7 @@ func checkForeign(dir string) error {
 // and removed in the background.
 func (c *Cache) emptyTemp() error {
 	tmp := c.Path("tmp")
-	trash, err := filepath.Glob(c.Path("trash-*"))
+	trash, err := glob(c.Path(), "trash-*")
 	if err != nil {
 		return err
 	}

@@ -104,7 +104,7 @@ func (d *database) rewrite() error {
 
 // syncFolder makes a folder of files durable.
 func syncFolder(dir string) error {
-	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	files, err := glob(dir, "*")
 	if err != nil {
 		return err
 	}

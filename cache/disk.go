@@ -3,7 +3,9 @@ package cache
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -77,4 +79,24 @@ func diskUsage(path string) (int64, error) {
 	}
 	err := walk(unix.AT_FDCWD, path)
 	return total, err
+}
+
+// glob gives what is in a folder that may be missing under names like one of some
+// patterns. filepath.Glob would take the path of the user's folder for a pattern, too.
+func glob(dir string, patterns ...string) (paths []string, err error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	for _, e := range entries {
+		for _, p := range patterns {
+			if ok, perr := filepath.Match(p, e.Name()); perr != nil {
+				return nil, perr
+			} else if ok {
+				paths = append(paths, filepath.Join(dir, e.Name()))
+				break
+			}
+		}
+	}
+	return paths, err
 }

@@ -452,7 +452,7 @@ func (c *Cache) sweepMounts() error {
 // tidy removes what else is of no use, gives the space of removed values back,
 // and waits until all is off the disk.
 func (c *Cache) tidy() error {
-	aside, err := filepath.Glob(c.Path("db.corrupt-*"))
+	aside, err := glob(c.Path(), "db.corrupt-*")
 	if err != nil {
 		return err
 	}
