@@ -153,14 +153,45 @@ type recipeReader struct {
 }
 
 func (r *recipeReader) Read(b []byte) (int, error) {
+	if len(b) == 0 && r.recipe != nil && r.off < r.recipe.size {
+		return 0, nil
+	}
+	data, err := r.rest()
+	if err != nil {
+		return 0, err
+	}
+	n := copy(b, data)
+	r.off += int64(n)
+	return n, nil
+}
+
+// WriteTo writes a chunk at a time, without a copy in between.
+func (r *recipeReader) WriteTo(w io.Writer) (total int64, err error) {
+	for {
+		data, err := r.rest()
+		if err == io.EOF {
+			return total, nil
+		}
+		if err != nil {
+			return total, err
+		}
+		n, err := w.Write(data)
+		r.off += int64(n)
+		total += int64(n)
+		if err != nil {
+			return total, err
+		}
+	}
+}
+
+// rest gives the bytes from the reader's place to the end of their chunk; io.EOF is
+// the blob's end.
+func (r *recipeReader) rest() ([]byte, error) {
 	if r.recipe == nil {
-		return 0, fs.ErrClosed
+		return nil, fs.ErrClosed
 	}
 	if r.off >= r.recipe.size {
-		return 0, io.EOF
-	}
-	if len(b) == 0 {
-		return 0, nil
+		return nil, io.EOF
 	}
 	i := sort.Search(len(r.recipe.ends), func(i int) bool { return r.recipe.ends[i] > r.off })
 	start := int64(0)
@@ -170,16 +201,14 @@ func (r *recipeReader) Read(b []byte) (int, error) {
 	if r.have != i+1 {
 		data, err := r.store.Chunk(r.recipe.chunks[i])
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
 		if int64(len(data)) != r.recipe.ends[i]-start {
-			return 0, fmt.Errorf("chunk %.12x changed: %w", r.recipe.chunks[i], fs.ErrNotExist)
+			return nil, fmt.Errorf("chunk %.12x changed: %w", r.recipe.chunks[i], fs.ErrNotExist)
 		}
 		r.data, r.have = data, i+1
 	}
-	n := copy(b, r.data[r.off-start:])
-	r.off += int64(n)
-	return n, nil
+	return r.data[r.off-start:], nil
 }
 
 func (r *recipeReader) Seek(offset int64, whence int) (int64, error) {

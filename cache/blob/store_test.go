@@ -67,6 +67,38 @@ func putRecipe(t testing.TB, s *Store, b []byte, n int) (Digest, []ChunkID) {
 	return d, ids
 }
 
+// A blob of chunks is written in its chunks, and an error of the writer ends that.
+func TestRecipeIsWrittenInChunks(t *testing.T) {
+	s := openStore(t, Options{})
+	d, _ := putRecipe(t, s, random(2500), 1000)
+	r, _, err := s.Open(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	var sizes []int
+	full := errors.New("full")
+	w := writeFunc(func(b []byte) (int, error) {
+		if sizes = append(sizes, len(b)); len(sizes) == 2 {
+			return 10, full
+		}
+		return len(b), nil
+	})
+	if n, err := io.Copy(w, r); n != 1010 || !errors.Is(err, full) {
+		t.Errorf("wrote %d bytes, %v; want 1010 and the writer's error", n, err)
+	}
+	if _, err := io.Copy(w, r); err != nil {
+		t.Error(err)
+	}
+	if want := []int{1000, 1000, 990, 500}; !slices.Equal(sizes, want) {
+		t.Errorf("written in pieces of %v, want %v", sizes, want)
+	}
+}
+
+type writeFunc func([]byte) (int, error)
+
+func (f writeFunc) Write(b []byte) (int, error) { return f(b) }
+
 // TestStore is what holds for a blob in either form.
 func TestStore(t *testing.T) {
 	for _, form := range []struct {
@@ -108,6 +140,15 @@ func TestStore(t *testing.T) {
 			}
 			if err := iotest.TestReader(r, b); err != nil {
 				t.Errorf("%s of %d: %v", form.name, size, err)
+			}
+			// What is copied begins where reading has come to.
+			from := size / 3
+			var rest bytes.Buffer
+			if _, err := r.Seek(int64(from), io.SeekStart); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := io.Copy(&rest, r); err != nil || n != int64(size-from) || !bytes.Equal(rest.Bytes(), b[from:]) {
+				t.Errorf("%s of %d: copied %d bytes from %d on, %v", form.name, size, n, from, err)
 			}
 			if err := r.Close(); err != nil {
 				t.Error(err)
