@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-packages=(busybox-static crun debootstrap docker-registry git iproute2 jq libcap2-bin runc skopeo strace uidmap zstd)
+packages=(busybox-static crun debootstrap docker-registry git iproute2 jq libcap2-bin libpcre2-8-0 runc skopeo strace uidmap zstd)
 
 missing=()
 for p in "${packages[@]}"; do
@@ -45,6 +45,16 @@ if [ ! -f "$base" ]; then
 	rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
 	tar -C "$root" --numeric-owner --xattrs -cf "$base.part" .
 	mv "$base.part" "$base"
+fi
+
+# A web server that stores what it is sent. It is unpacked, not installed: Debian would
+# start it, for everybody.
+if [ ! -x "$cache/nginx" ]; then
+	rm -rf "$cache/nginx.part"
+	mkdir -p "$cache/nginx.part"
+	(cd "$cache/nginx.part" && apt-get -qq -o APT::Sandbox::User=root download nginx && dpkg-deb -x nginx_*.deb .)
+	mv "$cache/nginx.part/usr/sbin/nginx" "$cache/nginx"
+	rm -rf "$cache/nginx.part"
 fi
 
 # An emulator of arm64, and a program for it. They are unpacked, not installed: apt

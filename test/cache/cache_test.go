@@ -17,6 +17,7 @@ func TestSharing(t *testing.T) {
 	want, wantChanged := wanted(t, dir), wanted(t, changed)
 	r := registry(t)
 	bazel := bazelServer(t).Listener.Addr().String()
+	nginx := nginxServer(t)
 	s3, github := s3Server(t), startActions(t).URL
 	for _, c := range []struct {
 		name, to, from string
@@ -29,6 +30,7 @@ func TestSharing(t *testing.T) {
 		{"local-index", "type=local,dest=LOCAL,mode=max,image-manifest=false", "type=local,src=LOCAL", []string{"app"}},
 		{"registry-max", "type=registry,ref=REGISTRY/max/cache:main,mode=max,image-manifest=true", "type=registry,ref=REGISTRY/max/cache:main", []string{"app"}},
 		{"http", "type=http,url=http://ci:hidden@BAZEL/team,name=app,mode=max", "type=http,url=http://ci:hidden@BAZEL/team/,name=app", []string{"app"}},
+		{"http-nginx", "type=http,url=http://ci:hidden@NGINX/team,name=app,mode=max", "type=http,url=http://ci:hidden@NGINX/team,name=app", []string{"app"}},
 		{"s3", "S3,prefix=team/,name=a;b,mode=max,touch_refresh=1h,upload_parallelism=2", "S3,prefix=team/,name=b", []string{"app"}},
 		{"gha", "GHA,mode=max,scope=app", "GHA,scope=app", []string{"app"}},
 		// What the image does not contain is not in the cache.
@@ -36,7 +38,7 @@ func TestSharing(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			fill := strings.NewReplacer("LOCAL", filepath.Join(t.TempDir(), "cache"), "REGISTRY", r.Addr, "BAZEL", bazel,
+			fill := strings.NewReplacer("LOCAL", filepath.Join(t.TempDir(), "cache"), "REGISTRY", r.Addr, "BAZEL", bazel, "NGINX", nginx,
 				"S3", s3.Attrs(s3.Addr), "GHA", "type=gha,url_v2="+github+",token="+actionsToken("main"))
 			to, from := fill.Replace(c.to), fill.Replace(c.from)
 			first := newRunner(t).must(dir, append(tarball(t), "--cache-to", to)...)

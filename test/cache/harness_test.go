@@ -173,6 +173,17 @@ func s3Server(t *testing.T) *peer.S3 {
 	return s
 }
 
+// nginxServer starts an nginx of the test's own, and gives its address.
+func nginxServer(t *testing.T) string {
+	t.Helper()
+	n, err := peer.StartNginx(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.Stop)
+	return n.Addr
+}
+
 // requests gives the lines of a registry's access log from an offset on, and
 // where it ends.
 func requests(t *testing.T, r *peer.Registry, from int) ([]string, int) {
