@@ -17,8 +17,6 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/grpc/credentials"
-
 	"github.com/kiln-build/kiln/worker/executor/userns"
 )
 
@@ -182,9 +180,9 @@ func isLoopback(hostPort string) bool {
 // tlsFiles are what tcp addresses are served with.
 type tlsFiles struct{ ca, cert, key string }
 
-// credentials reads the files; none is no TLS. Clients have to show a certificate:
-// whoever can build here can do as this process can.
-func (f tlsFiles) credentials() (credentials.TransportCredentials, error) {
+// config reads the files; none is no TLS. Clients have to show a certificate: whoever
+// can build here can do as this process can.
+func (f tlsFiles) config() (*tls.Config, error) {
 	if f == (tlsFiles{}) {
 		return nil, nil
 	}
@@ -203,9 +201,10 @@ func (f tlsFiles) credentials() (credentials.TransportCredentials, error) {
 	if !pool.AppendCertsFromPEM(data) {
 		return nil, fmt.Errorf("%s holds no certificate", f.ca)
 	}
-	return credentials.NewTLS(&tls.Config{
+	return &tls.Config{
 		Certificates: []tls.Certificate{pair}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS12,
-	}), nil
+		NextProtos: []string{"h2"},
+	}, nil
 }
 
 // serveProfiles serves Go's profiles of this process at an address of this machine;

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -71,7 +72,7 @@ func runServe(ctx context.Context, o serveOptions) error {
 		warnf(o.stderr, "the configuration, %s", line)
 	}
 	o.complete(config)
-	creds, err := o.tls.credentials()
+	secret, err := o.tls.config()
 	if err != nil {
 		return err
 	}
@@ -94,7 +95,7 @@ func runServe(ctx context.Context, o serveOptions) error {
 	if err != nil {
 		return err
 	}
-	door := door{root: engine.Path(), secure: creds != nil, insecure: o.insecure, uid: config.GRPC.UID, gid: config.GRPC.GID}
+	door := door{root: engine.Path(), secure: secret != nil, insecure: o.insecure, uid: config.GRPC.UID, gid: config.GRPC.GID}
 	listeners, err := door.open(ctx, o.addrs)
 	if err != nil {
 		return err
@@ -105,7 +106,7 @@ func runServe(ctx context.Context, o serveOptions) error {
 		return err
 	}
 	defer stopProfiles()
-	return serve(ctx, server, listeners, creds, o)
+	return serve(ctx, server, listeners, secret, o)
 }
 
 // off reports whether a frontend is switched off.
@@ -133,15 +134,20 @@ var errIdle = errors.New("there was nothing to do")
 
 // serve serves at the listeners until ctx ends or the server is idle, and lets
 // what goes on then end.
-func serve(ctx context.Context, server *daemon.Server, listeners []net.Listener, creds credentials.TransportCredentials, o serveOptions) error {
+func serve(ctx context.Context, server *daemon.Server, listeners []net.Listener, secret *tls.Config, o serveOptions) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var group errgroup.Group
 	servers := make([]*grpc.Server, len(listeners))
 	for i, l := range listeners {
-		own := creds
-		if l.Addr().Network() == "unix" {
+		// TLS is the listener's and not gRPC's, which would turn away clients that do not
+		// negotiate a protocol in it: buildx with the remote driver.
+		var own credentials.TransportCredentials
+		switch {
+		case l.Addr().Network() == "unix":
 			own = daemon.PeerCredentials()
+		case secret != nil:
+			l = tls.NewListener(l, secret)
 		}
 		servers[i] = server.GRPC(own)
 		group.Go(func() error { return servers[i].Serve(l) })
