@@ -6,13 +6,17 @@
 //	serve FLAG…   starts `kiln serve` on the script's state folder; clients find it
 //	stop          ends the daemon as SIGTERM does, and waits for it
 //	mountless     fails where kiln left a mount behind
+//	graph FILE    writes a graph, of a step on the base image
 //	secretless FILE DIR…  fails where a line of the file is in a file below DIR, packed or not
 //
 // and in its environment $REGISTRY, a registry that all scripts share, with
-// $BUSYBOX, a base image in it.
+// $BUSYBOX, a base image in it; $PORT, which nobody listens at, and $TLS, a folder with the
+// keys and certificates of a server and a client of it (server, client) and the authority's (ca).
 package daemon
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -20,6 +24,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/moby/buildkit/client/llb"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/kiln-build/kiln/test/internal/leak"
@@ -53,6 +58,9 @@ func TestMain(m *testing.M) {
 type daemonKey struct{}
 
 func TestScripts(t *testing.T) {
+	keys := newAuthority(t)
+	keys.server("server")
+	keys.client("client")
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
@@ -65,6 +73,8 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			d := &instance{dir: state}
+			e.Setenv("TLS", keys.dir)
+			e.Setenv("PORT", freePort(t))
 			e.Values[daemonKey{}] = d
 			e.Defer(func() {
 				if err := d.stop(); err != nil {
@@ -86,6 +96,14 @@ func TestScripts(t *testing.T) {
 			},
 			"stop": func(ts *testscript.TestScript, neg bool, args []string) {
 				ts.Check(ts.Value(daemonKey{}).(*instance).stop())
+			},
+			"graph": func(ts *testscript.TestScript, neg bool, args []string) {
+				graph := busybox().Run(llb.Shlex("echo said by a graph")).Root()
+				def, err := graph.Marshal(context.Background())
+				ts.Check(err)
+				var data bytes.Buffer
+				ts.Check(llb.WriteTo(def, &data))
+				ts.Check(os.WriteFile(ts.MkAbs(args[0]), data.Bytes(), 0o600))
 			},
 			"secretless": leak.Command,
 			"mountless": func(ts *testscript.TestScript, neg bool, args []string) {
