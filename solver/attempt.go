@@ -83,7 +83,7 @@ func (s *Solver) want(a *attempt, t *task, v *llb.Vertex) {
 	if t.state == running {
 		// The build comes late: tell it what the others have seen.
 		if a.build.watch.started(v, t.started, t.why) {
-			t.log.replay(a.build.watch, v)
+			t.work.log.replay(a.build.watch, v)
 		}
 	}
 }
@@ -134,10 +134,10 @@ func (s *Solver) unwant(t *task, a *attempt, cause error) {
 		s.drop(t)
 	case identifying, running:
 		t.state = stopping
-		t.stopper = a
+		t.work.stopper = a
 		a.stopping++
 		s.remove(t)
-		t.cancel(cause)
+		t.work.cancel(cause)
 	case solved:
 		// Somebody who looks things up at this moment may have missed the record
 		// by a hair, and counts on the task.

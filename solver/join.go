@@ -46,7 +46,9 @@ func (s *Solver) join(b *build, p *plan, old *attempt) (*attempt, bool) {
 	}
 	s.announce(b, p, a)
 	if b.parent != nil {
-		b.parent.nested = append(b.parent.nested, a)
+		if w := b.parent.work; w != nil { // else it has ended without waiting for this
+			w.nested = append(w.nested, a)
+		}
 		if b.parent.waitedForBy(a) {
 			s.leave(a, errCircle)
 		}

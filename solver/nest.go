@@ -32,9 +32,9 @@ type nestKey struct{}
 // nesting gives the context of the worker's call.
 func (t *task) nesting() context.Context {
 	if t.vertex.Kind() != "build" {
-		return t.ctx
+		return t.work.ctx
 	}
-	return context.WithValue(t.ctx, nestKey{}, t)
+	return context.WithValue(t.work.ctx, nestKey{}, t)
 }
 
 // nest notes which build op the graph is for.
@@ -60,9 +60,9 @@ func (t *task) waitedForBy(a *attempt) bool {
 			if u == t {
 				return true
 			}
-			if len(u.nested) > 0 && u.state == running && !seen[u] {
+			if u.state == running && len(u.work.nested) > 0 && !seen[u] {
 				seen[u] = true
-				stack = append(stack, u.nested...)
+				stack = append(stack, u.work.nested...)
 			}
 		}
 	}

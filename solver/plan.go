@@ -49,7 +49,7 @@ type node struct {
 	// had without a run.
 	outputs []cache.ChainID
 	// by is what answered where found is hit, contents what the vertex saw then.
-	by       answered
+	by       *answered
 	contents []cache.ContentID
 	preview  Outcome // of a miss, in a preview; else Pending
 	why      string  // what answered, or why nothing did
@@ -132,7 +132,7 @@ func (s *Solver) lookUp(ctx context.Context, b *build, p *plan) error {
 	for i := range p.nodes {
 		n := &p.nodes[i]
 		n.found, n.outputs, n.why = unvisited, nil, ""
-		n.by, n.contents = answered{}, nil
+		n.by, n.contents = nil, nil
 		levels = max(levels, n.level+1)
 	}
 	// Nodes by level, without a slice for each level.
@@ -204,7 +204,7 @@ func (s *Solver) findShared(b *build, p *plan, level []int) {
 		if n.fresh {
 			if r, by := s.ranFor(b, n.share); by != NoBasis && !p.lacks(n.vertex, r.outputs) {
 				n.found, n.outputs, n.why = hit, r.outputs, ranWhy[by]
-				n.by = answered{basis: by}
+				n.by = &answered{basis: by}
 				b.hold(r.outputs)
 				continue
 			}
@@ -261,7 +261,7 @@ func (s *Solver) lookUpNode(b *build, p *plan, n *node) {
 		return
 	}
 	n.found, n.outputs, n.why = hit, r.Outputs, "the same definition was built before"
-	n.by, n.contents = answered{basis: ByDefinition, key: n.dk, from: r.From}, r.Inputs
+	n.by, n.contents = &answered{basis: ByDefinition, key: n.dk, from: r.From}, r.Inputs
 	b.hold(r.Outputs)
 }
 

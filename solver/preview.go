@@ -115,7 +115,7 @@ func (s *Solver) preview(ctx context.Context, b *build, p *plan, n *node) error 
 	}
 	n.found, n.outputs, n.preview = hit, r.Outputs, Pending
 	n.why = "what it reads is as it was before"
-	n.by = answered{basis: ByContent, key: key, from: r.From}
+	n.by = &answered{basis: ByContent, key: key, from: r.From}
 	b.hold(r.Outputs)
 	return nil
 }

@@ -115,7 +115,7 @@ func (t *task) report(st *Step, late bool) {
 	switch {
 	case t.state == solved && late:
 		st.Outcome, st.Basis = Hit, ByAnother
-	case t.state == solved && t.by.basis != NoBasis:
+	case t.state == solved && t.by != nil:
 		st.Outcome, st.Basis, st.Key, st.From = Hit, t.by.basis, t.by.key, t.by.from
 	case t.state == solved:
 		st.Outcome, st.Took = Ran, t.took
@@ -128,7 +128,7 @@ func (t *task) report(st *Step, late bool) {
 // is a hit. s.mu is held.
 func (b *build) keepRan() {
 	for _, t := range b.tasks {
-		if t == nil || t.state != solved || t.by.basis != NoBasis || b.late[t] {
+		if t == nil || t.state != solved || t.by != nil || b.late[t] {
 			continue
 		}
 		if b.ran == nil {

@@ -56,9 +56,9 @@ func (s *Solver) contents(t *task) ([]cache.ContentID, error) {
 	out := make([]cache.ContentID, len(t.inputs))
 	job := s.job(t)
 	if len(out) == 1 {
-		return out, s.content(t.ctx, job, 0, out)
+		return out, s.content(t.work.ctx, job, 0, out)
 	}
-	group, ctx := errgroup.WithContext(t.ctx)
+	group, ctx := errgroup.WithContext(t.work.ctx)
 	group.SetLimit(2 * runtime.GOMAXPROCS(0))
 	for i := range out {
 		group.Go(func() error { return s.content(ctx, job, i, out) })
@@ -185,7 +185,7 @@ func (s *Solver) log(t *task, stream int, data []byte) {
 		return
 	}
 	now := s.o.Clock()
-	t.log.add(now, stream, data)
+	t.work.log.add(now, stream, data)
 	for _, w := range t.wants {
 		w.attempt.build.watch.log(w.vertex, now, stream, data)
 	}

@@ -29,26 +29,30 @@ type task struct {
 	pending int // inputs that are not solved
 	readers []*task
 	wants   []want
-	// outputs, by and took are set when the task is solved: by is what answered,
-	// and took how long it ran where nothing did.
+	// outputs, by and took are set when the task is solved: by is what answered, nil
+	// if it ran, and took how long it ran then.
 	outputs []cache.ChainID
-	by      answered
+	by      *answered
 	took    time.Duration
 	// contents are what the vertex sees of its inputs, once identified.
 	contents []cache.ContentID
 
-	// depth is how many build ops the task is inside of, and nested are the attempts
-	// at the graphs that it makes itself.
-	depth  int
-	nested []*attempt
-
-	ctx     context.Context // of the worker's calls
-	cancel  context.CancelCauseFunc
+	depth   int       // how many build ops the task is inside of
 	started time.Time // when Run was called; zero before
-	log     backlog
+	work    *work     // nil before a worker has begun with it, and when it has ended
 	// last are the sessions that wanted the task when somebody last did, for a
 	// worker that asks while it is being stopped.
 	last []SessionID
+}
+
+// work is what there is of a task only while workers are at it: a graph has far
+// more tasks than are at work. Solver.mu guards it, but for ctx, which the worker
+// reads.
+type work struct {
+	ctx    context.Context // of the worker's calls
+	cancel context.CancelCauseFunc
+	log    backlog
+	nested []*attempt // at the graphs that the task makes
 	// stopper is the attempt that waits for a task that is stopping.
 	stopper *attempt
 }
@@ -150,8 +154,9 @@ func (s *Solver) ready(t *task) {
 
 // begin notes that a worker takes t from its queue, and says for what. s.mu is held.
 func (s *Solver) begin(t *task) state {
-	if t.ctx == nil {
-		t.ctx, t.cancel = context.WithCancelCause(s.base)
+	if t.work == nil {
+		t.work = new(work)
+		t.work.ctx, t.work.cancel = context.WithCancelCause(s.base)
 	}
 	switch t.state {
 	case toIdentify:
@@ -184,12 +189,13 @@ func (s *Solver) solve(t *task, outputs []cache.ChainID, by answered) bool {
 			return false
 		}
 	}
-	t.cancel(nil)
+	t.rest()
 	t.state, t.outputs = solved, outputs
-	t.inputs, t.nested, t.log = nil, nil, backlog{}
+	t.inputs, t.needs = nil, nil
 	now := s.o.Clock()
-	if t.by = by; by.basis != NoBasis {
-		t.why, t.contents = "what it reads is as it was before", by.contents
+	if by.basis != NoBasis {
+		hit := by // what ran, as most does, makes no copy on the heap
+		t.by, t.why, t.contents = &hit, "what it reads is as it was before", by.contents
 	} else {
 		t.took = now.Sub(t.started)
 	}
@@ -232,13 +238,13 @@ func (s *Solver) fail(t *task, err error) {
 	if s.stopped(t) {
 		return
 	}
-	t.cancel(nil)
+	t.rest()
 	s.dropReaders(t)
 	t.state = failed
 	s.remove(t)
 	now := s.o.Clock()
 	wants := t.wants
-	t.wants, t.inputs, t.nested, t.log = nil, nil, nil, backlog{}
+	t.wants, t.inputs = nil, nil
 	for _, w := range wants {
 		if !t.started.IsZero() {
 			w.attempt.build.watch.completed(w.vertex, t.started, now, err)
@@ -271,10 +277,16 @@ func (s *Solver) dropReaders(t *task) {
 func (s *Solver) drop(t *task) {
 	t.state = dropped
 	t.readers, t.inputs, t.wants = nil, nil, nil
-	if t.cancel != nil {
-		t.cancel(nil)
-	}
+	t.rest()
 	s.remove(t)
+}
+
+// rest notes that no worker is at t any more. s.mu is held.
+func (t *task) rest() {
+	if t.work != nil {
+		t.work.cancel(nil)
+		t.work = nil
+	}
 }
 
 // remove takes t out of the tasks that can be joined. s.mu is held.
@@ -291,8 +303,7 @@ func (s *Solver) stopped(t *task) bool {
 	}
 	t.state = dropped
 	t.inputs = nil
-	t.cancel(nil)
-	t.stopper.oneStopped()
-	t.stopper = nil
+	t.work.stopper.oneStopped()
+	t.rest()
 	return true
 }
