@@ -153,19 +153,25 @@ func (s *session) trees() []*localTree {
 	return s.locals[:len(s.locals):len(s.locals)]
 }
 
-// localOf gives the folder behind a chain, or nil for a chain that is none.
+// localOf gives the folder behind a chain, or nil for a chain that is none. Where no
+// build has lent a folder the chain is not looked at.
 func (w *Worker) localOf(job *solver.Job, id cache.ChainID) (*localTree, error) {
+	var trees []*localTree
+	for _, sessions := range [][]*session{w.of(job), w.of(nil)} {
+		for _, s := range sessions {
+			trees = append(trees, s.trees()...)
+		}
+	}
+	if len(trees) == 0 {
+		return nil, nil
+	}
 	c, err := w.cache.Chain(id)
 	if err != nil || c.Depth != 1 {
 		return nil, err
 	}
-	for _, sessions := range [][]*session{w.of(job), w.of(nil)} {
-		for _, s := range sessions {
-			for _, t := range s.trees() {
-				if t.layer == c.Layer {
-					return t, nil
-				}
-			}
+	for _, t := range trees {
+		if t.layer == c.Layer {
+			return t, nil
 		}
 	}
 	return nil, nil
