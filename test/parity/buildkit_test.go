@@ -52,8 +52,8 @@ func startBuildkit(peers, dir, registry string) (*buildkit, error) {
 		return nil, err
 	}
 	defer log.Close()
-	// Where the cases run below nohup, buildkitd's steps would ignore SIGHUP as buildkitd does.
-	b.cmd = exec.Command("env", "--default-signal=HUP", filepath.Join(peers, "buildkitd"), "--config", conf, "--root", filepath.Join(dir, "root"), "--addr", b.addr,
+	// What runs the cases may ignore signals (nohup, a background job), as then would buildkitd and its steps.
+	b.cmd = exec.Command("env", "--default-signal", filepath.Join(peers, "buildkitd"), "--config", conf, "--root", filepath.Join(dir, "root"), "--addr", b.addr,
 		"--oci-worker-snapshotter", "overlayfs", "--oci-worker-net", "host", "--oci-worker-binary", "runc",
 		"--otel-socket-path", filepath.Join(dir, "otel"), "--cdi-spec-dir", filepath.Join(dir, "cdi"),
 		"--allow-insecure-entitlement", "network.host", "--allow-insecure-entitlement", "security.insecure", "--allow-insecure-entitlement", "device")
