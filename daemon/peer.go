@@ -82,6 +82,24 @@ func isNear(conn *net.UnixConn) bool {
 	return unix.PidfdSendSignal(pid, 0, nil, 0) == nil // it was that process all the time
 }
 
+// user names the user that a request comes from: the daemon's own, where the client is
+// near, or the owner of a certificate that was verified; empty is not known.
+func user(ctx context.Context) string {
+	who, ok := peer.FromContext(ctx)
+	if !ok {
+		return ""
+	}
+	switch info := who.AuthInfo.(type) {
+	case nearPeer:
+		return "near"
+	case credentials.TLSInfo:
+		if chains := info.State.VerifiedChains; len(chains) > 0 {
+			return fmt.Sprintf("%q of %q", chains[0][0].RawSubject, chains[0][0].RawIssuer)
+		}
+	}
+	return ""
+}
+
 // folders gives the folders that the client of a request says it has here, by
 // their names in the build; none where the client is not near.
 func folders(ctx context.Context) map[string]string {

@@ -43,6 +43,7 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*cont
 	client := caller.New(s.sessions, req.Session, s.mirrors, s.tokens, s.engine.Path("tmp"))
 	defer client.Close()
 	client.ReadInPlace(folders(ctx))
+	client.ActsFor(user(ctx))
 	result, err := s.build(ctx, req, client, b)
 	if err != nil && ctx.Err() != nil {
 		err = errors.Join(context.Canceled, err)

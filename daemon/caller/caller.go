@@ -44,6 +44,7 @@ type Caller struct {
 	tokens  *Tokens
 	temp    string
 	here    map[string]string // folders that are read in place, by name
+	user    string            // who the client is; empty is not known
 
 	mu   sync.Mutex // guards what is below
 	conn session.Caller
@@ -64,6 +65,9 @@ func New(m *session.Manager, id string, mirrors *Mirrors, tokens *Tokens, temp s
 // ReadInPlace has folders read where they are, which the client may name by a path:
 // it sees this machine's files as the daemon does. It is called before the build.
 func (c *Caller) ReadInPlace(folders map[string]string) { c.here = folders }
+
+// ActsFor says who the client is. It is called before the build.
+func (c *Caller) ActsFor(user string) { c.user = user }
 
 // Arrived waits until the session of a client that was not asked for anything has
 // come and has answered. Clients that are hung up on in the middle of their greeting

@@ -57,10 +57,12 @@ func (c *Caller) Local(ctx context.Context, name string, f worker.Filter, came f
 }
 
 // keyless stands for the key of folders whose owner gives none, where the graph says
-// by itself that they are to be compared with what came before by metadata. Others
-// have a mirror for one session: who has no key cannot tell its folders from those of
-// other people.
-const keyless = "local.differ=metadata"
+// by itself that they are to be compared with what came before by metadata, and it is
+// known who asks: such a mirror is for the sessions of one user. By metadata that it
+// makes up, a client could otherwise be given the files of another. Folders without a
+// key have a mirror for one session else: who has no key cannot tell its folders from
+// those of other people.
+const keyless = "local.differ=metadata\x00"
 
 // grace is how long a session of another is waited for, as with BuildKit.
 const grace = 5 * time.Second
@@ -83,8 +85,8 @@ func (c *Caller) other(ctx context.Context, id string) (string, session.Caller) 
 
 // mirror gives the build's mirror of a folder of a session.
 func (c *Caller) mirror(owner, key, name string, f worker.Filter) (*mirror, error) {
-	if key == "" && f.Differ == worker.DifferMetadata {
-		key = keyless
+	if key == "" && c.user != "" && f.Differ == worker.DifferMetadata {
+		key = keyless + c.user
 	}
 	if f.MetadataOnly {
 		f.Session = "" // the owner stands for it

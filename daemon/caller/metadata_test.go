@@ -127,10 +127,25 @@ func TestMirrorsOfFilters(t *testing.T) {
 	if a == plain || b == plain || a == b {
 		t.Errorf("metadata alone has the mirrors %s and %s, and the folder %s", a, b, plain)
 	}
-	// Folders without a key are nobody else's, unless the graph says how to compare them.
-	kept := at(&Caller{id: "two", mirrors: mirrors, held: make(map[string]*mirror)}, "", worker.Filter{Differ: worker.DifferMetadata})
-	own := at(&Caller{id: "three", mirrors: mirrors, held: make(map[string]*mirror)}, "", worker.Filter{})
-	if !mirrors.inUse[kept].keep || mirrors.inUse[own].keep || strings.HasPrefix(own, strings.TrimSuffix(kept, "-0")) {
-		t.Errorf("without a key: %s is to be kept, and %s is not", kept, own)
+	// Folders without a key are nobody else's, unless the graph says how to compare them
+	// and it is known whose they are.
+	folder := func(id, user string, f worker.Filter) (string, bool) {
+		c := &Caller{id: id, mirrors: mirrors, held: make(map[string]*mirror)}
+		c.ActsFor(user)
+		path := at(c, "", f)
+		return path[:strings.LastIndexByte(path, '-')], mirrors.inUse[path].keep // the number is of who comes first
+	}
+	byMetadata := worker.Filter{Differ: worker.DifferMetadata}
+	ours, kept := folder("two", "us", byMetadata)
+	if again, _ := folder("three", "us", byMetadata); !kept || again != ours {
+		t.Errorf("one user's have the mirrors %s and %s, want one that is kept (%v)", ours, again, kept)
+	}
+	for _, c := range []struct {
+		id, user string
+		f        worker.Filter
+	}{{"four", "them", byMetadata}, {"five", "", byMetadata}, {"six", "us", worker.Filter{}}} {
+		if got, kept := folder(c.id, c.user, c.f); got == ours || kept != (c.user == "them") {
+			t.Errorf("the user %q has the mirror %s of another, or is kept (%v)", c.user, got, kept)
+		}
 	}
 }
