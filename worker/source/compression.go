@@ -7,10 +7,9 @@ import (
 	"io"
 	"strings"
 
+	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/kiln-build/kiln/worker/source/internal/gunzip"
 )
 
 // compression is how a layer's tar stream is packed.
@@ -58,7 +57,7 @@ func decompress(r io.Reader, mediaType string) (io.ReadCloser, error) {
 	}
 	switch {
 	case bytes.HasPrefix(magic, gzipMagic):
-		zr, err := gunzip.NewReader(br)
+		zr, err := gzip.NewReader(br)
 		if err != nil {
 			return nil, fmt.Errorf("reading it as gzip: %w", err)
 		}
