@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
@@ -10,30 +11,38 @@ import (
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 
 	"github.com/kiln-build/kiln/request"
 )
 
-// PeerCredentials are the credentials of sockets: there is no TLS, and the kernel
-// says who is at the other end.
-func PeerCredentials() credentials.TransportCredentials {
-	return peerCredentials{insecure.NewCredentials()}
-}
-
+// peerCredentials find out who is at the other end of a connection: of a socket's the
+// kernel says it, of a TLS listener's its certificate. They add no TLS of their own.
 type peerCredentials struct {
 	credentials.TransportCredentials
 }
 
-// ServerHandshake asks the kernel who connected.
+// ServerHandshake finds out who connected.
 func (p peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	conn, info, err := p.TransportCredentials.ServerHandshake(conn)
-	if u, ok := conn.(*net.UnixConn); ok && err == nil && isNear(u) {
-		return conn, nearPeer{info}, nil
+	if err != nil {
+		return nil, nil, err
 	}
-	return conn, info, err
+	switch c := conn.(type) {
+	case *net.UnixConn:
+		if isNear(c) {
+			return conn, nearPeer{info}, nil
+		}
+	case *tls.Conn:
+		// Bounded by the deadline that the server has set.
+		if err := c.Handshake(); err != nil {
+			return nil, nil, err
+		}
+		common := credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}
+		return conn, credentials.TLSInfo{State: c.ConnectionState(), CommonAuthInfo: common}, nil
+	}
+	return conn, info, nil
 }
 
 // Clone gives the same.

@@ -63,7 +63,7 @@ func (g *guests) open() error {
 	if err != nil {
 		return err
 	}
-	g.server, g.grpc, g.served = server, server.GRPC(daemon.PeerCredentials()), make(chan struct{})
+	g.server, g.grpc, g.served = server, server.GRPC(), make(chan struct{})
 	go func() {
 		defer close(g.served)
 		g.grpc.Serve(l) // ends with Stop

@@ -13,7 +13,6 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 
 	"github.com/kiln-build/kiln"
 	"github.com/kiln-build/kiln/daemon"
@@ -142,14 +141,10 @@ func serve(ctx context.Context, server *daemon.Server, listeners []net.Listener,
 	for i, l := range listeners {
 		// TLS is the listener's and not gRPC's, which would turn away clients that do not
 		// negotiate a protocol in it: buildx with the remote driver.
-		var own credentials.TransportCredentials
-		switch {
-		case l.Addr().Network() == "unix":
-			own = daemon.PeerCredentials()
-		case secret != nil:
+		if secret != nil && l.Addr().Network() != "unix" {
 			l = tls.NewListener(l, secret)
 		}
-		servers[i] = server.GRPC(own)
+		servers[i] = server.GRPC()
 		group.Go(func() error { return servers[i].Serve(l) })
 	}
 	for _, addr := range o.addrs {

@@ -1,44 +1,50 @@
 package executor
 
 import (
-	"os"
+	"errors"
+	"io"
 	"path/filepath"
 	"testing"
 )
 
-// A step's cgroup is below the parent that it names, which is made, and nothing of
-// the step's own is left there.
+// A step's cgroup is below the parent that it names, which is made where it was not
+// there, and nothing of either is left.
 func TestCgroupParent(t *testing.T) {
 	n, err := New(Options{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer n.Close()
 	const parent = "kiln-test-parent"
-	s := shell(t, "true")
-	s.CgroupParent = "/" + parent
-	if _, err := output(t, n, s); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.Close(); err != nil {
-		t.Fatal(err)
-	}
-	found, err := filepath.Glob("/sys/fs/cgroup/*/" + parent)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if unified, err := filepath.Glob("/sys/fs/cgroup/" + parent); err == nil {
-		found = append(found, unified...)
-	}
-	if len(found) == 0 {
-		t.Fatalf("no cgroup %s was made", parent)
-	}
-	for _, dir := range found {
-		left, err := filepath.Glob(dir + "/*/cgroup.procs")
-		if err != nil || len(left) > 0 {
-			t.Errorf("left below %s: %v, %v", dir, left, err)
-		}
-		if err := os.Remove(dir); err != nil {
+	find := func() []string {
+		found, err := filepath.Glob("/sys/fs/cgroup/*/" + parent)
+		unified, uerr := filepath.Glob("/sys/fs/cgroup/" + parent)
+		if err := errors.Join(err, uerr); err != nil {
 			t.Error(err)
 		}
+		return append(found, unified...)
+	}
+	s := shell(t, "echo started; read line")
+	s.CgroupParent = "/../" + parent
+	r, w := io.Pipe()
+	s.Stdin = r
+	var while []string
+	s.Stdout = writerFunc(func(p []byte) (int, error) {
+		while = find()
+		w.Close()
+		return len(p), nil
+	})
+	var exit *ExitError
+	if err := n.Run(t.Context(), s); err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	if len(while) == 0 {
+		t.Errorf("while the step ran there was no cgroup %s", parent)
+	}
+	if left := find(); len(left) > 0 {
+		t.Errorf("%v is left", left)
+	}
+	if len(n.below) > 0 {
+		t.Errorf("%d parents are held", len(n.below))
 	}
 }

@@ -35,10 +35,16 @@ type Native struct {
 	cgroups    *cgroup.Manager // nil where the machine gives none
 
 	mu sync.Mutex
-	// below are the managers of the parents that steps name (Spec.CgroupParent).
-	below map[string]*cgroup.Manager
+	// below are the managers of the parents that running steps name (Spec.CgroupParent).
+	below map[string]*parentGroup
 	// shared are the sandboxes that others may enter, by the ID of their Spec.
 	shared map[string]*shared
+}
+
+// parentGroup is a cgroup that steps named as the parent of theirs.
+type parentGroup struct {
+	*cgroup.Manager
+	steps int // that run below it
 }
 
 var (
@@ -72,29 +78,43 @@ func New(o Options) (*Native, error) {
 	return n, nil
 }
 
-// groups gives the cgroups of steps below a parent; empty is the executor's own.
-func (n *Native) groups(parent string) (*cgroup.Manager, error) {
+// groups gives the cgroups of steps below a parent; empty is the executor's own. The
+// caller calls release when its step has none any more.
+func (n *Native) groups(parent string) (m *cgroup.Manager, release func(), err error) {
 	if parent == "" || n.cgroups == nil {
-		return n.cgroups, nil
+		return n.cgroups, func() {}, nil
 	}
 	parent = filepath.Join("/", parent) // ".." leads nowhere above the tree's root
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if m, ok := n.below[parent]; ok {
-		return m, nil
+	p := n.below[parent]
+	if p == nil {
+		found, err := cgroup.Find(parent)
+		if err != nil {
+			return nil, nil, err
+		}
+		if found == nil {
+			return nil, nil, fmt.Errorf("no cgroup can be made below %s", parent)
+		}
+		p = &parentGroup{Manager: found}
+		if n.below == nil {
+			n.below = make(map[string]*parentGroup)
+		}
+		n.below[parent] = p
 	}
-	m, err := cgroup.Find(parent)
-	if err != nil {
-		return nil, err
+	p.steps++
+	return p.Manager, func() { n.leave(parent, p) }, nil
+}
+
+// leave ends a step's use of a parent. The last one's ends the parent, which clients name
+// as they like, and many of them.
+func (n *Native) leave(parent string, p *parentGroup) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if p.steps--; p.steps == 0 {
+		delete(n.below, parent)
+		p.Close()
 	}
-	if m == nil {
-		return nil, fmt.Errorf("no cgroup can be made below %s", parent)
-	}
-	if n.below == nil {
-		n.below = make(map[string]*cgroup.Manager)
-	}
-	n.below[parent] = m
-	return m, nil
 }
 
 // Close frees what the executor holds. Nothing may be running.
@@ -103,9 +123,6 @@ func (n *Native) Close() error {
 		f.Close()
 	}
 	n.cgroups.Close()
-	for _, m := range n.below {
-		m.Close()
-	}
 	if n.ownDir {
 		return os.RemoveAll(n.dir)
 	}
@@ -228,10 +245,11 @@ func (n *Native) Run(ctx context.Context, s Spec) error {
 		return errors.New("its device needs hooks, which an OCI runtime runs: name one in the configuration (worker.oci.binary), runc for one")
 	}
 	b := &box{n: n, s: &s}
-	cgroups, err := n.groups(s.CgroupParent)
+	cgroups, release, err := n.groups(s.CgroupParent)
 	if err != nil {
 		return err
 	}
+	defer release()
 	if cgroups != nil {
 		g, err := cgroups.Create(s.ID, cgroup.Limits{
 			Memory: s.Resources.Memory, MemorySwap: s.Resources.MemorySwap,

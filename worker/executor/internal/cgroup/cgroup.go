@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -47,6 +48,9 @@ type Manager struct {
 	all     atomic.Bool // a group was made in all trees
 	hybrid  bool        // there are older trees
 	devices int         // the program that filters devices, or -1
+
+	mu   sync.Mutex
+	made []string // the parents that were not there, the inner ones first
 }
 
 // folder is that of kiln's groups below the parent group.
@@ -126,7 +130,7 @@ func (m *Manager) prepare() (*Manager, error) {
 	}
 	m.owner = fmt.Sprintf("%s.%d.%s.", strings.Trim(ns, "pid:[]"), os.Getpid(), start)
 	if m.unified != "" {
-		if !usable(m.unified) {
+		if !m.usable(m.unified) {
 			m.unified = ""
 		} else {
 			delegate(filepath.Dir(m.unified))
@@ -141,7 +145,7 @@ func (m *Manager) prepare() (*Manager, error) {
 		if !needed[c] {
 			m.rest[c] = dir
 		}
-		if !needed[c] || !usable(dir) {
+		if !needed[c] || !m.usable(dir) {
 			delete(m.trees, c)
 			continue
 		}
@@ -159,8 +163,22 @@ func (m *Manager) prepare() (*Manager, error) {
 // needed are the controllers of the older trees that kiln makes use of.
 var needed = map[string]bool{"devices": true, "memory": true, "pids": true, "cpu": true, "cpuset": true}
 
-func usable(dir string) bool {
-	return os.MkdirAll(dir, 0o755) == nil
+// usable makes one of kiln's folders, and notes which of those above it were not there.
+func (m *Manager) usable(dir string) bool {
+	var missing []string
+	for d := filepath.Dir(dir); ; d = filepath.Dir(d) {
+		if _, err := os.Lstat(d); err == nil {
+			break
+		}
+		missing = append(missing, d)
+	}
+	if os.MkdirAll(dir, 0o755) != nil {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.made = append(m.made, missing...)
+	return true
 }
 
 // delegate turns the controllers on for the groups below dir, as far as it goes.
@@ -283,7 +301,8 @@ func remove(dir string) error {
 	return err
 }
 
-// Close frees the manager, and kiln's folders where no other kiln uses them.
+// Close frees the manager, and kiln's folders where no other kiln uses them, with the
+// parents that it made. No group of its may be left.
 func (m *Manager) Close() {
 	if m == nil {
 		return
@@ -301,5 +320,8 @@ func (m *Manager) Close() {
 		for _, dir := range m.rest {
 			unix.Rmdir(dir)
 		}
+	}
+	for _, dir := range m.made {
+		unix.Rmdir(dir)
 	}
 }

@@ -117,7 +117,7 @@ func (m *Manager) mkdir(dir string, unified bool) error {
 		if err != unix.ENOENT {
 			return fmt.Errorf("making %s: %w", dir, err)
 		}
-		if !usable(above) {
+		if !m.usable(above) {
 			break
 		}
 		if unified {
