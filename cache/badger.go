@@ -281,6 +281,11 @@ const maxLevel0 = 8
 
 // closeBadger closes Badger, and merges the tables of level 0 where there are many.
 func (d *database) closeBadger() error {
+	if _, err := os.Lstat(d.dir); errors.Is(err, fs.ErrNotExist) {
+		// Badger would try for ever to write what it has in memory. Nothing can be lost
+		// any more, and the process ends.
+		return fmt.Errorf("the database cannot be closed: %w", err)
+	}
 	if err := d.mergeLogs(); err != nil {
 		d.warn(err)
 	}

@@ -331,3 +331,17 @@ func TestNodesAreVerified(t *testing.T) {
 }
 
 func sum(s string) [32]byte { return sha256.Sum256([]byte(s)) }
+
+// A folder that was removed under an open cache ends with it: Badger alone would try
+// to write into it for ever.
+func TestCloseWithoutFolder(t *testing.T) {
+	dir := t.TempDir()
+	c := open(t, dir, Options{Warn: func(error) {}})
+	putNodes(t, c, 0, 10<<10)
+	if err := os.RemoveAll(filepath.Join(dir, "db")); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v, want that the folder is not there", err)
+	}
+}

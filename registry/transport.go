@@ -28,7 +28,9 @@ func (c *Client) httpClient(e endpoint) (*http.Client, error) {
 		TLSClientConfig:       conf,
 		TLSHandshakeTimeout:   l.Dial,
 		ResponseHeaderTimeout: l.Header,
-		ForceAttemptHTTP2:     true,
+		// Go's default of 10 MB, for each of many requests, is the registry's to fill.
+		MaxResponseHeaderBytes: 1 << 20,
+		ForceAttemptHTTP2:      true,
 		// As many as layers are fetched at once; the default of 2 would open new ones.
 		MaxIdleConnsPerHost: 16,
 		IdleConnTimeout:     90 * time.Second,
