@@ -86,8 +86,8 @@ func (e *Exporter) write(ctx context.Context, r exporter.Result, p exporter.Prog
 	if placed == nil {
 		img, err = image.Assemble(ctx, e.env, e.opts, r, p, nil)
 	} else {
-		img, err = image.AssembleAt(ctx, e.env, e.opts, r, p, func(draft *image.Image, first int) func() io.Writer {
-			return placed.reserve(e, draft, names, first)
+		img, err = image.AssembleAt(ctx, e.env, e.opts, r, p, func(forecast *image.Image, first int) func() io.Writer {
+			return placed.reserve(e, forecast, names, first)
 		})
 	}
 	if err != nil {

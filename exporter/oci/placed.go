@@ -33,17 +33,17 @@ func (e *Exporter) place(ctx context.Context) (*placed, error) {
 	return &placed{PlacedFile: f}, nil
 }
 
-// reserve gives writers for layer number first of the draft.
-func (p *placed) reserve(e *Exporter, draft *image.Image, names []string, first int) func() io.Writer {
-	if setCreated(draft) != nil {
+// reserve gives writers for layer number first of the forecast.
+func (p *placed) reserve(e *Exporter, forecast *image.Image, names []string, first int) func() io.Writer {
+	if setCreated(forecast) != nil {
 		return nil // the image's own config will say what is wrong
 	}
-	head, err := e.head(draft, names)
+	head, err := e.head(forecast, names)
 	if err != nil || head.err != nil {
 		return nil
 	}
 	p.at = int64(head.buf.Len())
-	for _, l := range draft.Layers()[:first] {
+	for _, l := range forecast.Layers()[:first] {
 		p.at += blockSize + l.Desc.Size + padding(l.Desc.Size)
 	}
 	p.at += blockSize // its own header

@@ -20,7 +20,7 @@ import (
 
 // What is written while it is made is what a pipe gets afterwards, also where the
 // place was guessed wrong: the lengths of the annotation take the manifest past the
-// end of a block, with the size of a layer that the draft has and without.
+// end of a block, with the size of a layer that the forecast has and without.
 func TestPlacedIsAsInOrder(t *testing.T) {
 	for _, compression := range []string{"gzip", "zstd", "uncompressed"} {
 		right, wrong := 0, 0

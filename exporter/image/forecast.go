@@ -9,18 +9,18 @@ import (
 	"github.com/kiln-build/kiln/exporter"
 )
 
-// A Place is shown the draft of an image of which layers have yet to be made: in it
+// A Place is shown the forecast of an image of which layers have yet to be made: in it
 // they have digests and sizes that are not theirs, and all else is as it will be. It
-// gives where the first of those, which is layer number first of draft.Layers, is to
+// gives where the first of those, which is layer number first of forecast.Layers, is to
 // be written while it is made, each time that this begins; nil is nowhere. Everything
-// before that layer is as long in the image as in the draft, but for the digits of
+// before that layer is as long in the image as in the forecast, but for the digits of
 // sizes.
-type Place func(draft *Image, first int) func() io.Writer
+type Place func(forecast *Image, first int) func() io.Writer
 
-// guess is the size of layers in drafts: most have as many digits.
+// guess is the size of layers in forecasts: most have as many digits.
 const guess = 10_000_000
 
-// place shows the draft to at, where there is something in it that has to be made.
+// place shows the forecast to at, where there is something in it that has to be made.
 func (a *assembly) place(ctx context.Context, at Place) error {
 	for _, img := range a.result.Images {
 		if len(img.Attestations) > 0 {
@@ -51,13 +51,13 @@ func (a *assembly) place(ctx context.Context, at Place) error {
 	if first == nil || pulled(first.layer) || first.layer.Root.Kind != tree.Dir {
 		return nil
 	}
-	draft, err := a.compose(ctx, found, silent{})
+	forecast, err := a.compose(ctx, found, silent{})
 	if err != nil {
 		return err
 	}
-	for i, l := range draft.Layers() {
+	for i, l := range forecast.Layers() {
 		if l.Desc.Digest == first.at.Desc.Digest {
-			a.layers.at = at(draft, i)
+			a.layers.at = at(forecast, i)
 			a.layers.placed = layerKey{first.layer.ID, first.clamp}
 		}
 	}
