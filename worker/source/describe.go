@@ -31,16 +31,20 @@ type GitDescription struct {
 // Describe says what op stands for now, with the bytes of the objects where they
 // are asked for.
 func (s *Git) Describe(ctx context.Context, job *solver.Job, op *pb.SourceOp, objects bool) (GitDescription, error) {
-	var d GitDescription
 	g, err := parseGit(op)
 	if err != nil {
-		return d, err
+		return GitDescription{}, err
 	}
 	commit, err := s.Pin(ctx, job, op)
 	if err != nil {
-		return d, err
+		return GitDescription{}, err
 	}
-	d.Checksum, d.Ref = commit, g.ref
+	return s.describe(ctx, job, g, commit, objects)
+}
+
+// describe says what g stands for, whose commit is known.
+func (s *Git) describe(ctx context.Context, job *solver.Job, g *gitOp, commit string, objects bool) (GitDescription, error) {
+	d := GitDescription{Checksum: commit, Ref: g.ref}
 	if !gitCommit.MatchString(g.ref) && !g.byCommit && (g.bundle == nil || g.ref != "") {
 		at, err := s.at(ctx, job, g)
 		if err != nil {
@@ -122,10 +126,13 @@ func (s *HTTP) Describe(ctx context.Context, job *solver.Job, op *pb.SourceOp) (
 		return HTTPDescription{}, err
 	}
 	if h.checked {
-		return HTTPDescription{Digest: h.checksum, Filename: fileName(h, nil)}, nil
+		return HTTPDescription{Digest: h.checksum, Filename: fileName(h, nil)}, s.verify(ctx, job, h, h.checksum)
 	}
 	m, err := s.ask(ctx, job, h)
 	if err != nil {
+		return HTTPDescription{}, err
+	}
+	if err := s.verify(ctx, job, h, m.Pin.Digest); err != nil {
 		return HTTPDescription{}, err
 	}
 	d := HTTPDescription{Digest: m.Pin.Digest, Filename: m.Pin.Name}

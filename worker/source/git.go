@@ -47,12 +47,21 @@ func NewGit(c *cache.Cache) *Git {
 	return &Git{cache: c, trees: c.Bucket("git"), locks: make(map[string]chan struct{})}
 }
 
-// Pin resolves the ref.
+// Pin resolves the ref, and verifies the signature that the op asks for.
 func (s *Git) Pin(ctx context.Context, job *solver.Job, op *pb.SourceOp) (string, error) {
 	g, err := parseGit(op)
 	if err != nil {
 		return "", err
 	}
+	commit, err := s.resolve(ctx, job, g)
+	if err != nil {
+		return "", err
+	}
+	return commit, s.verify(ctx, job, g, commit)
+}
+
+// resolve gives the commit.
+func (s *Git) resolve(ctx context.Context, job *solver.Job, g *gitOp) (string, error) {
 	sha, tag := g.ref, ""
 	switch {
 	case gitCommit.MatchString(sha):

@@ -27,6 +27,7 @@ type gitOp struct {
 	headerID   string
 	sshID      string // of the agent
 	knownHosts string
+	signed     signedBy
 }
 
 var (
@@ -62,8 +63,8 @@ func parseGit(op *pb.SourceOp) (*gitOp, error) {
 	return g, nil
 }
 
-// set takes one attribute. What kiln cannot do is refused: a graph that asks for
-// a signature to be verified must not be built without.
+// set takes one attribute. What kiln cannot do is refused: a graph may ask for what it
+// must not be built without.
 func (g *gitOp) set(name, value string) error {
 	switch name {
 	case pb.AttrFullRemoteURL:
@@ -99,7 +100,7 @@ func (g *gitOp) set(name, value string) error {
 		g.asBundle = value == "true"
 	case pb.AttrGitBundle: // see setBundle
 	default:
-		if strings.HasPrefix(name, "git.") {
+		if !g.signed.set(name, value) && strings.HasPrefix(name, "git.") {
 			return errUnsupported(name)
 		}
 	}
@@ -124,6 +125,9 @@ func (g *gitOp) check() error {
 		if !gitCommit.MatchString(g.checksum) {
 			return fmt.Errorf("fetching by commit needs the commit's whole name, and %q is not one", g.checksum)
 		}
+	}
+	if err := g.signed.check(); err != nil {
+		return err
 	}
 	return g.checkBundle()
 }

@@ -388,10 +388,6 @@ func TestGitRefuses(t *testing.T) {
 		{srv.op("app", "", map[string]string{pb.AttrGitBundle: "docker-image+blob://x"}), pb.AttrGitBundle},
 		{srv.op("app", "main:sub", map[string]string{pb.AttrGitCheckoutBundle: "true"}), pb.AttrGitCheckoutBundle},
 		{srv.op("app", "", map[string]string{pb.AttrGitCheckoutBundle: "true", pb.AttrKeepGitDir: "true"}), pb.AttrGitCheckoutBundle},
-		{srv.op("app", "", map[string]string{pb.AttrGitSignatureVerifyPubKey: "x"}), pb.AttrGitSignatureVerifyPubKey},
-		{srv.op("app", "", map[string]string{pb.AttrGitSignatureVerifyRejectExpired: "true"}), pb.AttrGitSignatureVerifyRejectExpired},
-		{srv.op("app", "", map[string]string{pb.AttrGitSignatureVerifyRequireSignedTag: "true"}), pb.AttrGitSignatureVerifyRequireSignedTag},
-		{srv.op("app", "", map[string]string{pb.AttrGitSignatureVerifyIgnoreSignedTag: "true"}), pb.AttrGitSignatureVerifyIgnoreSignedTag},
 		{srv.op("app", "", map[string]string{"git.newer": "1"}), "git.newer"},
 	} {
 		_, _, _, err := checkout(t, c, s, test.op)

@@ -64,6 +64,7 @@ type httpOp struct {
 	fileAttrs
 	header [][2]string
 	secret string // the id of the Authorization header's; empty is by host
+	signed fileSignature
 }
 
 // httpPin is the pin, as JSON.
@@ -88,9 +89,8 @@ func parseHTTP(op *pb.SourceOp) (*httpOp, error) {
 			h.checksum, err = blob.Parse(v)
 		case pb.AttrHTTPAuthHeaderSecret:
 			h.secret = v
-		case pb.AttrHTTPSignatureVerify, pb.AttrHTTPSignatureVerifyPubKey:
-			err = errors.New("signatures of files are not verified by this version of kiln")
 		default:
+			ours = ours || h.signed.set(k, v)
 			if name, ok := strings.CutPrefix(k, pb.AttrHTTPHeaderPrefix); ok {
 				name = http.CanonicalHeaderKey(name)
 				if name == "Accept" || name == "User-Agent" {
@@ -103,6 +103,9 @@ func parseHTTP(op *pb.SourceOp) (*httpOp, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: attribute %s: %w", u.Redacted(), k, err)
 		}
+	}
+	if err := h.signed.check(); err != nil {
+		return nil, fmt.Errorf("%s: %w", u.Redacted(), err)
 	}
 	slices.SortFunc(h.header, func(a, b [2]string) int { return cmp.Compare(a[0], b[0]) })
 	return h, nil
@@ -127,7 +130,7 @@ func (h *httpOp) key() []byte {
 	return b
 }
 
-// Pin says what the URL stands for now.
+// Pin says what the URL stands for now, and verifies the signature that the op asks for.
 func (s *HTTP) Pin(ctx context.Context, job *solver.Job, op *pb.SourceOp) (string, error) {
 	h, err := parseHTTP(op)
 	if err != nil {
@@ -143,6 +146,9 @@ func (s *HTTP) Pin(ctx context.Context, job *solver.Job, op *pb.SourceOp) (strin
 		if h.filename != "" {
 			pin.Name = safeName(h.filename)
 		}
+	}
+	if err := s.verify(ctx, job, h, pin.Digest); err != nil {
+		return "", err
 	}
 	b, err := json.Marshal(pin)
 	return string(b), err
