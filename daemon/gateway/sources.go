@@ -82,7 +82,7 @@ func SourceOptions(req *gwpb.ResolveSourceMetaRequest) (frontend.SourceOptions, 
 	o.ResolveOptions = resolveOptions(req.Platform, req.ResolveMode, req.LogName)
 	if c := req.HTTP.GetChecksumRequest(); c != nil {
 		if o.Checksum = algorithms[c.Algo]; o.Checksum == "" {
-			return o, fault.New(codes.InvalidArgument, fmt.Sprintf("unknown checksum algorithm %s", c.Algo))
+			return o, fault.New(codes.InvalidArgument, fmt.Sprintf("unsupported checksum algorithm %s", c.Algo))
 		}
 		o.ChecksumSuffix = c.Suffix
 	}

@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 
 # What the cases call, beyond what `make deps` installs: program=package.
 missing=()
-for p in curl=curl ssh-agent=openssh-client; do
+for p in curl=curl gpg=gpg gpg-agent=gpg-agent ssh-agent=openssh-client; do
 	command -v "${p%=*}" >/dev/null || missing+=("${p#*=}")
 done
 if [ ${#missing[@]} -gt 0 ]; then
@@ -34,6 +34,31 @@ for package in $buildkit/client $buildkit/cmd/buildctl $buildkit/frontend $build
 	(cd suite && CGO_ENABLED=0 "$go" test -c -o "$programs/$name.test" "$package")
 	ln -sfn "$(cd suite && "$go" list -f '{{.Dir}}' "$package")" "$programs/$name.dir"
 done
+# Two people who sign, with the scripts by which BuildKit makes them.
+signers=$programs/signers
+if [ ! -d "$signers" ]; then
+	scripts=$(cd suite && "$go" list -m -f '{{.Dir}}' "$buildkit")/hack/fixtures
+	rm -rf "$signers.part"
+	mkdir -m 700 "$signers.part"
+	for user in user1 user2; do
+		for kind in gpg ssh; do
+			BUILDKIT_TEST_SIGN_FIXTURES=$signers.part sh "$scripts/gen_${kind}_test_env.sh" $user >>"$signers.part/log" 2>&1 ||
+				{ tail -n 20 "$signers.part/log" >&2; exit 1; }
+		done
+		# BuildKit's own counts on arguments that git gives since 2.40.
+		cat >"$signers.part/$user.git_ssh_sign.sh" <<-END
+			#!/bin/sh
+			for file; do :; done
+			exec ssh-keygen -q -Y sign -f "$signers/.ssh/$user.id_ed25519" -n git "\$file"
+		END
+	done
+	GNUPGHOME=$signers.part/gnupg gpgconf --kill gpg-agent
+	grep -lIrF "$signers.part" "$signers.part" | xargs sed -i "s|$signers.part|$signers|g"
+	mv "$signers.part" "$signers"
+fi
+# Signing starts an agent, which ends with this.
+trap 'GNUPGHOME=$signers/gnupg gpgconf --kill gpg-agent' EXIT
+export BUILDKIT_TEST_SIGN_FIXTURES=$signers
 export CONFORMANCE_PROGRAMS=$programs CONFORMANCE_PEERS=$cache/peers CONFORMANCE_CASES=${1:-}
 # Without a package argument go test lets through what a passing test prints.
-exec env CGO_ENABLED=0 "$go" test -count=1 -timeout 90m -tags conformance -run "TestSuite/${2:-}"
+env CGO_ENABLED=0 "$go" test -count=1 -timeout 90m -tags conformance -run "TestSuite/${2:-}"

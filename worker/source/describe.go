@@ -152,7 +152,7 @@ const maxSuffix = 4 << 10
 // suffix behind it: signatures are of such a text.
 func (s *HTTP) Checksum(ctx context.Context, job *solver.Job, op *pb.SourceOp, algorithm string, suffix []byte) (string, error) {
 	if len(suffix) > maxSuffix {
-		return "", fmt.Errorf("the suffix of a checksum has %d bytes, and %d at most are taken", len(suffix), maxSuffix)
+		return "", fmt.Errorf("checksum suffix exceeds max size: it has %d bytes, and %d at most are taken", len(suffix), maxSuffix)
 	}
 	var h hash.Hash
 	switch algorithm {
@@ -163,7 +163,7 @@ func (s *HTTP) Checksum(ctx context.Context, job *solver.Job, op *pb.SourceOp, a
 	case "sha512":
 		h = sha512.New()
 	default:
-		return "", fmt.Errorf("unknown checksum %q: the algorithms are sha256, sha384 and sha512", algorithm)
+		return "", fmt.Errorf("unsupported checksum algorithm %q: the algorithms are sha256, sha384 and sha512", algorithm)
 	}
 	d, err := s.Describe(ctx, job, op)
 	if err != nil {

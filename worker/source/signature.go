@@ -144,7 +144,7 @@ func (s *HTTP) verify(ctx context.Context, job *solver.Job, h *httpOp, d blob.Di
 	}
 	err = pgpsign.VerifyArmoredDetachedSignature(r, h.signed.signature, h.signed.key, nil)
 	if err = errors.Join(err, r.Close()); err != nil {
-		return fmt.Errorf("%s: verifying its signature: %w", h.redacted(), err)
+		return fmt.Errorf("%s: failed to verify pgp signature: %w", h.redacted(), err)
 	}
 	return nil
 }

@@ -177,11 +177,11 @@ func TestHTTPSignatures(t *testing.T) {
 	}{
 		{"good", attrs(by.public, by.sign("hello")), ""},
 		{"with a checksum", attrs(by.public, by.sign("hello"), pb.AttrHTTPChecksum, sum), ""},
-		{"of another text", attrs(by.public, by.sign("hello!")), "verifying its signature"},
-		{"of another text, with a checksum", attrs(by.public, by.sign("hello!"), pb.AttrHTTPChecksum, sum), "verifying its signature"},
-		{"another's", attrs(by.public, stranger.sign("hello")), "verifying its signature"},
-		{"no signature", attrs(by.public, "x"), "verifying its signature"},
-		{"no key", attrs("x", by.sign("hello")), "verifying its signature"},
+		{"of another text", attrs(by.public, by.sign("hello!")), "failed to verify pgp signature"},
+		{"of another text, with a checksum", attrs(by.public, by.sign("hello!"), pb.AttrHTTPChecksum, sum), "failed to verify pgp signature"},
+		{"another's", attrs(by.public, stranger.sign("hello")), "failed to verify pgp signature"},
+		{"no signature", attrs(by.public, "x"), "failed to verify pgp signature"},
+		{"no key", attrs("x", by.sign("hello")), "failed to verify pgp signature"},
 		{"half of it", attrs(by.public, ""), "takes both"},
 	} {
 		op := &pb.SourceOp{Identifier: w.URL + "/a", Attrs: test.attrs}
@@ -196,7 +196,7 @@ func TestHTTPSignatures(t *testing.T) {
 	// The server has another file by now.
 	op := &pb.SourceOp{Identifier: w.URL + "/a", Attrs: attrs(by.public, by.sign("hello"))}
 	w.text, w.header["ETag"] = "hacked", `"two"`
-	if _, _, err := file(t, c, s, op); err == nil || !strings.Contains(err.Error(), "verifying its signature") {
+	if _, _, err := file(t, c, s, op); err == nil || !strings.Contains(err.Error(), "failed to verify pgp signature") {
 		t.Errorf("a file that was exchanged: got %v", err)
 	}
 }
