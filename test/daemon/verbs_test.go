@@ -16,7 +16,7 @@ import (
 var undriven = map[string]string{
 	"buildctl dial-stdio":          "what BuildKit's own connection helpers run on another machine; buildx dial-stdio is driven",
 	"buildctl debug dump-metadata": "reads the database of a buildkitd that does not run",
-	"buildx dap build":             "speaks the protocol of an editor's debugger; its flags are those of build, and debug build enters steps the same way",
+	"buildx dap build":             "speaks the protocol of an editor's debugger, which buildx's own suite does (test/conformance)",
 	"buildx debug":                 "needs a terminal: TestBuildxDebug",
 	"buildx debug build":           "needs a terminal: TestBuildxDebug",
 	"buildx dap attach":            "needs the terminal of an editor",
