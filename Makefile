@@ -39,7 +39,7 @@ test: deps lint ## everything but what downloads
 parity: deps ## build test/parity's Dockerfiles with kiln and with BuildKit, and compare
 	@test/parity/run.sh
 
-conformance: deps ## BuildKit's and buildx's own tests against kiln (CASES=REGEXP, SUITE=client, buildctl, frontend, solver, dockerfile, gateway or buildx for one)
+conformance: deps ## the tests with real clients, and BuildKit's and buildx's own against kiln (CASES=REGEXP, SUITE=scripts, client, buildctl, frontend, solver, dockerfile, gateway or buildx for one)
 	@test/conformance/run.sh '$(CASES)' $(SUITE)
 
 test-faults: deps ## each fault at each request of a build, for each kind of cache server (some minutes)

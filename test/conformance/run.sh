@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds BuildKit's own tests of what its daemon does, and those of buildx, and runs
-# them against kiln:
-# run.sh [REGEXP of case names [client|buildctl|frontend|solver|dockerfile|gateway|buildx]].
+# Runs kiln's tests with the real clients, builds BuildKit's own tests of what its daemon
+# does, and those of buildx, and runs them against kiln:
+# run.sh [REGEXP of case names [scripts|client|buildctl|frontend|solver|dockerfile|gateway|buildx]].
 set -euo pipefail
 cd "$(dirname "$0")"
 

@@ -1,7 +1,8 @@
 //go:build conformance
 
 // Package conformance runs the integration tests that BuildKit and buildx have of their
-// own against `kiln serve`, and prints what became of each case.
+// own against `kiln serve`, behind kiln's own tests with the real clients (test/daemon),
+// and prints what became of each case.
 //
 // There are those of BuildKit's client, of its solver, of its bridge to frontends and of
 // buildctl; that of its Dockerfile frontend, whose cases run with the daemon's own
@@ -104,6 +105,18 @@ func TestSuite(t *testing.T) {
 	pattern, cases := os.Getenv("CONFORMANCE_CASES"), 0
 	lists := map[string]map[string]*known{}
 	var counts []string
+	tell := func(t *testing.T, outcomes []*outcome, err error, list map[string]*known) {
+		if err != nil {
+			t.Error(err)
+		}
+		cases += len(outcomes)
+		_, name, _ := strings.Cut(t.Name(), "/")
+		counts = append(counts, fmt.Sprintf("%-12s %s", name+":", report(t, outcomes, list)))
+	}
+	t.Run("scripts", func(t *testing.T) {
+		outcomes, err := scripts(pattern)
+		tell(t, outcomes, err, nil)
+	})
 	for _, s := range suites {
 		if lists[s.known] == nil {
 			if lists[s.known], err = readKnown(s.known); err != nil {
@@ -116,18 +129,14 @@ func TestSuite(t *testing.T) {
 				env = append(env, strings.Replace(s.env, frontendFile, filepath.Join(dir, frontendFile), 1))
 			}
 			outcomes, err := s.run(programs, pattern, env)
-			if err != nil {
-				t.Error(err)
-			}
-			cases += len(outcomes)
-			counts = append(counts, fmt.Sprintf("%-12s %s", s.name+":", report(t, outcomes, lists[s.known])))
+			tell(t, outcomes, err, lists[s.known])
 		})
 	}
 	fmt.Printf("\n%s\n", strings.Join(counts, "\n"))
 	if cases == 0 {
 		t.Error("no case ran")
 	}
-	if pattern != "" || len(counts) != len(suites) {
+	if pattern != "" || len(counts) != 1+len(suites) {
 		return
 	}
 	for file, list := range lists {
@@ -256,7 +265,41 @@ func (s *suite) runOnce(programs, pattern string, env []string, all map[string]*
 	program := filepath.Join(programs, s.program)
 	cmd := exec.Command("go", "tool", "test2json", program+".test", "-test.v=test2json", "-test.timeout=40m",
 		"-test.run", name, "-test.skip", skip)
-	cmd.Dir, cmd.Env, cmd.Stderr = program+".dir", env, os.Stderr
+	cmd.Dir, cmd.Env = program+".dir", env
+	return execute(cmd, all, func(test string) string {
+		if !worker.MatchString(test) {
+			return ""
+		}
+		return caseName(test)
+	})
+}
+
+// scripts runs kiln's own tests with the real clients whose names match a pattern, all
+// where it is empty: a case for each script, and for each verb and method of the clients.
+func scripts(pattern string) ([]*outcome, error) {
+	all := map[string]*outcome{}
+	cmd := exec.Command("go", "test", "-json", "-count=1", "-timeout=40m", "-run", pattern, "../daemon")
+	err := execute(cmd, all, func(test string) string { return test })
+	if err == nil && pattern == "" && len(all) == 0 {
+		err = errors.New("no test of ../daemon ran; `go vet ./test/daemon` may say why")
+	}
+	var list []*outcome
+	for name, o := range all {
+		whole := true
+		for other := range all {
+			whole = whole && !strings.HasPrefix(other, name+"/")
+		}
+		if whole {
+			list = append(list, o)
+		}
+	}
+	sort.Slice(list, func(i, j int) bool { return list[i].name < list[j].name })
+	return list, err
+}
+
+// execute runs tests, and notes what becomes of those that name has a name for.
+func execute(cmd *exec.Cmd, all map[string]*outcome, name func(test string) string) error {
+	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -265,7 +308,7 @@ func (s *suite) runOnce(programs, pattern string, env []string, all map[string]*
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	err = read(out, all)
+	err = read(out, all, name)
 	_, drain := io.Copy(io.Discard, out)
 	var exit *exec.ExitError
 	if wait := cmd.Wait(); wait != nil && !errors.As(wait, &exit) {
@@ -275,7 +318,7 @@ func (s *suite) runOnce(programs, pattern string, env []string, all map[string]*
 }
 
 // read reads what test2json writes.
-func read(out io.Reader, all map[string]*outcome) error {
+func read(out io.Reader, all map[string]*outcome, nameOf func(test string) string) error {
 	lines := bufio.NewScanner(out)
 	lines.Buffer(nil, 16<<20)
 	for lines.Scan() {
@@ -283,10 +326,10 @@ func read(out io.Reader, all map[string]*outcome) error {
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			return fmt.Errorf("reading what the suite writes: %w", err)
 		}
-		if !worker.MatchString(e.Test) {
+		name := nameOf(e.Test)
+		if name == "" {
 			continue
 		}
-		name := caseName(e.Test)
 		o := all[name]
 		if o == nil {
 			o = &outcome{name: name}
