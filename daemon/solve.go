@@ -231,9 +231,12 @@ func modernize(req *controlapi.SolveRequest) {
 
 // inHouse has the daemon's own frontend compile where a client asks for the one in an
 // image and gives its name as the image's, unless the client has something else of
-// that name.
+// that name, or has the frontend built by it.
 func inHouse(req *controlapi.SolveRequest) {
 	if req.Frontend != gateway.ImageFrontend || req.FrontendAttrs["source"] != gateway.DockerfileFrontend {
+		return
+	}
+	if _, ok := req.FrontendAttrs["gateway-devel"]; ok {
 		return
 	}
 	for k := range req.FrontendAttrs {

@@ -39,7 +39,7 @@ type Runner interface {
 }
 
 // FromImage is the frontend that stands in an image, the one that the option
-// "source" names. It runs in a container, and speaks the gateway API over its
+// "source" names, or what stands in its place (see image). It runs in a container, and speaks the gateway API over its
 // standard input and output. It reaches nothing but its own build.
 type FromImage struct {
 	Workers []*types.WorkerRecord
@@ -81,31 +81,15 @@ func (FromImage) Name() string { return ImageFrontend }
 
 // Build runs the frontend.
 func (i FromImage) Build(ctx context.Context, req frontend.Request, b frontend.Bridge) (*frontend.Result, error) {
-	source := req.Opts["source"]
-	if source == "" {
-		return nil, fault.New(codes.InvalidArgument, "no source specified for gateway")
-	}
-	if err := i.Limits.Check(ImageFrontend, source); err != nil {
-		return nil, err
-	}
 	runner, ok := b.(Runner)
 	if !ok {
 		return nil, fault.New(codes.Unimplemented, "frontends in images cannot be run here")
 	}
-	image, err := b.ResolveImage(ctx, source, frontend.ResolveOptions{LogName: "resolve image config for docker-image://" + source})
+	root, config, err := i.image(ctx, req, b)
 	if err != nil {
 		return nil, err
-	}
-	var config ocispecs.Image
-	if err := json.Unmarshal(image.Config, &config); err != nil {
-		return nil, fmt.Errorf("reading the config of %s: %w", source, err)
 	}
 	if err := checkCaps(config.Config.Labels[labelCaps], req); err != nil {
-		return nil, err
-	}
-	pinned, _, _ := strings.Cut(image.Ref, "@")
-	root, err := llb.Source("docker-image://"+pinned+"@"+image.Digest, nil)
-	if err != nil {
 		return nil, err
 	}
 	inputs, err := definitions(req.Inputs)
@@ -120,7 +104,7 @@ func (i FromImage) Build(ctx context.Context, req frontend.Request, b frontend.B
 	if err != nil {
 		return nil, err
 	}
-	itself, err := llb.Marshal(root.Output(0))
+	itself, err := llb.Marshal(root)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +116,7 @@ func (i FromImage) Build(ctx context.Context, req frontend.Request, b frontend.B
 	f.Limits = i.Limits
 	return f.runIn(ctx, req, b, func(ctx context.Context, conn net.Conn, stderr io.Writer) error {
 		return runner.RunProgram(ctx, Program{
-			Root: root.Output(0), Meta: meta, Network: network, Metadata: map[string][]byte{itselfFile: stored},
+			Root: root, Meta: meta, Network: network, Metadata: map[string][]byte{itselfFile: stored},
 			Stdin: conn, Stdout: conn, Stderr: stderr,
 		})
 	})

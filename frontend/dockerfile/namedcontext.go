@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/containerd/platforms"
@@ -51,6 +53,37 @@ func (c *compiler) namedContextFor(name string, p *ocispecs.Platform, reads path
 		}
 	}
 	return nil, nil
+}
+
+// Replacement gives what a request's named contexts put in the place of an image, with
+// its config, as JSON, where it has one. ok is false where they put nothing there.
+func Replacement(ctx context.Context, b frontend.Bridge, req frontend.Request, image string) (root llb.Edge, config []byte, ok bool, err error) {
+	named := func(key string) bool { return strings.HasPrefix(key, "context:") }
+	if !slices.ContainsFunc(slices.Collect(maps.Keys(req.Opts)), named) {
+		return llb.Edge{}, nil, false, nil
+	}
+	opts, err := parseOptions(req)
+	if err != nil {
+		return llb.Edge{}, nil, false, err
+	}
+	in := &origin{bridge: b, opts: opts, inputs: req.Inputs}
+	c := newCompiler(opts, in, nil, newResolver(b, opts), newPlatformSet(nil, opts.machine), nil)
+	nc, err := c.namedContextFor(image, nil, paths{"/": {}})
+	if nc == nil || err != nil {
+		return llb.Edge{}, nil, false, err
+	}
+	if strings.HasPrefix(nc.spec, "target:") {
+		return llb.Edge{}, nil, false, fmt.Errorf("%s for %s: there is no Dockerfile that the target could be of", nc.spec, nc.key)
+	}
+	from, img, err := nc.load(ctx)
+	if err != nil {
+		return llb.Edge{}, nil, false, err
+	}
+	if root, err = from.get(); err != nil || img == nil {
+		return root, nil, true, err
+	}
+	config, err = json.Marshal(img)
+	return root, config, true, err
 }
 
 // load gives the file system, and the image config where there is one.

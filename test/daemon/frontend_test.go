@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -86,6 +87,54 @@ func TestFrontendInImage(t *testing.T) {
 			t.Error("it built something")
 		}
 	})
+}
+
+// TestFrontendFromElsewhere builds by a frontend that no registry has under the name
+// that is asked for: a named context is in its place, or it is built first.
+func TestFrontendFromElsewhere(t *testing.T) {
+	c, _ := newClient(t)
+	image := pushFrontend(t, c)
+	src := folder(t, map[string]string{"Dockerfile": "ARG BASE\nFROM ${BASE}\nCOPY file /copied\nRUN echo ran > /ran\n", "file": "content"})
+	front := folder(t, map[string]string{"Dockerfile": strings.Replace(frontendDockerfile, "COPY", "COPY --from=peers", 1)})
+	lent := map[string]fsutil.FS{"context": mount(t, src), "dockerfile": mount(t, src), "peers": mount(t, shared.peers), "front": mount(t, front)}
+	build := func(attrs map[string]string, inputs map[string]llb.State) (string, error) {
+		attrs["build-arg:BASE"] = shared.registry.Addr + "/busybox:latest"
+		out := t.TempDir()
+		_, err := c.Solve(t.Context(), nil, client.SolveOpt{
+			Frontend: "gateway.v0", FrontendAttrs: attrs, FrontendInputs: inputs, LocalMounts: lent, Exports: toFolder(out),
+		}, nil)
+		if err != nil {
+			return "", err
+		}
+		return read(t, filepath.Join(out, "copied")) + read(t, filepath.Join(out, "ran")), nil
+	}
+	const config = `{"config":{"Entrypoint":["/front"],"Labels":{"moby.buildkit.frontend.caps":"moby.buildkit.frontend.inputs"}}}`
+	metadata, err := json.Marshal(map[string][]byte{"containerimage.config": []byte(config)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name   string
+		attrs  map[string]string
+		inputs map[string]llb.State
+		want   string // of the error; empty is none
+	}{
+		{"another image", map[string]string{"source": "nobody/has:it", "context:nobody/has:it": "docker-image://" + image}, nil, ""},
+		{"a result of the client's", map[string]string{"source": "it", "context:it": "input:made", "input-metadata:made": string(metadata)},
+			map[string]llb.State{"made": llb.Scratch().File(llb.Copy(llb.Local("peers", llb.IncludePatterns([]string{"dockerfile-frontend"})), "dockerfile-frontend", "/front"))}, ""},
+		{"in the place of the daemon's own", map[string]string{"source": "dockerfile.v0", "context:dockerfile.v0": "docker-image://" + image}, nil, ""},
+		{"a target", map[string]string{"source": "it", "context:it": "target:x"}, nil, "no Dockerfile"},
+		{"another context", map[string]string{"source": shared.registry.Addr + "/none", "context:other": "docker-image://" + image}, nil, "does not have the image"},
+		{"built by a Dockerfile", map[string]string{"source": "dockerfile.v0", "gateway-devel": "", "gateway-context:peers": "local:peers", "gateway-dockerfilekey": "front"}, nil, ""},
+		{"built by a frontend in an image", map[string]string{"source": "gateway.v0", "gateway-devel": "", "gateway-source": image, "gateway-context:peers": "local:peers", "gateway-dockerfilekey": "front"}, nil, ""},
+		{"built by nobody", map[string]string{"source": image, "gateway-devel": ""}, nil, "dockerfile.v0 or gateway.v0"},
+		{"built in vain", map[string]string{"source": "dockerfile.v0", "gateway-devel": "", "gateway-filename": "None", "gateway-dockerfilekey": "front"}, nil, "open None"},
+	} {
+		got, err := build(test.attrs, test.inputs)
+		if test.want == "" && (err != nil || got != "contentran\n") || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+			t.Errorf("%s: got %q, %v; want an error with %q", test.name, got, err, test.want)
+		}
+	}
 }
 
 // TestFrontendReachesItsBuildOnly runs a frontend that tries to reach more, from
