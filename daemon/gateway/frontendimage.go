@@ -85,8 +85,8 @@ func (i FromImage) built(ctx context.Context, req frontend.Request, b frontend.B
 	}
 	inner := frontend.Request{Opts: map[string]string{}, Inputs: req.Inputs}
 	for k, v := range req.Opts {
-		if k, ok := strings.CutPrefix(k, "gateway-"); ok && "gateway-"+k != optDevel {
-			inner.Opts[k] = v
+		if rest, ok := strings.CutPrefix(k, "gateway-"); ok && k != optDevel {
+			inner.Opts[rest] = v
 		}
 	}
 	ctx, call := frontend.Sub(ctx, by, inner)

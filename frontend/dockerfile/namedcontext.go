@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 
 	"github.com/containerd/platforms"
@@ -58,8 +56,13 @@ func (c *compiler) namedContextFor(name string, p *ocispecs.Platform, reads path
 // Replacement gives what a request's named contexts put in the place of an image, with
 // its config, as JSON, where it has one. ok is false where they put nothing there.
 func Replacement(ctx context.Context, b frontend.Bridge, req frontend.Request, image string) (root llb.Edge, config []byte, ok bool, err error) {
-	named := func(key string) bool { return strings.HasPrefix(key, "context:") }
-	if !slices.ContainsFunc(slices.Collect(maps.Keys(req.Opts)), named) {
+	// Options that are of no concern here are another frontend's, and may say what this
+	// one does not understand.
+	named := false
+	for key := range req.Opts {
+		named = named || strings.HasPrefix(key, "context:")
+	}
+	if !named {
 		return llb.Edge{}, nil, false, nil
 	}
 	opts, err := parseOptions(req)
