@@ -363,7 +363,7 @@ type steps struct{ *build }
 // Step begins one; done ends it.
 func (s steps) Step(name string) (done func(error)) {
 	started := s.engine.clock()
-	subject := solver.Subject{Vertex: sha256.Sum256([]byte(string(s.session) + name)), Name: name, Time: started}
+	subject := solver.Subject{Vertex: s.stepID(name), Name: name, Time: started}
 	s.emit(solver.VertexStarted{Subject: subject})
 	return func(err error) {
 		subject.Time = s.engine.clock()
@@ -371,7 +371,19 @@ func (s steps) Step(name string) (done func(error)) {
 	}
 }
 
+// stepID is what events call a step that is no vertex.
+func (b *build) stepID(name string) llb.Digest {
+	return sha256.Sum256([]byte(string(b.session) + name))
+}
+
 // warn tells the build's user of something that does not stop it.
-func (b *build) warn(text string) {
-	b.emit(FrontendWarning{Subject: solver.Subject{Time: b.engine.clock()}, Warning: frontend.Warning{Short: text, Level: 1}})
+func (b *build) warn(text string) { b.warnOf(llb.Digest{}, text) }
+
+// warnIn warns of something in a step that is under way. BuildKit's clients print such
+// warnings only.
+func (b *build) warnIn(step, text string) { b.warnOf(b.stepID(step), text) }
+
+func (b *build) warnOf(on llb.Digest, text string) {
+	subject := solver.Subject{Vertex: on, Time: b.engine.clock()}
+	b.emit(FrontendWarning{Subject: subject, Warning: frontend.Warning{Short: text, Level: 1}})
 }

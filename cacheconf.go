@@ -21,7 +21,7 @@ type cacheSource struct {
 	name   string
 	store  remote.Store
 	origin string
-	verify ed25519.PublicKey // nil takes all
+	verify []ed25519.PublicKey // none takes all
 }
 
 // cacheTarget is a cache that a build writes.
@@ -47,16 +47,16 @@ type caches struct {
 // parseCaches reads what r says of caches, before anything is built.
 func (b *build) parseCaches(r *Request) (caches, error) {
 	var c caches
-	here := r.Session == nil
+	who := namer{here: r.Session == nil, keys: r.Session == nil || r.KeyFiles}
 	for _, from := range r.CacheFrom {
-		s, err := b.cacheSources(from, here)
+		s, err := b.cacheSources(from, who)
 		if err != nil {
 			return c, fmt.Errorf("cache-from type=%s: %w", from.Type, err)
 		}
 		c.sources = append(c.sources, s...)
 	}
 	for _, to := range r.CacheTo {
-		t, err := b.cacheTargets(to, here)
+		t, err := b.cacheTargets(to, who)
 		if err != nil {
 			return c, fmt.Errorf("cache-to type=%s: %w", to.Type, err)
 		}
@@ -67,6 +67,10 @@ func (b *build) parseCaches(r *Request) (caches, error) {
 	}
 	return c, nil
 }
+
+// namer is who names a cache: on this machine (here), or so near that files of keys on
+// it may be named (keys).
+type namer struct{ here, keys bool }
 
 // attrs takes attributes one after the other; what is left is not known.
 type attrs map[string]string
@@ -143,18 +147,18 @@ func (a attrs) end() error {
 }
 
 // cacheSources gives the caches that one entry stands for.
-func (b *build) cacheSources(from RemoteCache, here bool) ([]cacheSource, error) {
+func (b *build) cacheSources(from RemoteCache, who namer) ([]cacheSource, error) {
 	a := attrs(maps.Clone(from.Attrs))
-	key, err := keyFile(a, "verify", here, remote.ReadPublicKey)
+	keys, err := b.verifyKeys(a, who)
 	if err != nil {
 		return nil, err
 	}
-	sources, err := b.openSources(from.Type, a, here)
+	sources, err := b.openSources(from.Type, a, who.here)
 	if err != nil {
 		return nil, err
 	}
 	for i := range sources {
-		sources[i].verify = key
+		sources[i].verify = keys
 	}
 	// What a cache is written with, in lists that are used for both.
 	a.take("mode")
@@ -193,14 +197,18 @@ func (b *build) openSources(kind string, a attrs, here bool) ([]cacheSource, err
 }
 
 // cacheTargets gives the caches that one entry stands for.
-func (b *build) cacheTargets(to RemoteCache, here bool) ([]cacheTarget, error) {
+func (b *build) cacheTargets(to RemoteCache, who namer) ([]cacheTarget, error) {
 	a := attrs(maps.Clone(to.Attrs))
-	targets, err := b.openTargets(to.Type, a, here)
+	targets, err := b.openTargets(to.Type, a, who.here)
 	if err != nil {
 		return nil, err
 	}
 	var t cacheTarget // what is said of all of them
-	if err := t.set(a, here, targets[0].store == nil); err != nil {
+	inline := targets[0].store == nil
+	if t.sign, err = b.signKey(a, who, inline); err != nil {
+		return nil, err
+	}
+	if err := t.set(a, inline); err != nil {
 		return nil, err
 	}
 	if t.envelope != remote.Image && to.Type != "registry" && to.Type != "local" {
@@ -248,7 +256,7 @@ func (b *build) openTargets(kind string, a attrs, here bool) ([]cacheTarget, err
 }
 
 // set reads the attributes that all types of caches have.
-func (t *cacheTarget) set(a attrs, here, inline bool) (err error) {
+func (t *cacheTarget) set(a attrs, inline bool) (err error) {
 	switch mode := a.take("mode"); mode {
 	case "", "min":
 	case "max":
@@ -264,11 +272,8 @@ func (t *cacheTarget) set(a attrs, here, inline bool) (err error) {
 	if t.mounts, err = a.bool("mounts", false); err != nil {
 		return err
 	}
-	if t.sign, err = keyFile(a, "sign", here, remote.ReadPrivateKey); err != nil {
-		return err
-	}
-	if inline && (t.mounts || t.sign != nil) {
-		return errors.New("an inline cache has neither cache mounts nor signatures")
+	if inline && t.mounts {
+		return errors.New("mounts=true: an inline cache has no cache mounts")
 	}
 	oci, err := a.bool("oci-mediatypes", true)
 	if err != nil {
@@ -296,23 +301,6 @@ func (t *cacheTarget) set(a attrs, here, inline bool) (err error) {
 	}
 	t.options, err = image.ParseOptions(layers)
 	return err
-}
-
-// keyFile reads a key that an attribute names. Only those on this machine may name
-// a file.
-func keyFile[K ed25519.PublicKey | ed25519.PrivateKey](a attrs, name string, here bool, read func(string) (K, error)) (K, error) {
-	file := a.take(name)
-	if file == "" {
-		return nil, nil
-	}
-	if !here {
-		return nil, fmt.Errorf("%s: a file can be named by who runs on this machine only", name)
-	}
-	k, err := read(file)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return k, nil
 }
 
 // cacheFolder gives the cache in a folder: of this machine, or of a caller elsewhere

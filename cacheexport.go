@@ -213,7 +213,7 @@ func (b *build) exportCaches(ctx context.Context) error {
 	var group errgroup.Group
 	for _, x := range b.exports {
 		group.Go(func() error {
-			err := b.step("exporting cache to "+x.target.name, func() error { return b.exportCache(ctx, x) })
+			err := b.step(x.step(), func() error { return b.exportCache(ctx, x) })
 			switch {
 			case err == nil:
 			case ctx.Err() != nil:
@@ -261,12 +261,16 @@ func (b *build) exportCache(ctx context.Context, x *cacheExport) error {
 		}
 		return err
 	}
-	b.tellExport(t.name, stats)
+	b.tellExport(x, stats)
 	return nil
 }
 
+// step is what the writing of the cache is called in progress.
+func (x *cacheExport) step() string { return "exporting cache to " + x.target.name }
+
 // tellExport says what became of an export.
-func (b *build) tellExport(name string, stats remote.Stats) {
+func (b *build) tellExport(x *cacheExport, stats remote.Stats) {
+	name := x.target.name
 	if stats.Manifest.Size > 0 {
 		// BuildKit's clients keep the index of a local cache themselves.
 		if manifest, err := json.Marshal(stats.Manifest); err == nil {
@@ -276,13 +280,13 @@ func (b *build) tellExport(name string, stats remote.Stats) {
 		}
 	}
 	if stats.Replaced != nil {
-		b.warn(fmt.Sprintf("what the cache %s held was not kept: %v", name, stats.Replaced))
+		b.warnIn(x.step(), fmt.Sprintf("what the cache %s held was not kept: %v", name, stats.Replaced))
 	}
 	if stats.Skipped > 0 {
-		b.warn(fmt.Sprintf("%d of %d records were left out of the cache %s; %s", stats.Skipped, stats.Skipped+stats.Records, name, stats.Reason))
+		b.warnIn(x.step(), fmt.Sprintf("%d of %d records were left out of the cache %s; %s", stats.Skipped, stats.Skipped+stats.Records, name, stats.Reason))
 	}
 	for _, reason := range stats.Unsaved {
-		b.warn(fmt.Sprintf("the cache %s: %s", name, reason))
+		b.warnIn(x.step(), fmt.Sprintf("the cache %s: %s", name, reason))
 	}
 }
 

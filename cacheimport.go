@@ -57,6 +57,7 @@ func (b *build) openCaches(ctx context.Context, from []RemoteCache) (close func(
 		for _, i := range b.imports.list {
 			b.engine.records.remove(i)
 			i.Close()
+			b.tellRefused(i)
 		}
 	}
 }
@@ -79,6 +80,19 @@ func (b *build) importCache(ctx context.Context, s cacheSource) {
 	b.imports.list = append(b.imports.list, i)
 }
 
+// tellRefused warns of records that were not taken from a cache.
+func (b *build) tellRefused(i *remote.Import) {
+	n := i.Refused()
+	if n == 0 {
+		return
+	}
+	name := "checking the signatures in " + i.Name()
+	_ = b.step(name, func() error {
+		b.warnIn(name, fmt.Sprintf("records of the cache %s were not taken, %d of those looked up: no key that is asked for has signed them", i.Name(), n))
+		return nil
+	})
+}
+
 // ReadCaches reads caches that a frontend names, until the build ends. A frontend
 // may run elsewhere: files of this machine it cannot name.
 func (b bridge) ReadCaches(ctx context.Context, caches []frontend.Cache) error {
@@ -90,7 +104,7 @@ func (b bridge) ReadCaches(ctx context.Context, caches []frontend.Cache) error {
 			continue // frontends are told of the build's caches, and name them again
 		}
 		named := RemoteCache{Type: c.Type, Attrs: c.Attrs}
-		sources, err := b.cacheSources(named, false)
+		sources, err := b.cacheSources(named, namer{})
 		if err != nil {
 			return fmt.Errorf("cache import type=%s: %w", c.Type, err)
 		}

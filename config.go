@@ -35,6 +35,8 @@ type Config struct {
 	// History says which records of builds a daemon keeps.
 	History *HistoryConfig `toml:"history"`
 	CDI     CDIConfig      `toml:"cdi"`
+	// Cache says what is signed of caches that are shared with other machines.
+	Cache CacheConfig `toml:"cache"`
 	// Entitlements are those that clients of a daemon may ask for: "network.host",
 	// "security.insecure", "device".
 	Entitlements []string `toml:"insecure-entitlements"`
@@ -121,6 +123,16 @@ type CDIConfig struct {
 	AutoAllowed []string `toml:"autoAllowed"`
 	// SpecDirs are the folders; nil is /etc/cdi, /var/run/cdi and /etc/buildkit/cdi.
 	SpecDirs []string `toml:"specDirs"`
+}
+
+// CacheConfig says which signatures remote caches have to have, and get, whoever
+// names them in a build.
+type CacheConfig struct {
+	// Verify are files of public keys: of what a cache has is taken what one of them
+	// has signed; none takes all.
+	Verify []string `toml:"verify"`
+	// Sign is the file of the private key that exports are signed with; it needs Verify.
+	Sign string `toml:"sign"`
 }
 
 // HistoryConfig says which records of builds a daemon keeps. Without it those of

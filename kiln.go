@@ -60,6 +60,8 @@ type Engine struct {
 	collector     collector
 	journal       *journal.Journal
 	makers        makers
+	// cacheKeys gives those of the configuration, read when the first build asks.
+	cacheKeys func() (cacheKeys, error)
 	// provenanceEnv gives what provenances say of this machine, read when the first asks.
 	provenanceEnv func() (map[string]any, error)
 }
@@ -120,6 +122,7 @@ func (e *Engine) wire() error {
 	}
 	e.collector.engine = e
 	e.provenanceEnv = sync.OnceValues(func() (map[string]any, error) { return readProvenanceEnv(e.config.ProvenanceEnvDir) })
+	e.cacheKeys = sync.OnceValues(e.config.Cache.keys)
 	e.journal = journal.Open(e.cache)
 	e.solver = solver.New(e.records, roomy{e.worker, &e.collector}, solver.Options{
 		Parallelism: e.config.Worker.OCI.MaxParallelism,

@@ -88,6 +88,10 @@ type Request struct {
 	// CacheTo those that the build's results are added to.
 	CacheFrom, CacheTo []RemoteCache
 
+	// KeyFiles lets the caches of a request that has a Session name files of keys on this
+	// machine: its caller could read them himself.
+	KeyFiles bool
+
 	// Ref is the build's name in the journal; empty makes one up.
 	Ref string
 	// FailOnMiss are patterns of the names of steps that are to be cached: where one

@@ -109,14 +109,20 @@ func user(ctx context.Context) string {
 	return ""
 }
 
+// near reports whether a request comes from a client that is near.
+func near(ctx context.Context) bool {
+	who, ok := peer.FromContext(ctx)
+	if !ok {
+		return false
+	}
+	_, near := who.AuthInfo.(nearPeer)
+	return near
+}
+
 // folders gives the folders that the client of a request says it has here, by
 // their names in the build; none where the client is not near.
 func folders(ctx context.Context) map[string]string {
-	who, ok := peer.FromContext(ctx)
-	if !ok {
-		return nil
-	}
-	if _, near := who.AuthInfo.(nearPeer); !near {
+	if !near(ctx) {
 		return nil
 	}
 	out := map[string]string{}

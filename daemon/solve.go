@@ -79,7 +79,7 @@ func (s *Server) build(ctx context.Context, req *controlapi.SolveRequest, client
 	return s.engine.Build(ctx, kiln.Request{
 		Attrs: req.FrontendAttrs, Frontend: compile, Inputs: inputs, Session: &lent,
 		Forward:   gateway.FromImage{Workers: s.gateway.Workers, Limits: s.o.Frontends}.Forward,
-		CacheFrom: from, CacheTo: to, Allow: req.Entitlements, Outputs: outputs(req, client), Events: b.event,
+		CacheFrom: from, CacheTo: to, KeyFiles: near(ctx), Allow: req.Entitlements, Outputs: outputs(req, client), Events: b.event,
 		Ref: req.Ref, ProxyNetwork: req.ProxyNetwork,
 		SourcePolicy: req.SourcePolicy, CheckSource: check, MoreOutputs: more, Exported: exported, Record: s.builds.kept != nil && !req.Internal,
 	})

@@ -40,7 +40,9 @@ type Import struct {
 	chains map[int]cache.ChainID
 	lost   map[cache.LayerID]struct{}
 	signed map[int]bool // layers whose signatures were looked at
-	dead   bool
+	// refused are the records that were not taken since nobody vouches for them.
+	refused map[int]struct{}
+	dead    bool
 }
 
 // Options are the settings of an import; the zero value works.
@@ -53,8 +55,8 @@ type Options struct {
 	Created func(id cache.LayerID, at time.Time)
 	// Variant takes variants of layers that become known; may be nil.
 	Variant func(of blob.Digest, v Variant)
-	// Verify is the key that has to have signed what is taken; nil takes all.
-	Verify ed25519.PublicKey
+	// Verify are the keys one of which has to have signed what is taken; none takes all.
+	Verify []ed25519.PublicKey
 }
 
 // Open begins to read a cache's index. done is called once, with what went wrong.
@@ -63,7 +65,7 @@ func Open(ctx context.Context, c *cache.Cache, s Store, o Options, done func(err
 	i := &Import{
 		cache: c, store: s, opt: o, cancel: cancel, loaded: make(chan struct{}),
 		chains: map[int]cache.ChainID{-1: {}}, lost: map[cache.LayerID]struct{}{},
-		signed: map[int]bool{},
+		signed: map[int]bool{}, refused: map[int]struct{}{},
 	}
 	go func() {
 		defer close(i.loaded)
@@ -128,7 +130,8 @@ func (i *Import) Lookup(k cache.Key) (cache.Record, error) {
 	}
 	r := i.index.Records[n]
 	if !i.vouched(r, k) {
-		return cache.Record{}, &cache.MissError{Key: k, Reason: "the remote cache's record is not signed by the key that is asked for"}
+		i.refused[n] = struct{}{}
+		return cache.Record{}, &cache.MissError{Key: k, Reason: "the remote cache's record is not signed by a key that is asked for"}
 	}
 	out := cache.Record{
 		From: i.opt.Name, Name: r.Name, Vertex: r.Vertex, Created: time.Unix(r.Created, 0), Duration: time.Duration(r.Duration),
@@ -149,13 +152,21 @@ func (i *Import) Lookup(k cache.Key) (cache.Record, error) {
 	return out, nil
 }
 
-// vouched reports whether the key that is asked for has signed a record, under one
+// Refused counts the records that were looked up, and not taken since no key of
+// Verify has signed them.
+func (i *Import) Refused() int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return len(i.refused)
+}
+
+// vouched reports whether keys that are asked for have signed a record, under one
 // of its keys, and all layers that it leads to. i.mu is held.
 func (i *Import) vouched(r record, k cache.Key) bool {
-	if i.opt.Verify == nil {
+	if len(i.opt.Verify) == 0 {
 		return true
 	}
-	if !verified(i.opt.Verify, r.Signatures, r.message(id(k), i.index.outputsOf(r))) {
+	if !verifiedByAny(i.opt.Verify, r.Signatures, r.message(id(k), i.index.outputsOf(r))) {
 		return false
 	}
 	for _, at := range r.Outputs {
@@ -164,7 +175,7 @@ func (i *Import) vouched(r record, k cache.Key) bool {
 			ok, known := i.signed[n]
 			if !known {
 				l := i.index.Layers[n]
-				ok = verified(i.opt.Verify, l.Signatures, l.message())
+				ok = verifiedByAny(i.opt.Verify, l.Signatures, l.message())
 				i.signed[n] = ok
 			}
 			if !ok {
@@ -225,7 +236,7 @@ func (i *Import) putLayer(l layer) error {
 	}
 	if i.opt.Variant != nil {
 		for _, v := range l.Variants {
-			if i.opt.Verify == nil || verified(i.opt.Verify, v.Signatures, v.message(l.DiffID)) {
+			if len(i.opt.Verify) == 0 || verifiedByAny(i.opt.Verify, v.Signatures, v.message(l.DiffID)) {
 				i.opt.Variant(l.DiffID, v.Variant)
 			}
 		}

@@ -200,8 +200,8 @@ func (i *Import) Mount(ctx context.Context, name, dir string) (bool, error) {
 		return false, nil
 	}
 	m := i.index.Mounts[n]
-	if i.opt.Verify != nil && !verified(i.opt.Verify, m.Signatures, m.message()) {
-		return false, errors.New("its snapshot is not signed by the key that is asked for")
+	if len(i.opt.Verify) > 0 && !verifiedByAny(i.opt.Verify, m.Signatures, m.message()) {
+		return false, errors.New("its snapshot is not signed by a key that is asked for")
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

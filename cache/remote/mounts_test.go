@@ -3,6 +3,7 @@ package remote
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -129,7 +130,7 @@ func TestMountRoundTrip(t *testing.T) {
 	restore := func() string {
 		t.Helper()
 		to := t.TempDir()
-		i := importFrom(t, openCache(t), store, Options{Verify: public})
+		i := importFrom(t, openCache(t), store, Options{Verify: []ed25519.PublicKey{public}})
 		ok, err := i.Mount(t.Context(), "/root/.cache", to)
 		if err != nil || !ok {
 			t.Fatal(ok, err)
@@ -171,7 +172,7 @@ func TestMountRoundTrip(t *testing.T) {
 	x.Close()
 	restore()
 	_, stranger := keys(t)
-	i := importFrom(t, openCache(t), store, Options{Verify: stranger})
+	i := importFrom(t, openCache(t), store, Options{Verify: []ed25519.PublicKey{stranger}})
 	if ok, err := i.Mount(t.Context(), "/root/.cache", t.TempDir()); ok || err == nil {
 		t.Errorf("a snapshot was taken that another key had signed")
 	}

@@ -4,12 +4,14 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/kiln-build/kiln/cache/blob"
 )
@@ -58,6 +60,11 @@ func sign(k ed25519.PrivateKey, m message) signature {
 func verified(k ed25519.PublicKey, list []signature, m message) bool {
 	by := signerOf(k)
 	return slices.ContainsFunc(list, func(s signature) bool { return s.By == by && ed25519.Verify(k, m, s.Value) })
+}
+
+// verifiedByAny reports whether one of the signatures is that of one of the keys.
+func verifiedByAny(keys []ed25519.PublicKey, list []signature, m message) bool {
+	return slices.ContainsFunc(keys, func(k ed25519.PublicKey) bool { return verified(k, list, m) })
 }
 
 // signaturesCover reports whether have has all of want.
@@ -153,15 +160,42 @@ func ReadPublicKey(file string) (ed25519.PublicKey, error) {
 	if block.Type == "PRIVATE KEY" {
 		return nil, fmt.Errorf("%s holds a private key; to check signatures takes the public one (openssl pkey -pubout)", file)
 	}
-	k, err := x509.ParsePKIXPublicKey(block.Bytes)
+	k, err := parsePublicKey(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("%s holds no public key: %w", file, err)
+		return nil, fmt.Errorf("%s holds %w", file, err)
+	}
+	return k, nil
+}
+
+func parsePublicKey(der []byte) (ed25519.PublicKey, error) {
+	k, err := x509.ParsePKIXPublicKey(der)
+	if err != nil {
+		return nil, fmt.Errorf("no public key: %w", err)
 	}
 	public, ok := k.(ed25519.PublicKey)
 	if !ok {
-		return nil, fmt.Errorf("%s holds a key of another kind than ed25519", file)
+		return nil, errors.New("a key of another kind than ed25519")
 	}
 	return public, nil
+}
+
+// publicKeyStart is what the one line of each ed25519 public key in a PEM file begins with.
+const publicKeyStart = "MCowBQYDK2VwAyEA"
+
+// PublicKeyText reads an ed25519 key that is written out: the line that stands in the
+// PEM file. ok is false where the text is no such line, but the name of a file.
+func PublicKeyText(text string) (k ed25519.PublicKey, ok bool, err error) {
+	if !strings.HasPrefix(text, publicKeyStart) {
+		return nil, false, nil
+	}
+	der, err := base64.StdEncoding.DecodeString(text)
+	if err == nil {
+		k, err = parsePublicKey(der)
+	}
+	if err != nil {
+		return nil, true, fmt.Errorf("%q begins as a public key does, and is none: %w", text, err)
+	}
+	return k, true, nil
 }
 
 // maxKeyFile bounds a file that holds a key.

@@ -84,25 +84,27 @@ func TestSignatures(t *testing.T) {
 	if _, err := Export(t.Context(), c, store, o, []Entry{entry(1, one), entry(2, two)}, time.Unix(1000, 0)); err != nil {
 		t.Fatal(err)
 	}
+	signer := []ed25519.PublicKey{public}
 	for name, test := range map[string]struct {
 		change   func(x *index)
-		key      ed25519.PublicKey
-		want     bool // that the record of the second step is taken
+		keys     []ed25519.PublicKey // of which one has to have signed
+		want     bool                // that the record of the second step is taken
 		variants int
 	}{
-		"nothing":             {func(*index) {}, public, true, 2},
-		"nothing, other key":  {func(*index) {}, stranger, false, 0},
+		"nothing":             {func(*index) {}, signer, true, 2},
+		"nothing, other key":  {func(*index) {}, []ed25519.PublicKey{stranger}, false, 0},
+		"one of two keys":     {func(*index) {}, []ed25519.PublicKey{stranger, public}, true, 2},
 		"no key is asked for": {func(x *index) { x.Records[1].Signatures = nil }, nil, true, 2},
-		"no signature":        {func(x *index) { x.Records[1].Signatures = nil }, public, false, 0},
-		"other output":        {func(x *index) { x.Records[1].Outputs = x.Records[0].Outputs }, public, false, 0},
-		"other op":            {func(x *index) { x.Records[1].Vertex[0] ^= 1 }, public, false, 0},
-		"other input":         {func(x *index) { x.Records[1].Inputs = []id{{1}} }, public, false, 0},
-		"other key's record":  {func(x *index) { x.Records[0].Keys, x.Records[1].Keys = x.Records[1].Keys, x.Records[0].Keys }, public, false, 0},
-		"other blob":          {func(x *index) { x.Layers[0].Blobs[0].Digest[0] ^= 1 }, public, false, 0},
-		"other diff id":       {func(x *index) { x.Layers[0].DiffID[0] ^= 1 }, public, false, 0},
-		"layers swapped":      {func(x *index) { x.Layers[0].Blobs, x.Layers[1].Blobs = x.Layers[1].Blobs, x.Layers[0].Blobs }, public, false, 0},
-		"other variant":       {func(x *index) { x.Layers[0].Variants[0].Blob.Digest[0] ^= 1 }, public, true, 1},
-		"other kind":          {func(x *index) { x.Layers[0].Variants[0].How = "gzip@8" }, public, true, 1},
+		"no signature":        {func(x *index) { x.Records[1].Signatures = nil }, signer, false, 0},
+		"other output":        {func(x *index) { x.Records[1].Outputs = x.Records[0].Outputs }, signer, false, 0},
+		"other op":            {func(x *index) { x.Records[1].Vertex[0] ^= 1 }, signer, false, 0},
+		"other input":         {func(x *index) { x.Records[1].Inputs = []id{{1}} }, signer, false, 0},
+		"other key's record":  {func(x *index) { x.Records[0].Keys, x.Records[1].Keys = x.Records[1].Keys, x.Records[0].Keys }, signer, false, 0},
+		"other blob":          {func(x *index) { x.Layers[0].Blobs[0].Digest[0] ^= 1 }, signer, false, 0},
+		"other diff id":       {func(x *index) { x.Layers[0].DiffID[0] ^= 1 }, signer, false, 0},
+		"layers swapped":      {func(x *index) { x.Layers[0].Blobs, x.Layers[1].Blobs = x.Layers[1].Blobs, x.Layers[0].Blobs }, signer, false, 0},
+		"other variant":       {func(x *index) { x.Layers[0].Variants[0].Blob.Digest[0] ^= 1 }, signer, true, 1},
+		"other kind":          {func(x *index) { x.Layers[0].Variants[0].How = "gzip@8" }, signer, true, 1},
 	} {
 		x, _, err := load(t.Context(), store)
 		if err != nil || len(x.Records) != 2 || len(x.Layers) != 2 {
@@ -110,7 +112,7 @@ func TestSignatures(t *testing.T) {
 		}
 		test.change(x)
 		variants := 0
-		i := importFrom(t, openCache(t), write(t, x), Options{Verify: test.key, Variant: func(blob.Digest, Variant) { variants++ }})
+		i := importFrom(t, openCache(t), write(t, x), Options{Verify: test.keys, Variant: func(blob.Digest, Variant) { variants++ }})
 		_, err = i.Lookup(cache.Key{2})
 		if (err == nil) != test.want || variants != test.variants {
 			t.Errorf("%s: taken %v with %d variants, want %v with %d (%v)", name, err == nil, variants, test.want, test.variants, err)
@@ -148,7 +150,7 @@ func TestSignedAdds(t *testing.T) {
 	// One without a key takes no signature away, also not with a record of its own.
 	export(unsigned, entry(2, two))
 	export(unsigned, entry(1, two), entry(3, one))
-	i := importFrom(t, openCache(t), store, Options{Verify: public})
+	i := importFrom(t, openCache(t), store, Options{Verify: []ed25519.PublicKey{public}})
 	if _, err := i.Lookup(cache.Key{1}); err != nil {
 		t.Errorf("the signed record: %v", err)
 	}

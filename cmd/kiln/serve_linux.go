@@ -70,6 +70,9 @@ func runServe(ctx context.Context, o serveOptions) error {
 	for _, line := range config.Ignored {
 		warnf(o.stderr, "the configuration, %s", line)
 	}
+	if err := config.Cache.Check(); err != nil {
+		return fmt.Errorf("the configuration, %w", err) // now, and not when the first client builds
+	}
 	o.complete(config)
 	secret, err := o.tls.config()
 	if err != nil {

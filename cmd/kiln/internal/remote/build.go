@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 
@@ -94,7 +93,7 @@ func (c *Client) run(ctx context.Context, r *request.Request, show func(*client.
 // refuse says which of a request's wishes only a kiln daemon fulfils, before any of
 // it is done.
 func (c *Client) refuse(r *request.Request) error {
-	var what string
+	what := signatures(r)
 	switch {
 	case c.kiln:
 		return nil
@@ -104,7 +103,7 @@ func (c *Client) refuse(r *request.Request) error {
 		what = "explain builds"
 	case len(r.FailOnMiss) > 0:
 		what = "fail builds in which a step is not cached (--fail-on-miss)"
-	default:
+	case what == "":
 		return nil
 	}
 	return fmt.Errorf("the daemon at %s is no kiln, or an older one, and cannot %s", c.url, what)
@@ -155,7 +154,13 @@ func (c *Client) options(r *request.Request, in *request.Inputs) (*client.SolveO
 		Ref: r.Ref, Frontend: dockerfileFrontend, FrontendAttrs: in.Attrs, AllowedEntitlements: r.Allow, SharedKey: sharedKey(in.Folders),
 		ProxyNetwork: r.ProxyNetwork,
 		LocalMounts:  map[string]fsutil.FS{}, OCIStores: map[string]content.Store{},
-		CacheImports: caches(r.CacheFrom), CacheExports: caches(r.CacheTo),
+	}
+	var err error
+	if opt.CacheImports, err = caches(r.CacheFrom); err != nil {
+		return nil, err
+	}
+	if opt.CacheExports, err = caches(r.CacheTo); err != nil {
+		return nil, err
 	}
 	if r.Frontend != "" {
 		opt.Frontend = r.Frontend
@@ -174,7 +179,6 @@ func (c *Client) options(r *request.Request, in *request.Inputs) (*client.SolveO
 		}
 		opt.OCIStores[name] = store
 	}
-	var err error
 	if opt.Session, err = lend(r); err != nil {
 		return nil, err
 	}
@@ -186,14 +190,6 @@ func (c *Client) options(r *request.Request, in *request.Inputs) (*client.SolveO
 		opt.Exports = append(opt.Exports, x)
 	}
 	return opt, nil
-}
-
-func caches(list []request.RemoteCache) []client.CacheOptionsEntry {
-	var out []client.CacheOptionsEntry
-	for _, c := range list {
-		out = append(out, client.CacheOptionsEntry{Type: c.Type, Attrs: maps.Clone(c.Attrs)})
-	}
-	return out
 }
 
 // lookup finds an image in a layout by its tag.
