@@ -271,6 +271,9 @@ func (b *build) run(ctx context.Context, r *Request, req frontend.Request, expor
 		return err
 	}
 	b.count(m.edges)
+	if err := b.foreseen(); err != nil {
+		return err
+	}
 	if b.chronicle.dryRun {
 		return b.preview(ctx, m.edges)
 	}

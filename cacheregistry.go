@@ -78,10 +78,17 @@ func (s *registryStore) Blob(ctx context.Context, d blob.Descriptor, offset int6
 // missing says in the standard library's way that a registry does not have something.
 func missing(err error) error {
 	if errors.Is(err, registry.ErrNotFound) {
-		return fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+		return missingError{err}
 	}
 	return err
 }
+
+// missingError is an fs.ErrNotExist in the registry's words, which say it already.
+type missingError struct{ error }
+
+func (e missingError) Is(target error) bool { return target == fs.ErrNotExist }
+
+func (e missingError) Unwrap() error { return e.error }
 
 // Put makes a registryStore a remote.Target.
 func (s *registryStore) Put(ctx context.Context, d blob.Descriptor, origins []string, open func(context.Context) (io.ReadCloser, error)) error {

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -210,11 +209,41 @@ func (b *build) hits(err error) error {
 	if err != nil || b.steps == nil {
 		return err
 	}
-	for _, pattern := range c.failOn {
-		matches := func(v *llb.Vertex) bool { return explain.Matches(pattern, v.Name()) }
-		if !slices.ContainsFunc(slices.Collect(maps.Values(b.steps)), matches) {
-			return fmt.Errorf("no step is called %q (--fail-on-miss)", pattern)
+	return b.patternsMatch()
+}
+
+// foreseen gives the error of a pattern that no step's name is of, before anything
+// runs; it gives none where the graph has build operations, which may have such a step.
+func (b *build) foreseen() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, v := range b.steps {
+		if v.Op().GetBuild() != nil {
+			return nil
 		}
+	}
+	return b.patternsMatch()
+}
+
+// patternsMatch says which pattern no step's name is of. b.mu is held.
+func (b *build) patternsMatch() error {
+	names := make([]string, 0, len(b.steps))
+	for _, v := range b.steps {
+		names = append(names, v.Name())
+	}
+	slices.Sort(names)
+	like := func(pattern string) int {
+		return slices.IndexFunc(names, func(name string) bool { return explain.Matches(pattern, name) })
+	}
+	for _, pattern := range b.chronicle.failOn {
+		if like(pattern) >= 0 {
+			continue
+		}
+		wide := "*" + strings.Trim(pattern, "*") + "*"
+		if n := like(wide); n >= 0 {
+			return fmt.Errorf("no step's whole name is like %q (--fail-on-miss); %q is like %q for one", pattern, wide, names[n])
+		}
+		return fmt.Errorf("no step's name is like %q (--fail-on-miss)", pattern)
 	}
 	return nil
 }

@@ -195,10 +195,12 @@ func (j *Journal) Find(ref string) (Build, error) {
 			found = append(found, b)
 		}
 	}
-	switch len(found) {
-	case 0:
-		return Build{}, fmt.Errorf("build %q: %w", ref, explain.ErrNotFound)
-	case 1:
+	switch {
+	case len(builds) == 0:
+		return Build{}, fmt.Errorf("no build of this state folder has come as far as its steps: build %q is %w", ref, explain.ErrNotFound)
+	case len(found) == 0:
+		return Build{}, fmt.Errorf("build %q is %w, which has the last %d", ref, explain.ErrNotFound, len(builds))
+	case len(found) == 1:
 		return found[0], nil
 	}
 	return Build{}, fmt.Errorf("%d builds begin with %q: %w", len(found), ref, explain.ErrNotFound)

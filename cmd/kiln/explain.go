@@ -9,6 +9,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moby/buildkit/client"
 	"github.com/urfave/cli/v2"
@@ -71,6 +72,19 @@ func checkFormat(format string) error {
 	return nil
 }
 
+// askPatience is how long a build that has failed waits to learn whether there is
+// anything to explain of it.
+const askPatience = time.Second
+
+// remembered reports whether the engine can explain a build: one that failed before it
+// knew its steps, or in a daemon that is no kiln, it cannot.
+func remembered(ctx context.Context, p place, ref string) bool {
+	ctx, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	_, err := explained(ctx, p, ref, io.Discard)
+	return err == nil
+}
+
 // explained asks the engine for the explanation of a build.
 func explained(ctx context.Context, p place, ref string, stderr io.Writer) (*explain.Explanation, error) {
 	r := &request.Request{Call: request.CallExplain, Attrs: map[string]string{request.AttrBuild: ref}}
@@ -120,7 +134,7 @@ func whyFlags(w *why) []cli.Flag {
 		&cli.BoolFlag{Name: "explain", Usage: "print what was cached, and why the rest ran", Destination: &w.explain},
 		&cli.BoolFlag{Name: "dry-run", Usage: "print what is cached, and why the rest would run; run no step, pull no layer, write no output", Destination: &w.dryRun},
 		formatFlag(&w.format, "of --explain and --dry-run: text or json"),
-		listFlag("fail-on-miss", "fail, with exit code 3, when a step runs whose name matches PATTERN (* is any text, ? any character); may be repeated"),
+		listFlag("fail-on-miss", "fail, with exit code 3, when a step runs whose whole name, [build 3/7] RUN make, is like PATTERN (* is any text, ? any character: '*RUN make*'); may be repeated"),
 	}
 }
 
@@ -137,6 +151,9 @@ func (w *why) ask(o *buildOptions, r *request.Request) error {
 	}
 	if w.explain && (o.quiet || slices.ContainsFunc(r.Outputs, func(out request.Output) bool { return out.Writer != nil })) {
 		return usagef("--explain prints to standard output, which --quiet and --output - need")
+	}
+	if slices.Contains(w.failOnMiss, "") {
+		return usagef("--fail-on-miss: a pattern is missing, '*RUN make*' for one")
 	}
 	r.FailOnMiss, r.Explain = w.failOnMiss, w.explain
 	if w.dryRun {
@@ -167,7 +184,8 @@ func (w *why) say(ctx context.Context, o *buildOptions, r *request.Request, resu
 		case err == nil:
 			return printExplanation(o.stdout, x, w.format)
 		}
-	case r.Ref != "" && !o.quiet && o.progress != "rawjson" && o.progress != "quiet" && (how != nil || result.Metadata[request.AttrBuild] != ""):
+	case r.Ref == "" || o.quiet || o.progress == "rawjson" || o.progress == "quiet":
+	case how == nil && result.Metadata[request.AttrBuild] != "", how != nil && remembered(ctx, o.place, r.Ref):
 		fmt.Fprintf(o.stderr, "Build %s: `kiln explain %[1]s` says what was cached, and why the rest ran.\n", r.Ref[:shortBuild])
 	}
 	return nil
