@@ -42,10 +42,12 @@ type BuildInfo struct {
 	Started   time.Time `json:"started"`
 	Completed time.Time `json:"completed"`
 	Status    Status    `json:"status"`
-	// Cached and Ran count the steps, sources left out; WouldRun those of a preview.
+	// Cached and Ran count the steps, sources left out; WouldRun those of a preview that
+	// run in any case, and MightRun those of which that depends on what others come to.
 	Cached   int `json:"cached"`
 	Ran      int `json:"ran"`
 	WouldRun int `json:"wouldRun,omitempty"`
+	MightRun int `json:"mightRun,omitempty"`
 }
 
 // StepExplanation is what an explanation says of a step.

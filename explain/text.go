@@ -46,7 +46,11 @@ func (p *printer) head(b *BuildInfo) {
 	}
 	switch b.Status {
 	case Previewed:
-		p.linef(0, "%s: %d cached, %d would run", what, b.Cached, b.WouldRun)
+		might := ""
+		if b.MightRun > 0 {
+			might = fmt.Sprintf(", %d might", b.MightRun)
+		}
+		p.linef(0, "%s: %d cached, %d would run%s", what, b.Cached, b.WouldRun, might)
 	case Done:
 		p.linef(0, "%s, %s: %d cached, %d ran", what, b.Started.Local().Format(time.DateTime), b.Cached, b.Ran)
 	default:

@@ -68,8 +68,10 @@ func count(b *explain.BuildInfo, o solver.Outcome) {
 		b.Cached++
 	case solver.Ran, solver.Failed:
 		b.Ran++
-	case solver.WouldRun, solver.MightRun:
+	case solver.WouldRun:
 		b.WouldRun++
+	case solver.MightRun:
+		b.MightRun++
 	}
 }
 

@@ -13,7 +13,7 @@ const filterHelp = `Filters are FIELD=VALUE, FIELD!=VALUE or FIELD~=REGEXP; the 
 is enough), type (regular, internal, source.local, exec.cachemount, source.git.checkout),
 description, parents, and inuse, shared, private, mutable and immutable, which are true
 or false, and alone mean true. until=24h holds for what was last used before that.
-Several filters must all hold.`
+Several filters must all hold; values with commas stand in quotes, "a,b" or /a,b/.`
 
 var filterForm = regexp.MustCompile(`^([a-z-]+)(?:(==|~=|!=|=)(.*))?$`)
 
@@ -21,7 +21,7 @@ var filterForm = regexp.MustCompile(`^([a-z-]+)(?:(==|~=|!=|=)(.*))?$`)
 func parseFilters(words []string) (func(request.Usage) bool, error) {
 	var all []func(request.Usage) bool
 	for _, list := range words {
-		for _, w := range strings.Split(list, ",") {
+		for _, w := range splitFilters(list) {
 			f, err := parseFilter(w)
 			if err != nil {
 				return nil, err
@@ -39,12 +39,50 @@ func parseFilters(words []string) (func(request.Usage) bool, error) {
 	}, nil
 }
 
+// filterQuotes stand around values that hold commas, as in containerd's filters.
+const filterQuotes = "\"/|"
+
+// splitFilters splits filters at commas that are in no quoted value.
+func splitFilters(list string) []string {
+	var out []string
+	begin, quote, before := 0, byte(0), byte(0)
+	for i := range len(list) {
+		c := list[i]
+		switch {
+		case quote != 0:
+			if c == quote && (i+1 == len(list) || list[i+1] == ',') {
+				quote = 0
+			}
+		case before == '=' && strings.IndexByte(filterQuotes, c) >= 0 && closes(list[i+1:], c):
+			quote = c
+		case c == ',':
+			out = append(out, list[begin:i])
+			begin = i + 1
+		}
+		before = c
+	}
+	return append(out, list[begin:])
+}
+
+// closes reports whether a quoted value ends somewhere in a text.
+func closes(text string, quote byte) bool {
+	return strings.HasSuffix(text, string(quote)) || strings.Contains(text, string(quote)+",")
+}
+
+// unquote takes the quotes off a value.
+func unquote(value string) string {
+	if n := len(value); n > 1 && value[0] == value[n-1] && strings.IndexByte(filterQuotes, value[0]) >= 0 {
+		return value[1 : n-1]
+	}
+	return value
+}
+
 func parseFilter(w string) (func(request.Usage) bool, error) {
 	m := filterForm.FindStringSubmatch(w)
 	if m == nil {
-		return nil, usagef("--filter %q: want FIELD=VALUE", w)
+		return nil, usagef("--filter %q: want FIELD=VALUE, FIELD!=VALUE or FIELD~=REGEXP", w)
 	}
-	field, op, value := m[1], m[2], m[3]
+	field, op, value := m[1], m[2], unquote(m[3])
 	if field == "until" || field == "unused-for" {
 		d, err := time.ParseDuration(value)
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/containerd/log"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -76,6 +77,10 @@ func runServe(ctx context.Context, o serveOptions) error {
 	o.complete(config)
 	secret, err := o.tls.config()
 	if err != nil {
+		return err
+	}
+	// The library of filters logs a client's mistakes, once for every record.
+	if err := log.SetLevel("fatal"); err != nil {
 		return err
 	}
 	engine, err := openEngine(ctx, o.root, o.config, o.stderr)
