@@ -25,6 +25,8 @@ type attempt struct {
 	stopping int
 	gone     bool
 	quiet    chan struct{}
+
+	foresight foresight
 }
 
 func newAttempt(b *build, p *plan) *attempt {
@@ -81,6 +83,7 @@ func (s *Solver) want(a *attempt, t *task, v *llb.Vertex) {
 	}
 	a.left++
 	if t.state == running {
+		s.runs(a, t)
 		// The build comes late: tell it what the others have seen.
 		if a.build.watch.started(v, t.started, t.why) {
 			t.work.log.replay(a.build.watch, v)
@@ -95,6 +98,7 @@ func (s *Solver) leave(a *attempt, cause error) {
 		return
 	}
 	a.gone = true
+	a.stopFetching(nil)
 	if a.err == nil && a.left > 0 {
 		a.err = cause
 	}

@@ -32,8 +32,11 @@ func (s *Solver) join(b *build, p *plan, old *attempt) (*attempt, bool) {
 			t.depth = b.depth
 			s.want(a, t, n.vertex)
 			s.tasks[n.share] = t
-			if t.pending == 0 {
+			switch {
+			case t.pending == 0:
 				s.ready(t)
+			case t.pending < len(t.inputs):
+				s.foresee(t)
 			}
 		case t.wantedBy(a) == nil:
 			s.wantAll(a, p, t, n.vertex)

@@ -273,6 +273,7 @@ func (s *Solver) solvePlan(ctx context.Context, b *build, p *plan) (err error) {
 		}
 		for _, a := range all {
 			<-a.quiet
+			s.fetched(a)
 		}
 	}()
 	gone := make(map[cache.LayerID]int)

@@ -139,9 +139,10 @@ type Options struct {
 
 // Solver runs graphs on a worker.
 type Solver struct {
-	cache  Cache
-	worker Worker
-	o      Options
+	cache   Cache
+	worker  Worker
+	fetcher Fetcher // nil where the worker is none
+	o       Options
 
 	base   context.Context // of tasks; ends with Close
 	cancel context.CancelCauseFunc
@@ -190,6 +191,7 @@ func New(c Cache, w Worker, o Options) *Solver {
 		sessions: make(map[SessionID]*session),
 		live:     make(map[*session]struct{}),
 	}
+	s.fetcher, _ = w.(Fetcher)
 	s.base, s.cancel = context.WithCancelCause(context.Background())
 	s.queues[classExec].places = o.Parallelism
 	s.queues[classSource].places = 4 * o.Parallelism

@@ -173,6 +173,7 @@ func (s *Solver) start(t *task) {
 	t.started = s.o.Clock()
 	for _, w := range t.wants {
 		w.attempt.build.watch.started(w.vertex, t.started, t.why)
+		s.runs(w.attempt, t)
 	}
 }
 
@@ -200,6 +201,7 @@ func (s *Solver) solve(t *task, outputs []cache.ChainID, by answered) bool {
 		t.took = now.Sub(t.started)
 	}
 	for _, w := range t.wants {
+		w.attempt.stopFetching(t)
 		w.attempt.build.hold(outputs)
 		if t.fresh {
 			w.attempt.build.session.results[t.share] = ran{outputs, t.started}
@@ -216,8 +218,11 @@ func (s *Solver) solve(t *task, outputs []cache.ChainID, by answered) bool {
 		if r.state != waiting {
 			continue
 		}
-		if r.pending--; r.pending == 0 {
+		switch r.pending--; {
+		case r.pending == 0:
 			s.ready(r)
+		case t.vertex.Kind() == "source":
+			s.foresee(r)
 		}
 	}
 	if t.fresh {

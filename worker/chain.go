@@ -60,6 +60,14 @@ func (w *Worker) unpack(ctx context.Context, job *solver.Job, id cache.ChainID) 
 	return w.images.Unpack(ctx, w.credentials(job), id, report)
 }
 
+// Fetch makes Worker a solver.Fetcher.
+func (w *Worker) Fetch(ctx context.Context, job *solver.Job, id cache.ChainID) error {
+	if t, err := w.localOf(job, id); t != nil || err != nil {
+		return err // a local folder's files are copied when they are read
+	}
+	return w.images.Fetch(ctx, w.credentials(job), id)
+}
+
 // state gives the state of a chain, whose layers are pulled if need be. The files
 // of a local folder's state are in the folder.
 func (w *Worker) state(ctx context.Context, job *solver.Job, id cache.ChainID) (tree.Entry, error) {

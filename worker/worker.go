@@ -64,7 +64,10 @@ type Worker struct {
 	sessions []*session // in the order in which they were opened
 }
 
-var _ solver.Worker = (*Worker)(nil)
+var (
+	_ solver.Worker  = (*Worker)(nil)
+	_ solver.Fetcher = (*Worker)(nil)
+)
 
 // New makes a worker on a state folder.
 func New(c *cache.Cache, reg *registry.Client, ex executor.Executor, o Options) (*Worker, error) {

@@ -31,6 +31,17 @@ type pulled struct {
 // pool. Those that are not are fetched and unpacked at the same time. A layer
 // whose data nobody has any more is a *cache.GoneError.
 func (s *Images) Unpack(ctx context.Context, cred registry.Credentials, id cache.ChainID, report Progress) error {
+	return s.unpack(ctx, cred, id, report, -1)
+}
+
+// Fetch is Unpack for a chain that will probably be needed: its layers come one by one,
+// so that they leave room for those that are needed now.
+func (s *Images) Fetch(ctx context.Context, cred registry.Credentials, id cache.ChainID) error {
+	return s.unpack(ctx, cred, id, nil, 1)
+}
+
+// unpack is Unpack of so many layers at once; -1 sets no limit of this chain's own.
+func (s *Images) unpack(ctx context.Context, cred registry.Credentials, id cache.ChainID, report Progress, limit int) error {
 	layers, err := s.cache.Layers(id)
 	if err != nil {
 		return err
@@ -38,6 +49,7 @@ func (s *Images) Unpack(ctx context.Context, cred registry.Credentials, id cache
 	results := make([]*pulled, len(layers))
 	first := make(map[cache.LayerID]int)
 	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(limit)
 	for i, l := range layers {
 		if _, again := first[l.ID]; again || l.Root.Kind != tree.None {
 			continue
