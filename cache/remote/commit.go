@@ -27,7 +27,7 @@ const (
 	usedGrain = 24 * time.Hour
 	// minLook is the least time before a store that knows no conditions is looked
 	// at again, see Exporter.settle.
-	minLook = 100 * time.Millisecond
+	minLook = 50 * time.Millisecond
 )
 
 // Changed reports whether a cache's name stands for another manifest than the one
@@ -269,7 +269,7 @@ func (x *Exporter) commit(ctx context.Context, entries []Entry, mounts []mount, 
 		d, sure, err := x.write(ctx, b, name)
 		switch {
 		case errors.Is(err, ErrChanged):
-			if err := pause(ctx, jitter(minLook/5, try)); err != nil {
+			if err := pause(ctx, jitter(minLook/2, try)); err != nil {
 				return err
 			}
 			if old, name, err = x.reread(ctx, old, name); err != nil {
@@ -295,9 +295,15 @@ func (x *Exporter) commit(ctx context.Context, entries []Entry, mounts []mount, 
 // settle looks at a store that knows no conditions a while after it was written.
 // Whoever read it before we wrote, and has not written yet, will take what we wrote
 // away; from reading to writing takes others about as long as it took us. So after
-// several times as long those have written, and the later ones have kept ours.
+// several times as long those have written, and the later ones have kept ours. Only
+// those who have met others once wait for as long as it comes, so as not to meet them
+// again: most are alone, and wait at the end of a build.
 func (x *Exporter) settle(ctx context.Context, b *builder, d blob.Descriptor, window time.Duration, try int) (*index, blob.Descriptor, error) {
-	if err := pause(ctx, jitter(minLook+2*window, try)); err != nil {
+	wait := minLook + 2*window
+	if try > 0 {
+		wait = jitter(wait, try)
+	}
+	if err := pause(ctx, wait); err != nil {
 		return nil, blob.Descriptor{}, err
 	}
 	return x.reread(ctx, &b.index, d)
