@@ -221,8 +221,8 @@ func (s *Solver) solve(t *task, outputs []cache.ChainID, by answered) bool {
 		switch r.pending--; {
 		case r.pending == 0:
 			s.ready(r)
-		case t.vertex.Kind() == "source":
-			s.foresee(r)
+		case t.vertex.Kind() == "source" || by.basis != NoBasis:
+			s.foresee(r) // what ran here is here
 		}
 	}
 	if t.fresh {
