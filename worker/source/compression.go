@@ -48,7 +48,8 @@ const maxZstdWindow = 128 << 20
 
 // decompress gives the tar stream in r. What the stream begins with decides:
 // there are images whose media types are wrong (docker pushed plain layers as
-// gzip once), and no tar stream begins with either magic.
+// gzip once), and no tar stream begins with either magic. The checksums of zstd frames
+// are not looked at: whoever unpacks a layer compares the sha256 of its stream.
 func decompress(r io.Reader, mediaType string) (io.ReadCloser, error) {
 	br := bufio.NewReaderSize(r, 64<<10)
 	magic, err := br.Peek(4)
@@ -63,7 +64,9 @@ func decompress(r io.Reader, mediaType string) (io.ReadCloser, error) {
 		}
 		return zr, nil
 	case bytes.HasPrefix(magic, zstdMagic), isSkippableFrame(magic):
-		zr, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxZstdWindow))
+		// It reads whole blocks into a buffer of its own, and br would copy them once more.
+		rest := io.MultiReader(io.LimitReader(br, int64(br.Buffered())), r)
+		zr, err := zstd.NewReader(rest, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.IgnoreChecksum(true))
 		if err != nil {
 			return nil, fmt.Errorf("reading it as zstd: %w", err)
 		}
