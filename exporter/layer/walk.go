@@ -2,8 +2,6 @@ package layer
 
 import (
 	"archive/tar"
-	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
 	"strings"
 
@@ -30,17 +28,15 @@ type walker struct {
 	prefix string // stands before every name, "" or ending in a slash
 	emit   func(item) error
 
-	buf []byte
-	// first is where each file was written first. Its key is half a hash of all
-	// that makes the file one inode, so that it stays small for large trees.
-	first map[[16]byte]string
+	buf   []byte
+	links *links
 }
 
 func (w *walker) walk(root tree.Entry) error {
 	if root.Kind != tree.Dir {
 		return fmt.Errorf("writing a layer: its root is no directory")
 	}
-	w.first = make(map[[16]byte]string)
+	w.links = newLinks(w.nodes, root.Children, w.prefix)
 	if root.Opaque {
 		if err := w.marker(w.prefix + opaqueName); err != nil {
 			return err
@@ -102,12 +98,14 @@ func (w *walker) entry(dir string, e tree.Entry) error {
 
 func (w *walker) file(h header, path string, e tree.Entry) error {
 	h.kind = tar.TypeReg
-	id := inode(&e)
-	if first, ok := w.first[id]; ok {
+	first, err := w.links.firstOf(&e, path)
+	if err != nil {
+		return err
+	}
+	if first != path {
 		h.kind, h.link = tar.TypeLink, first
 		return w.write(h, path, tree.Entry{})
 	}
-	w.first[id] = path
 	h.size = e.Size
 	if e.Size == 0 {
 		e = tree.Entry{}
@@ -134,33 +132,4 @@ func (w *walker) write(h header, path string, file tree.Entry) error {
 		return err
 	}
 	return w.emit(item{path: path, header: w.buf, file: file})
-}
-
-// inode names the file that an entry stands for: equal entries of one tree are
-// hard links, tags included.
-func inode(e *tree.Entry) [16]byte {
-	var fixed [64]byte
-	copy(fixed[:32], e.Content[:])
-	binary.LittleEndian.PutUint32(fixed[32:], e.Mode)
-	binary.LittleEndian.PutUint32(fixed[36:], e.UID)
-	binary.LittleEndian.PutUint32(fixed[40:], e.GID)
-	binary.LittleEndian.PutUint32(fixed[44:], uint32(len(e.Xattrs)))
-	binary.LittleEndian.PutUint64(fixed[48:], uint64(e.MTime))
-	binary.LittleEndian.PutUint64(fixed[56:], e.Tag)
-	var id [16]byte
-	if len(e.Xattrs) == 0 {
-		sum := sha256.Sum256(fixed[:])
-		copy(id[:], sum[:])
-		return id
-	}
-	b := fixed[:]
-	for _, x := range e.Xattrs {
-		b = binary.AppendUvarint(b, uint64(len(x.Name)))
-		b = append(b, x.Name...)
-		b = binary.AppendUvarint(b, uint64(len(x.Value)))
-		b = append(b, x.Value...)
-	}
-	sum := sha256.Sum256(b)
-	copy(id[:], sum[:])
-	return id
 }
