@@ -121,7 +121,7 @@ func (e *Engine) Build(ctx context.Context, r Request) (*Result, error) {
 		if !errors.As(err, &gone) {
 			break
 		}
-		e.warn(gone.Error() + "; it is built again")
+		b.tellAgain(gone)
 		e.worker.Doubt()
 		if err := e.solver.ForgetLayer(gone.Layer); err != nil {
 			return nil, err
@@ -147,6 +147,15 @@ func (e *Engine) Build(ctx context.Context, r Request) (*Result, error) {
 		b.result.Provenance = b.provenances(ctx, b.made)
 	}
 	return &b.result, nil
+}
+
+// tellAgain warns of a layer that was missing when an output wanted it.
+func (b *build) tellAgain(gone *cache.GoneError) {
+	name := "building again what is gone"
+	_ = b.step(name, func() error {
+		b.warnIn(name, gone.Error()+"; the steps that it came from count as not cached")
+		return nil
+	})
 }
 
 // Compile gives the graphs that r's build description compiles to, and builds

@@ -295,6 +295,7 @@ func TestGoneLayerIsMadeAgain(t *testing.T) {
 	if f.w.ran("base") != 2 || f.w.ran("top") != 1 {
 		t.Errorf("base ran %d times, top %d; want 2 and 1 (%v)", f.w.ran("base"), f.w.ran("top"), got)
 	}
+	r.has(t, "warning top")
 	r.has(t, "completed top")
 }
 

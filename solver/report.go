@@ -1,6 +1,8 @@
 package solver
 
 import (
+	"errors"
+	"fmt"
 	"time"
 
 	"github.com/kiln-build/kiln/cache"
@@ -101,7 +103,7 @@ func (s *Solver) report(b *build, p *plan) []Step {
 		case n.preview != Pending:
 			st.Outcome = n.preview
 		}
-		if took, ok := b.ran[n.share]; ok && st.Outcome == Hit {
+		if took, ok := b.ran[n.share]; ok && (st.Outcome == Hit || st.Outcome == Unneeded) {
 			st.Outcome, st.Basis, st.Key, st.From, st.Took = Ran, NoBasis, cache.Key{}, "", took
 		}
 	}
@@ -124,8 +126,23 @@ func (t *task) report(st *Step, late bool) {
 	}
 }
 
+// tellGone warns of a layer that could not be had, in the vertex that wanted it: a build
+// that goes on as if nothing was the matter would not say why it took so long.
+func (b *build) tellGone(p *plan, err error, at time.Time) {
+	var failed *VertexError
+	if !errors.As(err, &failed) {
+		return
+	}
+	for i := range p.nodes {
+		if v := p.nodes[i].vertex; v.Digest() == failed.Vertex {
+			b.watch.warn(v, at, fmt.Sprintf("%v; the steps that it came from count as not cached", failed.Err))
+			return
+		}
+	}
+}
+
 // keepRan notes what an attempt ran that another one is made for: to that one it
-// is a hit. s.mu is held.
+// is a hit, or what it need not look at. s.mu is held.
 func (b *build) keepRan() {
 	for _, t := range b.tasks {
 		if t == nil || t.state != solved || t.by != nil || b.late[t] {

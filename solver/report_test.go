@@ -118,9 +118,10 @@ func TestReportTellsOfWhatRanBeforeALayerWasGone(t *testing.T) {
 		first, below = false, job.Inputs[0]
 		return &cache.GoneError{Layer: cache.LayerID(below), Err: errors.New("deleted")}
 	}
-	got := reported(t, f, step(t, "top", step(t, "bottom"), step(t, "beside")))
-	// It was run twice, the step beside it once: both ran.
-	for _, name := range []string{"bottom", "beside", "top"} {
+	got := reported(t, f, step(t, "top", step(t, "bottom"), step(t, "beside", step(t, "under"))))
+	// It was run twice, the steps beside it once, of which the second attempt looks at
+	// the upper one only: all ran.
+	for _, name := range []string{"bottom", "under", "beside", "top"} {
 		expect(t, got, name, Ran, NoBasis)
 	}
 }

@@ -294,6 +294,7 @@ func (s *Solver) solvePlan(ctx context.Context, b *build, p *plan) (err error) {
 		if gone[g.Layer]++; gone[g.Layer] > maxGoneSame || len(all) > maxGone {
 			return fmt.Errorf("solved %d times over because of layers that are gone: %w", len(all), err)
 		}
+		b.tellGone(p, err, s.o.Clock())
 		if err := s.ForgetLayer(g.Layer); err != nil {
 			return fmt.Errorf("forgetting layer %.12s: %w", g.Layer, err)
 		}

@@ -240,6 +240,9 @@ func TestBroken(t *testing.T) {
 			if strings.HasSuffix(name, "index.json") && !strings.Contains(o.text, "is not used") {
 				t.Errorf("%s %s: no warning\n%s", name, how, o.text)
 			}
+			if told := strings.Contains(o.text, "is not used") || strings.Contains(o.text, " is gone: "); len(o.ran) > 0 && !told {
+				t.Errorf("%s %s: %q ran, and nothing says why\n%s", name, how, o.ran, o.text)
+			}
 			// An export makes the cache whole again, where it can tell that it is not.
 			if how == "corrupted" && name != "index.json" {
 				continue

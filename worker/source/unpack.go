@@ -213,7 +213,7 @@ func (s *Images) unpackBlob(ctx context.Context, cred registry.Credentials, l ca
 		return pulled{}, derr
 	}
 	if cerr := w.Commit(); cerr != nil {
-		return pulled{}, fmt.Errorf("the registry sent something else: %w", cerr)
+		return pulled{}, fmt.Errorf("something else was sent: %w", cerr)
 	}
 	in.meter.done()
 	return p, err
