@@ -13,7 +13,10 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"github.com/kiln-build/kiln/test/internal/peer"
 )
@@ -55,43 +58,24 @@ func unpackDebian(dir string) error {
 	return tar.Run()
 }
 
-// listTree writes what the layers of an OCI tarball make together to a file, a line a
-// path: kind, mode, owner, content. Times are left out, for steps take place at
-// different times, and so is what tools make for themselves to mount upon.
+// listTree writes what images hold to a file, each line with its image's number where
+// there are several: FILE IMAGE…, where an image is an OCI tarball or docker://REF.
 func listTree(args []string) error {
-	dir, err := os.MkdirTemp("", "kiln-bench-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	img, err := peer.Open(args[0], dir)
-	if err != nil {
-		return err
-	}
-	r := mutate.Extract(img)
-	defer r.Close()
 	var lines []string
-	for tr := tar.NewReader(r); ; {
-		h, err := tr.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
+	for i, image := range args[1:] {
+		found, err := listImage(image)
 		if err != nil {
-			return err
+			return fmt.Errorf("%s: %w", image, err)
 		}
-		line := fmt.Sprintf("%q %c %04o %d:%d %s", path.Join("/", h.Name), h.Typeflag, h.Mode&0o7777, h.Uid, h.Gid, h.Linkname)
-		if h.Typeflag == tar.TypeReg {
-			sum := sha256.New()
-			n, err := io.Copy(sum, tr)
-			if err != nil {
-				return err
+		for _, line := range found {
+			if len(args) > 2 {
+				line = fmt.Sprintf("%s, image %d", line, i)
 			}
-			line += fmt.Sprintf("%d %x", n, sum.Sum(nil)[:8])
+			lines = append(lines, line)
 		}
-		lines = append(lines, line)
 	}
 	slices.Sort(lines)
-	out, err := os.Create(args[1])
+	out, err := os.Create(args[0])
 	if err != nil {
 		return err
 	}
@@ -100,6 +84,56 @@ func listTree(args []string) error {
 		fmt.Fprintln(w, line)
 	}
 	return errors.Join(w.Flush(), out.Close())
+}
+
+// openImage opens an image for reading, with a folder for what that takes.
+func openImage(image, dir string) (v1.Image, error) {
+	ref, ok := strings.CutPrefix(image, "docker://")
+	if !ok {
+		return peer.Open(image, dir)
+	}
+	n, err := name.ParseReference(ref, name.Insecure)
+	if err != nil {
+		return nil, err
+	}
+	return remote.Image(n)
+}
+
+// listImage gives what the layers of an image make together, a line a path: kind,
+// mode, owner, content. Times are left out, for steps take place at different times,
+// and so is what tools make for themselves to mount upon.
+func listImage(image string) ([]string, error) {
+	dir, err := os.MkdirTemp("", "kiln-bench-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	img, err := openImage(image, dir)
+	if err != nil {
+		return nil, err
+	}
+	r := mutate.Extract(img)
+	defer r.Close()
+	var lines []string
+	for tr := tar.NewReader(r); ; {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			return lines, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		line := fmt.Sprintf("%q %c %04o %d:%d %s", path.Join("/", h.Name), h.Typeflag, h.Mode&0o7777, h.Uid, h.Gid, h.Linkname)
+		if h.Typeflag == tar.TypeReg {
+			sum := sha256.New()
+			n, err := io.Copy(sum, tr)
+			if err != nil {
+				return nil, err
+			}
+			line += fmt.Sprintf("%d %x", n, sum.Sum(nil)[:8])
+		}
+		lines = append(lines, line)
+	}
 }
 
 // printDifferences prints where two lists differ.

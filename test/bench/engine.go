@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -98,20 +99,34 @@ func (r *run) engine(concurrency, idle int, context string, files ...string) (en
 
 // W14: twenty builds at once of five Dockerfiles that share stages.
 
+const sharing = 5
+
+// sharedSteps are steps that all the files have; ownStep and resultStep are each
+// file's.
+var sharedSteps = [...]string{
+	"echo tools > /tools && sleep 0.2",
+	"cat /usr/lib/x86_64-linux-gnu/libc.so.6 /tools > /libs",
+	"md5sum /usr/bin/* > /sums",
+}
+
+const resultStep = "cat /own > /result"
+
+func ownStep(i int) string { return fmt.Sprintf("echo %d > /own && sleep 0.1", i) }
+
 func concurrentFiles(l *lab) ([]string, error) {
 	var files []string
-	for i := range 5 {
+	for i := range sharing {
 		text := fmt.Sprintf(`FROM %[1]s AS tools
-RUN echo tools > /tools && sleep 0.2
+RUN %[2]s
 FROM tools AS build
-RUN cat /usr/lib/x86_64-linux-gnu/libc.so.6 /tools > /libs
-RUN md5sum /usr/bin/* > /sums
+RUN %[3]s
+RUN %[4]s
 FROM build AS own
-RUN echo %[2]d > /own && sleep 0.1
+RUN %[5]s
 FROM %[1]s
 COPY --from=own /own /sums /libs /
-RUN cat /own > /result
-`, l.debian, i)
+RUN %[6]s
+`, l.debian, sharedSteps[0], sharedSteps[1], sharedSteps[2], ownStep(i), resultStep)
 		file, err := l.write(fmt.Sprintf("concurrent-%d/Dockerfile", i), text)
 		if err != nil {
 			return nil, err
@@ -153,7 +168,33 @@ func concurrentRound(r *run) error {
 	default:
 		return fmt.Errorf("%s cannot share the work of builds that run at once", t.name())
 	}
+	return r.exportConcurrent(empty, slices.Compact(files))
+}
+
+// exportConcurrent writes the images of W14's files, of the first round, for the
+// comparison: what was built at once without an output is there.
+func (r *run) exportConcurrent(context string, files []string) error {
+	if r.n > 0 {
+		return nil
+	}
+	for i, file := range files {
+		b := build{context: context, dockerfile: file, oci: r.out(fmt.Sprintf("concurrent-%d", i))}
+		if err := r.untimed(b); err != nil {
+			return err
+		}
+		r.image("W14", b.oci)
+	}
 	return nil
+}
+
+// concurrentPlain runs the steps that are left when what is shared runs once.
+func concurrentPlain(l *lab) (map[string][]part, error) {
+	dir, err := l.scratch()
+	if err != nil {
+		return nil, err
+	}
+	p, err := l.parts([]string{"the 13 distinct steps, in sandboxes, those beside each other that can be", "stages", l.rootfs(), dir})
+	return map[string][]part{"W14": p}, err
 }
 
 // together runs a client for each file at once.

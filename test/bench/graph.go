@@ -296,7 +296,7 @@ func (r *run) graphPair(shape string, n int) (more bool, err error) {
 			return false, r.tool.reset(r.ctx)
 		}
 	}
-	return true, nil
+	return true, r.exportGraph(shape, n)
 }
 
 // lastLine gives the end of a message, where tools say what it is about.

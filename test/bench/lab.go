@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,6 +24,7 @@ import (
 type lab struct {
 	settings
 	ctx      context.Context
+	began    time.Time
 	dir      string
 	self     string
 	registry *peer.Registry
@@ -34,12 +36,9 @@ type lab struct {
 }
 
 func openLab(ctx context.Context, s settings) (*lab, error) {
-	l := &lab{settings: s, ctx: ctx}
+	l := &lab{settings: s, ctx: ctx, began: time.Now().UTC()}
 	var err error
 	if l.self, err = os.Executable(); err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(s.cache, 0o755); err != nil {
 		return nil, err
 	}
 	if l.dir, err = os.MkdirTemp(s.cache, "run-"); err != nil {

@@ -92,16 +92,24 @@ func bench() error {
 
 // runAll runs the workloads that were asked for.
 func runAll(ctx context.Context, s settings, results *results) error {
+	run := slices.DeleteFunc(slices.Clone(workloads), func(w workload) bool { return !wanted(w, s.only) })
+	if err := os.MkdirAll(s.cache, 0o755); err != nil {
+		return err
+	}
+	free, err := freeBytes(s.cache)
+	if err != nil {
+		return err
+	}
+	if err := checkRoom(s.cache, s.scale, run, free); err != nil {
+		return err
+	}
 	l, err := openLab(ctx, s)
 	if err != nil {
 		return err
 	}
 	defer l.close()
 	results.Host = l.host()
-	for _, w := range workloads {
-		if !wanted(w, s.only) {
-			continue
-		}
+	for _, w := range run {
 		outcome, err := l.run(w)
 		if err != nil {
 			return fmt.Errorf("%s: %w", w.name, err)

@@ -14,14 +14,14 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 )
 
 // The plain loops: what a workload's bytes cost without a builder. Each is one
-// goroutine's work, but for compress, which uses every processor.
+// goroutine's work, but for those that compress and pull, which use every processor,
+// and for steps that run beside each other.
 
 // walk calls stat on everything below dir.
 func walk(dir string) error {
@@ -170,40 +170,6 @@ func (c *cutter) flush() {
 	c.buf = nil
 }
 
-// runSteps runs a process n times as a build does: in an overlay of its own over
-// the one before, in new namespaces.
-func runSteps(rootfs, dir string, n int) error {
-	lowers := []string{rootfs}
-	for i := range n {
-		step := filepath.Join(dir, strconv.Itoa(i))
-		for _, d := range []string{"upper", "work", "merged"} {
-			if err := os.MkdirAll(filepath.Join(step, d), 0o755); err != nil {
-				return err
-			}
-		}
-		if err := os.Chdir(dir); err != nil { // relative names keep the options short
-			return err
-		}
-		merged := filepath.Join(step, "merged")
-		options := fmt.Sprintf("lowerdir=%s,upperdir=%d/upper,workdir=%d/work", strings.Join(lowers, ":"), i, i)
-		if err := syscall.Mount("overlay", merged, "overlay", 0, options); err != nil {
-			return fmt.Errorf("mounting %s: %w", options, err)
-		}
-		cmd := exec.Command("/bin/sh", "-c", fmt.Sprintf("echo %d > /step%d", i, i))
-		cmd.SysProcAttr = &syscall.SysProcAttr{
-			Chroot:     merged,
-			Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
-		}
-		cmd.Dir = "/"
-		err := cmd.Run()
-		if err = errors.Join(err, syscall.Unmount(merged, 0)); err != nil {
-			return fmt.Errorf("step %d: %w", i, err)
-		}
-		lowers = append([]string{fmt.Sprintf("%d/upper", i)}, lowers...)
-	}
-	return nil
-}
-
 // loops are the plain loops that run as drivers: bench loop NAME ARG… prints the
 // seconds.
 var loops = map[string]func(args []string) error{
@@ -220,7 +186,13 @@ var loops = map[string]func(args []string) error{
 		}
 		return runSteps(a[0], a[1], n)
 	},
-	"start": func(a []string) error { return exec.Command(a[0], a[1:]...).Run() },
+	"stages":   func(a []string) error { return runStages(a[0], a[1]) },
+	"start":    func(a []string) error { return exec.Command(a[0], a[1:]...).Run() },
+	"pull":     func(a []string) error { return pullImage(a[0], a[1]) },
+	"read":     readImages,
+	"put":      putImage,
+	"vertices": func(a []string) error { return makeVertices(a[0], a[1]) },
+	"digests":  func(a []string) error { return hashVertices(a[0]) },
 }
 
 func runLoop(args []string) error {
@@ -232,6 +204,9 @@ func runLoop(args []string) error {
 	fmt.Println(seconds)
 	return err
 }
+
+// scratch makes a folder for what plain loops write; lab.sweep removes it (see states).
+func (l *lab) scratch() (string, error) { return os.MkdirTemp(l.dir, "state-plain-") }
 
 // loop runs a plain loop in a process of its own.
 func (l *lab) loop(name string, args ...string) (float64, error) {

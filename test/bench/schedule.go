@@ -70,7 +70,9 @@ func schedulePlain(l *lab) (map[string][]part, error) {
 	if err != nil {
 		return nil, err
 	}
+	sleep, err := l.loop("start", "/bin/sh", "-c", "for s in 1 2 3 4 5 6 7 8; do sleep 1 & done; wait")
 	return map[string][]part{
 		"W8 compute": {{"the eight loops at once, on " + strconv.Itoa(cpus) + " processors", compute}},
-	}, nil
+		"W8 sleep":   {{"eight processes that sleep, at once", sleep}},
+	}, err
 }

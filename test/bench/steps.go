@@ -41,7 +41,8 @@ func stepsRound(r *run) error {
 		return err
 	}
 	os.Remove(oci.oci)
-	r.images["W3"], r.images["W1"] = oci.oci, oci.oci
+	r.image("W1", oci.oci)
+	r.image("W3", oci.oci)
 	if err := r.time("W3", oci); err != nil {
 		return err
 	}
@@ -69,32 +70,19 @@ func warmSteps(r *run, b build) error {
 }
 
 func stepsPlain(l *lab) (map[string][]part, error) {
-	base := filepath.Join(l.dir, "src", "rootfs")
-	dir := filepath.Join(l.dir, "src", "overlays")
-	if err := os.RemoveAll(dir); err != nil {
-		return nil, err
-	}
-	run, err := l.loop("steps", base, dir, fmt.Sprint(steps(l)))
+	dir, err := l.scratch()
 	if err != nil {
 		return nil, err
 	}
-	start, err := l.loop("start", l.kiln.bin, "version")
+	p, err := l.parts(
+		l.sandboxes(dir, steps(l)),
+		l.start(),
+		[]string{"copy the tarball", "file", l.outOf("steps"), filepath.Join(l.dir, "out", "copy.tar")},
+	)
 	if err != nil {
 		return nil, err
 	}
-	tarball := filepath.Join(l.dir, "out", l.tools[0].name()+"-steps.tar")
-	copied, err := l.loop("file", tarball, filepath.Join(l.dir, "out", "copy.tar"))
-	return map[string][]part{
-		"W1": {{fmt.Sprintf("mount, clone, exec, unmount %d times", steps(l)), run}},
-		"W2": {{"start a process of that size", start}},
-		"W3": {{"copy the tarball", copied}},
-	}, err
-}
-
-// unpackBase unpacks the Debian base for the plain loops.
-func unpackBase(l *lab) error {
-	_, err := l.driver(nil, "unpack-base", filepath.Join(l.dir, "src", "rootfs"))
-	return err
+	return map[string][]part{"W1": p[:1], "W2": p[1:2], "W2 alone": p[1:2], "W3": p[2:]}, nil
 }
 
 // W4, W5 and W6: a folder of 20,000 files. W7: one of 300,000.
@@ -149,18 +137,19 @@ func (f files) round(r *run) error {
 	if err := r.time(f.one, b); err != nil {
 		return err
 	}
-	r.images[f.first], r.images[f.one] = r.out(f.dir), b.oci
+	r.image(f.first, r.out(f.dir))
+	r.image(f.one, b.oci)
 	b.oci = ""
 	return r.time(f.none, b)
 }
 
 func (f files) plain(l *lab) (map[string][]part, error) {
 	dir := f.context(l)
-	scratch, err := os.MkdirTemp(l.dir, "state-plain-") // see states
+	scratch, err := l.scratch()
 	if err != nil {
 		return nil, err
 	}
-	tarball := filepath.Join(l.dir, "out", l.tools[0].name()+"-"+f.dir+".tar")
+	tarball := l.outOf(f.dir)
 	p, err := l.parts(
 		[]string{"copy", "copy", dir, scratch + "/copy"},
 		[]string{"hash", "hash", dir},
@@ -168,9 +157,10 @@ func (f files) plain(l *lab) (map[string][]part, error) {
 		[]string{"gzip on all processors", "compress", dir, "gzip"},
 		[]string{"copy the tarball", "file", tarball, filepath.Join(l.dir, "out", "copy.tar")},
 		[]string{"stat walk", "walk", dir},
+		l.start(),
 	)
 	if err != nil {
 		return nil, err
 	}
-	return map[string][]part{f.first: p[:5], f.one: {p[5], p[4]}, f.none: p[5:]}, nil
+	return map[string][]part{f.first: p[:5], f.one: {p[6], p[5], p[4]}, f.none: {p[6], p[5]}}, nil
 }

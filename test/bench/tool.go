@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 )
 
@@ -57,6 +58,7 @@ type kilnTool struct {
 
 func (k *kilnTool) name() string { return "kiln" }
 func (k *kilnTool) close() error { return k.stop() }
+func (k *kilnTool) addr() string { return "unix://" + filepath.Join(k.dir, "kiln.sock") }
 
 func (k *kilnTool) reset(context.Context) error {
 	if err := k.close(); err != nil {
@@ -69,8 +71,8 @@ func (k *kilnTool) reset(context.Context) error {
 // serve starts a daemon on the state folder, which the builds that follow find and
 // use, until the tool is reset or closed.
 func (k *kilnTool) serve(ctx context.Context) error {
-	socket := filepath.Join(k.dir, "kiln.sock")
-	cmd := exec.Command(k.bin, "serve", "--root", k.state(), "--addr", "unix://"+socket)
+	socket := strings.TrimPrefix(k.addr(), "unix://")
+	cmd := exec.Command(k.bin, "serve", "--root", k.state(), "--addr", k.addr())
 	return k.start(ctx, cmd, filepath.Join(k.dir, "kiln.log"), func() bool {
 		conn, err := net.Dial("unix", socket)
 		if err != nil {

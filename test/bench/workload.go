@@ -7,8 +7,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // workload is a sequence of builds.
@@ -25,6 +23,9 @@ type workload struct {
 	plain func(*lab) (map[string][]part, error)
 	// tools that cannot run it, with the reason.
 	without map[string]string
+	// disk is how many gigabytes a round of every tool, with what it reads, takes at most;
+	// 0 is 6.
+	disk float64
 	// fewer are the rounds of tools that take minutes for each.
 	fewer map[string]int
 }
@@ -50,7 +51,7 @@ type run struct {
 	tool    tool
 	n       int // the round, from 0
 	samples map[string]sample
-	images  map[string]string // OCI tarballs by row, of the first round
+	images  map[string][]string // OCI tarballs, or docker://REF, by row, of the first round
 	notes   []string
 }
 
@@ -73,6 +74,9 @@ func (r *run) untimed(b build) error {
 	return err
 }
 
+// image names images that a row made, to be compared.
+func (r *run) image(id string, images ...string) { r.images[id] = append(r.images[id], images...) }
+
 // settle has the kernel write out what earlier builds left to it, which the next
 // one would pay for.
 func settle() { syscall.Sync() }
@@ -82,9 +86,17 @@ func (r *run) out(name string) string {
 	return filepath.Join(r.dir, "out", r.tool.name()+"-"+name+".tar")
 }
 
+// outOf gives the path of what the first tool put there, for the plain loops.
+func (l *lab) outOf(name string) string {
+	return filepath.Join(l.dir, "out", l.tools[0].name()+"-"+name+".tar")
+}
+
 // run runs the rounds of a workload.
 func (l *lab) run(w workload) (*outcome, error) {
 	fmt.Fprintf(os.Stderr, "%s\n", w.name)
+	if err := l.clear(w); err != nil {
+		return nil, err
+	}
 	if w.setup != nil {
 		if err := w.setup(l); err != nil {
 			return nil, err
@@ -104,6 +116,9 @@ func (l *lab) run(w workload) (*outcome, error) {
 			if most, ok := w.fewer[t.name()]; o.failed(t.name()) || ok && n >= most {
 				continue
 			}
+			if err := l.makeRoom(w, o); err != nil {
+				return nil, err
+			}
 			trees[t.name()] = l.round(w, t, n, o, trees[t.name()])
 			if l.ctx.Err() != nil {
 				return nil, l.ctx.Err()
@@ -122,42 +137,7 @@ func (l *lab) run(w workload) (*outcome, error) {
 	if err := o.compare(l, trees); err != nil {
 		return nil, err
 	}
-	return o, l.sweep()
-}
-
-// room is how many free bytes each workload finds: the largest writes about 30 GB.
-const room = 40 << 30
-
-// sweep ends the tools after a workload. What its rounds left is removed when room is
-// short, and else when all is measured: removing millions of files takes minutes, and
-// whoever makes files after that pays for it (see states).
-func (l *lab) sweep() error {
-	if err := l.closeTools(); err != nil {
-		return err
-	}
-	var disk unix.Statfs_t
-	if err := unix.Statfs(l.dir, &disk); err != nil {
-		return err
-	}
-	if disk.Bavail*uint64(disk.Bsize) > room {
-		return nil
-	}
-	left, err := filepath.Glob(filepath.Join(l.dir, "state-*"))
-	if err != nil {
-		return err
-	}
-	for _, t := range append(left, filepath.Join(l.dir, "src"), filepath.Join(l.dir, "out")) {
-		if err := os.RemoveAll(t); err != nil {
-			return err
-		}
-	}
-	for _, d := range []string{"out", "src"} {
-		if err := os.Mkdir(filepath.Join(l.dir, d), 0o755); err != nil {
-			return err
-		}
-	}
-	settle()
-	return nil
+	return o, l.closeTools()
 }
 
 // round runs one round and gives the files that list what its images hold, by row. A
@@ -167,7 +147,7 @@ func (l *lab) round(w workload, t tool, n int, o *outcome, trees map[string]stri
 		o.Failed[t.name()] = why
 		return nil
 	}
-	r := &run{lab: l, tool: t, n: n, samples: map[string]sample{}, images: map[string]string{}}
+	r := &run{lab: l, tool: t, n: n, samples: map[string]sample{}, images: map[string][]string{}}
 	err := t.reset(l.ctx)
 	if err == nil {
 		err = w.round(r)
@@ -183,9 +163,9 @@ func (l *lab) round(w workload, t tool, n int, o *outcome, trees map[string]stri
 		return trees
 	}
 	trees = map[string]string{}
-	for id, tarball := range r.images {
+	for id, images := range r.images {
 		list := filepath.Join(l.dir, "out", t.name()+"-"+strings.ReplaceAll(id, " ", "-")+".tree")
-		if _, err := l.driver(nil, "tree", tarball, list); err != nil {
+		if _, err := l.driver(nil, append([]string{"tree", list}, images...)...); err != nil {
 			o.Failed[t.name()] = "reading its image: " + err.Error()
 			continue
 		}
