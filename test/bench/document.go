@@ -19,8 +19,13 @@ that runs already, buildah as a process for each build. Every round begins with 
 before the clock starts, but for the workload that is about pulling. Images are compared, file by file: a row whose
 images differ does not count. Peak is the resident memory of the largest process (of the daemon, for BuildKit), written
 is what the processes caused to be written to the disk; processor time is that of all processes of a build, which says
-more than the seconds where other work shared the machine (see the load averages). Plain loops are what copying, hashing, linking or compressing
-the same bytes costs without a builder, measured in the same rounds.
+more than the seconds where other work shared the machine (see the load averages).
+
+Plain loops are what the machine takes for what a build cannot leave out (to copy, hash, link, compress or fetch the
+same bytes, to start a process) without a builder around it, measured in the same rounds. Each is one goroutine, unless
+its name says more. "Over loops" is the distance to them: kiln's median over the sum of the medians of the row's loops,
+which run one after the other. It is below 1 where kiln does at the same time, or does not do again, what the loops do
+in turn for every byte.
 
 `
 
@@ -28,9 +33,7 @@ the same bytes costs without a builder, measured in the same rounds.
 func (r *results) document(dir string) error {
 	var b strings.Builder
 	b.WriteString(documentHead)
-	if r.Note != "" {
-		b.WriteString(r.Note + "\n\n")
-	}
+	b.WriteString(r.provenance())
 	b.WriteString("## Machine\n\n")
 	for _, line := range r.Host {
 		b.WriteString("- " + line + "\n")
@@ -40,6 +43,7 @@ func (r *results) document(dir string) error {
 	for _, o := range r.Workloads {
 		o.document(&b)
 	}
+	r.peaks(&b)
 	if err := os.MkdirAll(filepath.Join(dir, "benchmarks"), 0o755); err != nil {
 		return err
 	}
@@ -171,10 +175,10 @@ func (o *outcome) document(b *strings.Builder) {
 		fmt.Fprintf(b, " Load averages of the machine when it began: %s.", o.Load)
 	}
 	b.WriteString("\n\n")
-	b.WriteString("| row | | kiln | BuildKit | buildah | ratio | goal | |\n|---|---|---|---|---|---|---|---|\n")
+	b.WriteString("| row | | kiln | BuildKit | buildah | ratio | goal | over loops | |\n|---|---|---|---|---|---|---|---|---|\n")
 	for _, r := range o.Rows {
-		fmt.Fprintf(b, "| %s | %s | %s | %s | %s | %s | %s | %s |\n", r.ID, r.Title,
-			r.cell("kiln"), r.cell("buildkit"), r.cell("buildah"), r.over(), r.figure(r.Goal), r.verdict())
+		fmt.Fprintf(b, "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n", r.ID, r.Title,
+			r.cell("kiln"), r.cell("buildkit"), r.cell("buildah"), r.over(), r.figure(r.Goal), r.overLoops(), r.verdict())
 	}
 	b.WriteString("\n")
 	o.resources(b)
@@ -200,8 +204,8 @@ func (o *outcome) resources(b *strings.Builder) {
 		line := "| " + r.ID
 		for _, tool := range toolNames {
 			cell := "-"
-			if len(r.Samples[tool]) > 0 {
-				cell = fmt.Sprintf("%s, %s, %s s", megabytes(median(r.values(tool, memory))), megabytes(median(r.values(tool, written))), figure(median(r.values(tool, cpu))))
+			if peak := median(r.values(tool, memory)); peak > 0 { // not so of what a driver builds
+				cell = fmt.Sprintf("%s, %s, %s s", megabytes(peak), megabytes(median(r.values(tool, written))), figure(median(r.values(tool, cpu))))
 			}
 			line += " | " + cell
 		}
@@ -226,12 +230,16 @@ func (o *outcome) traffic(b *strings.Builder) {
 func (o *outcome) loops(b *strings.Builder) {
 	var rows []string
 	for _, r := range o.Rows {
+		var loops []string
 		for _, name := range r.Loops {
-			rows = append(rows, fmt.Sprintf("| %s | %s | %s s |\n", r.ID, name, figure(median(r.Plain[name]))))
+			loops = append(loops, fmt.Sprintf("%s %s s", name, figure(median(r.Plain[name]))))
+		}
+		if len(loops) > 0 {
+			rows = append(rows, fmt.Sprintf("| %s | %s | %s s |\n", r.ID, strings.Join(loops, "; "), figure(r.loops())))
 		}
 	}
 	if len(rows) > 0 {
-		b.WriteString("| plain loop | | |\n|---|---|---|\n" + strings.Join(rows, "") + "\n")
+		b.WriteString("| row | plain loops | together |\n|---|---|---|\n" + strings.Join(rows, "") + "\n")
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 type outcome struct {
 	Name   string
 	When   time.Time
+	Run    time.Time // when the run began that it is of; zero in results of before that was noted
 	Commit string
 	Scale  float64
 	Load   string // the machine's load averages when the workload began
@@ -41,7 +42,7 @@ type rowOutcome struct {
 }
 
 func newOutcome(w workload, l *lab) *outcome {
-	o := &outcome{Name: w.name, When: time.Now().UTC(), Commit: l.revision(), Scale: l.scale, Failed: map[string]string{}}
+	o := &outcome{Name: w.name, When: time.Now().UTC(), Run: l.began, Commit: l.revision(), Scale: l.scale, Failed: map[string]string{}}
 	if load, err := os.ReadFile("/proc/loadavg"); err == nil {
 		o.Load = strings.Join(strings.Fields(string(load))[:3], " ")
 	}
@@ -175,6 +176,27 @@ func (r *rowOutcome) ratio() float64 {
 	return r.time("kiln") / r.time("buildkit")
 }
 
+// loops gives what the row's plain loops take together, by their medians; NaN of none.
+func (r *rowOutcome) loops() float64 {
+	if len(r.Loops) == 0 {
+		return math.NaN()
+	}
+	sum := 0.0
+	for _, name := range r.Loops {
+		sum += median(r.Plain[name])
+	}
+	return sum
+}
+
+// overLoops is the distance to what the machine can do: kiln's median over the sum of
+// the row's plain loops.
+func (r *rowOutcome) overLoops() string {
+	if r.Resident {
+		return "-"
+	}
+	return number(r.time("kiln") / r.loops())
+}
+
 // unended reports whether builds of a tool were stopped, so that their seconds are a
 // bound from below.
 func (r *rowOutcome) unended(tool string) bool {
@@ -184,13 +206,13 @@ func (r *rowOutcome) unended(tool string) bool {
 // print writes the outcome as a table for people at a terminal.
 func (o *outcome) print(w io.Writer) {
 	fmt.Fprintf(w, "\n%s (size %g)\n", o.Name, o.Scale)
-	fmt.Fprintf(w, "%-26s %22s %22s %22s  %7s %6s\n", "", "kiln", "buildkit", "buildah", "ratio", "goal")
+	fmt.Fprintf(w, "%-26s %22s %22s %22s  %7s %6s %10s\n", "", "kiln", "buildkit", "buildah", "ratio", "goal", "over loops")
 	for _, r := range o.Rows {
 		fmt.Fprintf(w, "%-26s", r.ID)
 		for _, tool := range toolNames {
 			fmt.Fprintf(w, " %22s", r.cell(tool))
 		}
-		fmt.Fprintf(w, "  %7s %6s %s\n", r.over(), r.figure(r.Goal), r.verdict())
+		fmt.Fprintf(w, "  %7s %6s %10s %s\n", r.over(), r.figure(r.Goal), r.overLoops(), r.verdict())
 		if r.counted() {
 			for _, tool := range toolNames {
 				if len(r.Samples[tool]) > 0 {
@@ -302,7 +324,6 @@ func (r *rowOutcome) verdict() string {
 
 // results are the outcomes of several workloads, as a file keeps them.
 type results struct {
-	Note      string // what a reader must know of the run, for the document
 	Host      []string
 	Workloads []*outcome
 }

@@ -31,9 +31,9 @@ func (r *results) plots(dir string) ([]plot, error) {
 			for _, tool := range toolNames {
 				s := series{name: tool}
 				for _, n := range graphSizes {
-					row, scale := r.find(graphRow(shape.name, n, kind))
+					o, row := r.find(graphRow(shape.name, n, kind))
 					if row != nil && !math.IsNaN(row.time(tool)) && !row.unended(tool) {
-						s.points = append(s.points, point{float64(n) * scale, row.time(tool)})
+						s.points = append(s.points, point{float64(n) * o.Scale, row.time(tool)})
 					}
 				}
 				if len(s.points) > 0 {
@@ -53,16 +53,16 @@ func (r *results) plots(dir string) ([]plot, error) {
 	return out, nil
 }
 
-// find gives a row and the size at which it was measured.
-func (r *results) find(id string) (*rowOutcome, float64) {
+// find gives a row and the outcome that it is of.
+func (r *results) find(id string) (*outcome, *rowOutcome) {
 	for _, o := range r.Workloads {
 		for _, row := range o.Rows {
 			if row.ID == id {
-				return row, o.Scale
+				return o, row
 			}
 		}
 	}
-	return nil, 0
+	return nil, nil
 }
 
 var colours = []string{"#0072b2", "#d55e00", "#009e73"}
