@@ -24,6 +24,14 @@ func (c *Config) parse(data []byte) error {
 	if err == nil && c.Worker.OCI.Enabled != nil && !*c.Worker.OCI.Enabled {
 		err = errors.New("worker.oci.enabled is false, and kiln has no other worker")
 	}
+	for i, p := range c.Worker.OCI.Policies {
+		if err != nil {
+			break
+		}
+		if ferr := p.checkFilters(); ferr != nil {
+			err = fmt.Errorf("worker.oci.gcpolicy %d, %w", i+1, ferr)
+		}
+	}
 	return err
 }
 

@@ -3,6 +3,8 @@ package kiln
 import (
 	"cmp"
 	"fmt"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -126,6 +128,34 @@ func UsageFilter(list []string) (func(cache.Usage) bool, error) {
 	}
 	return func(u cache.Usage) bool { return f.Match(usageFields(u)) }, nil
 }
+
+// filterTerm is one condition of a filter: a field, and what it is compared with.
+var filterTerm = regexp.MustCompile(`(?:^|,)([a-z.]+)(?:(==|!=|~=)("(?:\\.|[^"\\])*"|/(?:\\.|[^/\\])*/|\|(?:\\.|[^|\\])*\||[^,]*))?`)
+
+// checkFilters says which filter of a policy cannot be meant. One that never holds would
+// leave the state folder to grow, and nobody the wiser.
+func (p GCPolicy) checkFilters() error {
+	for _, text := range p.Filters {
+		if _, err := filters.Parse(text); err != nil {
+			return fmt.Errorf("filter %q: want FIELD==VALUE, FIELD!=VALUE or FIELD~=REGEXP: %w", text, err)
+		}
+		for _, term := range filterTerm.FindAllStringSubmatch(text, -1) {
+			if !slices.Contains(usageNames, term[1]) {
+				return fmt.Errorf("filter %q: there is no field %q; the fields are %s", text, term[1], strings.Join(usageNames, ", "))
+			}
+			if term[2] != "~=" || strings.Contains(term[3], `\`) {
+				continue // what is escaped in quotes is the library's to read
+			}
+			if _, err := regexp.Compile(strings.Trim(term[3], `"/|`)); err != nil {
+				return fmt.Errorf("filter %q: %w", text, err)
+			}
+		}
+	}
+	return nil
+}
+
+// usageNames are the fields that filters can ask for.
+var usageNames = []string{"id", "parents", "parent", "description", "type", "inuse", "mutable", "immutable", "shared", "private"}
 
 // usageFields are what filters can ask of a record.
 func usageFields(u cache.Usage) filters.Adaptor {

@@ -69,6 +69,9 @@ func TestBadGCConfig(t *testing.T) {
 		`maxUsedSpace = "-1GB"`,
 		`minFreeSpace = "120%"`,
 		`gcpolicy = [{keepDuration = "two days"}]`,
+		`gcpolicy = [{filters = ["type=regular"]}]`,
+		`gcpolicy = [{filters = ["type==regular"]}, {filters = ["type==regular,kind==x"]}]`,
+		`gcpolicy = [{filters = ["type~=(", "type==regular"]}]`,
 	} {
 		path := filepath.Join(t.TempDir(), "kiln.toml")
 		if err := os.WriteFile(path, []byte("[worker.oci]\n"+line+"\n"), 0o600); err != nil {
@@ -76,6 +79,18 @@ func TestBadGCConfig(t *testing.T) {
 		}
 		if c, err := loadConfig(path); err == nil {
 			t.Errorf("%s: got %+v, want an error", line, c.Worker.OCI.GCConfig)
+		}
+	}
+}
+
+func TestGCFilters(t *testing.T) {
+	p := GCPolicy{Filters: []string{
+		"type==source.local,inuse", "!shared", `description~="RUN a,b=c"`, "description~=/(RUN|COPY) /,type!=internal", `description~="\\("`, "mutable,parents~=|^a,b|",
+	}}
+	for _, text := range p.Filters {
+		err := GCPolicy{Filters: []string{text}}.checkFilters()
+		if _, perr := UsageFilter([]string{text}); (err == nil) != (perr == nil) {
+			t.Errorf("%s: got %v, and containerd says %v", text, err, perr)
 		}
 	}
 }

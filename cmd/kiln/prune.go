@@ -61,6 +61,9 @@ func newPruneCommand() *cli.Command {
 }
 
 func runPrune(c *cli.Context, o pruneOptions) error {
+	if o.keepDuration < 0 {
+		return usagef("--keep-duration %v: want a time that has passed since, 48h for one", o.keepDuration)
+	}
 	p := request.Prune{All: o.all, KeepDuration: o.keepDuration}
 	var err error
 	for _, bound := range []struct {
