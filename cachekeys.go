@@ -56,7 +56,7 @@ func (b *build) verifyKeys(a attrs, who namer) ([]ed25519.PublicKey, error) {
 	}
 	key, written, err := remote.PublicKeyText(text)
 	if !written && err == nil {
-		if err = who.mayName(text); err == nil {
+		if err = who.mayName(text, "give the line of the public key's file in place of its name"); err == nil {
 			key, err = remote.ReadPublicKey(text)
 		}
 	}
@@ -85,7 +85,7 @@ func (b *build) signKey(a attrs, who namer, inline bool) (ed25519.PrivateKey, er
 		}
 		return configured.sign, nil
 	}
-	err := who.mayName(file)
+	err := who.mayName(file, "the daemon's configuration can name one for all (cache.sign)")
 	if err == nil {
 		var key ed25519.PrivateKey
 		if key, err = remote.ReadPrivateKey(file); err == nil {
@@ -95,11 +95,12 @@ func (b *build) signKey(a attrs, who namer, inline bool) (ed25519.PrivateKey, er
 	return nil, fmt.Errorf("sign: %w", err)
 }
 
-// mayName says whether who names a cache may name the file of a key.
-func (n namer) mayName(file string) error {
+// mayName says whether who names a cache may name the file of a key, and what to do
+// where not.
+func (n namer) mayName(file, instead string) error {
 	switch {
 	case !n.keys:
-		return errors.New("a key's file can be named by who runs on the daemon's machine as its user; its configuration can name one for all (cache.verify, cache.sign), and verify= takes the line of a public key's file too")
+		return errors.New("a key's file can be named only by who runs on the daemon's machine as its user; " + instead)
 	case !n.here && !filepath.IsAbs(file):
 		return fmt.Errorf("%s: a daemon wants the whole path of a key's file", file)
 	}

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/moby/buildkit/client"
 
@@ -43,13 +44,15 @@ func caches(list []request.RemoteCache) ([]client.CacheOptionsEntry, error) {
 // maxKeyFile bounds a file that holds a key.
 const maxKeyFile = 64 << 10
 
-// keyLine gives the line of a public key's file. What names no file is one already,
-// or the daemon will say what is wrong with it.
+// lineStart is what the line of each public key's file begins with.
+const lineStart = "MCowBQYDK2Vw"
+
+// keyLine gives the line of a public key's file, unless it is given that already.
 func keyLine(file string) (string, error) {
-	f, err := os.Open(file)
-	if os.IsNotExist(err) {
+	if strings.HasPrefix(file, lineStart) {
 		return file, nil
 	}
+	f, err := os.Open(file)
 	if err != nil {
 		return "", err
 	}
