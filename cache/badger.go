@@ -22,10 +22,14 @@ import (
 type load uint8
 
 const (
+	// absent is where there is no database of Badger's yet: all that was ever written
+	// is recent. What settle writes makes it heavy.
+	absent load = iota
 	// reading is how a database is opened that was closed in order. It makes no
 	// files, and starts no compactors: a build that finds everything cached writes
-	// nothing. A batch makes it light, or heavy if it is large.
-	reading load = iota
+	// nothing, and one that writes little has it in the file of what is recent. A batch
+	// that is too large for that makes it light, or heavy if there is more.
+	reading
 	// light is for small writes. Opening makes two files of twice the size of a
 	// memtable, whose first pages the kernel reads ahead by megabytes, and an arena of
 	// that size: a small one opens in half the time of a large one. A batch that is
@@ -120,10 +124,32 @@ func openBadger(dir string, l load, warn func(error)) (*badger.DB, error) {
 }
 
 // openFirst opens a database that was closed in order for reading, and any other
-// for light writes: it has a log to be replayed, or nothing in it yet.
+// for heavy writes: it has a log to be replayed, which may be one of a large memtable,
+// and one that does not fit into the memtable ends the process. One that is not there
+// stays so.
 func openFirst(dir string, warn func(error)) (*badger.DB, load, error) {
-	memtables, err := glob(dir, "*.mem")
-	if err == nil && len(memtables) == 0 {
+	if !roomFor(filepath.Dir(dir), openRoom) {
+		return nil, absent, unix.ENOSPC
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, absent, err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, absent, err
+	}
+	made, memtables := false, false
+	for _, e := range entries {
+		made = made || e.Name() != recentFile
+		memtables = memtables || filepath.Ext(e.Name()) == ".mem"
+	}
+	if !made {
+		return nil, absent, nil
+	}
+	l := light
+	if memtables {
+		l = heavy
+	} else {
 		if _, err := os.Lstat(filepath.Join(dir, badger.ManifestFilename)); err == nil {
 			// What it has to say of a damaged database the second one says too.
 			if b, err := openBadger(dir, reading, func(error) {}); err == nil {
@@ -131,8 +157,8 @@ func openFirst(dir string, warn func(error)) (*badger.DB, load, error) {
 			}
 		}
 	}
-	b, err := openBadger(dir, light, warn)
-	return b, light, err
+	b, err := openBadger(dir, l, warn)
+	return b, l, err
 }
 
 func openWith(o badger.Options) (b *badger.DB, err error) {
@@ -268,13 +294,25 @@ func checkTable(path string) error {
 
 // sync makes what was flushed durable.
 func (d *database) sync() error {
+	d.flushMu.Lock()
+	defer d.flushMu.Unlock()
+	if err := d.recent.sync(); err != nil {
+		return err
+	}
+	return d.syncBadger()
+}
+
+func (d *database) syncBadger() error {
 	d.life.RLock()
 	defer d.life.RUnlock()
+	if d.badger == nil {
+		return nil
+	}
 	return d.badger.Sync()
 }
 
 // maxLevel0 is how many tables of level 0 a process leaves to the next. Every
-// process that writes anything leaves one, and Badger's compactors wait for up to
+// process that writes to Badger leaves one, and Badger's compactors wait for up to
 // a second before they look: without a bound, short builds would leave a table
 // each, all of which every later process has to open and to look into.
 const maxLevel0 = 8
@@ -285,6 +323,9 @@ func (d *database) closeBadger() error {
 		// Badger would try for ever to write what it has in memory. Nothing can be lost
 		// any more, and the process ends.
 		return fmt.Errorf("the database cannot be closed: %w", err)
+	}
+	if d.badger == nil {
+		return nil
 	}
 	if err := d.mergeLogs(); err != nil {
 		d.warn(err)
@@ -342,8 +383,10 @@ func (d *database) mergeLogs() error {
 func (d *database) reopen(l load) error {
 	d.life.Lock()
 	defer d.life.Unlock()
-	if err := d.badger.Close(); err != nil {
-		return err
+	if d.badger != nil {
+		if err := d.badger.Close(); err != nil {
+			return err
+		}
 	}
 	b, err := openBadger(d.dir, l, d.warn)
 	if err != nil {

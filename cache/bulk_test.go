@@ -33,7 +33,7 @@ func putNodes(t *testing.T, c *Cache, first uint64, bytes int) (nodes []uint64) 
 // nodes before and after that. It gives the numbers of the nodes, which begin with first.
 func putBulk(t *testing.T, c *Cache, first uint64) (nodes []uint64) {
 	t.Helper()
-	c.db.bulkAfter = 200 << 10
+	c.db.bulkAfter, c.db.recentMax = 200<<10, 0
 	nodes = putNodes(t, c, first, 150<<10)
 	nodes = append(nodes, putNodes(t, c, first+uint64(len(nodes)), 150<<10)...)
 	if c.db.load != bulk {

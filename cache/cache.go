@@ -60,7 +60,8 @@ type Options struct {
 	// are misses.
 	LazyClose bool
 
-	bootID string // for tests; empty is the machine's
+	bootID   string // for tests; empty is the machine's
+	noRecent bool   // for tests: Badger is written to at once
 }
 
 // Cache is an open state folder. It is safe for concurrent use.
@@ -164,6 +165,9 @@ func (c *Cache) open(ctx context.Context) (err error) {
 	}
 	if c.db, err = openDatabase(c.Path("db"), c.guard, c.opt.Clock(), c.opt.Warn); err != nil {
 		return err
+	}
+	if c.opt.noRecent {
+		c.db.recentMax = 0
 	}
 	if err := c.beginSizes(fresh); err != nil {
 		return err

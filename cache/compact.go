@@ -36,6 +36,9 @@ func (d *database) compact(atLeast int) error {
 	if d.deleted < atLeast || d.damaged.Load() {
 		return nil
 	}
+	if err := d.settle(); err != nil || d.badger == nil {
+		return err
+	}
 	takes, err := diskUsage(d.dir)
 	if err != nil {
 		return err

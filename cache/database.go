@@ -6,7 +6,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -47,11 +46,11 @@ const (
 )
 
 // database is Badger with a buffer before it. Writes go to the buffer, which
-// reads look into first, and from there in batches to Badger, in the background.
-// A buffered value is nil where the key is deleted.
+// reads look into first, and from there in batches to the file of what is recent, or
+// to Badger, in the background. A buffered value is nil where the key is deleted.
 type database struct {
 	life   sync.RWMutex // held for writing while badger is exchanged
-	badger *badger.DB
+	badger *badger.DB   // nil while the load is absent
 
 	dir   string
 	guard *guard.Guard
@@ -63,10 +62,13 @@ type database struct {
 	room     *sync.Cond // of mu: flushing has become nil
 	active   map[string][]byte
 	flushing map[string][]byte
-	size     int
-	failed   error // of the last flush, until one succeeds
+	// recentValues are those of the file of what is recent; they are older than the others.
+	recentValues map[string][]byte
+	size         int
+	failed       error // of the last flush, until one succeeds
 
 	flushMu sync.Mutex // held by who flushes; before life and mu
+	recent  recent     // guarded by flushMu
 	deleted int        // keys since the last compaction; guarded by flushMu
 	// version is the timestamp of the last batch; guarded by flushMu. Left to
 	// itself Badger gives a reader the timestamp of the last write, and has it wait
@@ -76,13 +78,16 @@ type database struct {
 	load    load  // what Badger is open for; guarded by flushMu
 	written int64 // since it was opened light; guarded by flushMu
 	mapped  int64 // written since it was last opened; guarded by flushMu
-	// bulkAfter is bulkBytes and renewAfter bulkMapped, but in tests.
-	bulkAfter, renewAfter int64
-	urgent                chan struct{}
-	wake                  chan struct{}
-	done                  chan struct{}
-	group                 sync.WaitGroup
+	// bulkAfter is bulkBytes, renewAfter bulkMapped and recentMax recentBytes, but in tests.
+	bulkAfter, renewAfter, recentMax int64
+	urgent                           chan struct{}
+	wake                             chan struct{}
+	done                             chan struct{}
+	group                            sync.WaitGroup
 }
+
+// recentFile is the name of the file of what is recent, beside Badger's.
+const recentFile = "recent"
 
 // openDatabase opens dir. One that Badger cannot open is set aside; what was
 // found wrong while it was last open counts as that too.
@@ -110,11 +115,21 @@ func openDatabase(dir string, g *guard.Guard, now time.Time, warn func(error)) (
 			return nil, tmpfile.Explain(fmt.Errorf("opening the database %s: %w", dir, err))
 		}
 	}
+	recent, values, err := openRecent(filepath.Join(dir, recentFile))
+	if err != nil {
+		if b != nil {
+			err = errors.Join(err, b.Close())
+		}
+		return nil, fmt.Errorf("opening the database %s: %w", dir, err)
+	}
 	d := &database{
-		badger: b, load: l, version: b.MaxVersion(), dir: dir, guard: g, warn: warn,
-		bulkAfter: bulkBytes, renewAfter: bulkMapped,
+		badger: b, load: l, dir: dir, guard: g, warn: warn, recent: recent, recentValues: values,
+		bulkAfter: bulkBytes, renewAfter: bulkMapped, recentMax: recentBytes,
 		active: map[string][]byte{},
 		urgent: make(chan struct{}, 1), wake: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+	if b != nil {
+		d.version = b.MaxVersion()
 	}
 	d.room = sync.NewCond(&d.mu)
 	d.group.Go(d.run)
@@ -129,14 +144,21 @@ func dbKey(prefix byte, id *[32]byte) []byte {
 	return b
 }
 
+// lookup looks for a value that is not in Badger yet; nil is one that was deleted.
+func (d *database) lookup(key []byte) (v []byte, ok bool) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	for _, m := range []map[string][]byte{d.active, d.flushing, d.recentValues} {
+		if v, ok = m[string(key)]; ok {
+			return v, true
+		}
+	}
+	return nil, false
+}
+
 // get gives a value, which the caller must not change; nil is none.
 func (d *database) get(key []byte) []byte {
-	d.mu.RLock()
-	v, ok := d.active[string(key)]
-	if !ok {
-		v, ok = d.flushing[string(key)]
-	}
-	d.mu.RUnlock()
+	v, ok := d.lookup(key)
 	if ok {
 		return v
 	}
@@ -159,13 +181,7 @@ func (d *database) get(key []byte) []byte {
 
 // has reports whether there is a value.
 func (d *database) has(key []byte) bool {
-	d.mu.RLock()
-	v, ok := d.active[string(key)]
-	if !ok {
-		v, ok = d.flushing[string(key)]
-	}
-	d.mu.RUnlock()
-	if ok {
+	if v, ok := d.lookup(key); ok {
 		return v != nil
 	}
 	err := d.view(func(txn *badger.Txn) error {
@@ -178,10 +194,14 @@ func (d *database) has(key []byte) bool {
 	return err == nil
 }
 
-// view reads from Badger; fn must not come back to d.
+// view reads from Badger; fn must not come back to d. Where there is no Badger yet
+// there is no key.
 func (d *database) view(fn func(*badger.Txn) error) error {
 	d.life.RLock()
 	defer d.life.RUnlock()
+	if d.badger == nil {
+		return badger.ErrKeyNotFound
+	}
 	txn := d.badger.NewTransactionAt(math.MaxUint64, false)
 	defer txn.Discard()
 	return fn(txn)
@@ -326,16 +346,37 @@ func (d *database) writeBatch(batch map[string][]byte, size int) error {
 	if !roomFor(d.dir, int64(headroom+4*size)) {
 		return unix.ENOSPC
 	}
+	keys := sortedKeys(batch)
+	if done, err := d.note(batch, keys); done || err != nil {
+		return d.wrote(batch, size, err)
+	}
+	if err := d.settle(); err != nil {
+		return err
+	}
 	d.written += int64(size)
 	if err := d.bear(size); err != nil {
 		return err
 	}
 	d.mapped += int64(size)
-	keys := make([]string, 0, len(batch))
-	for k := range batch {
-		keys = append(keys, k)
+	return d.wrote(batch, size, d.setAll(batch, keys))
+}
+
+// wrote takes account of a batch.
+func (d *database) wrote(batch map[string][]byte, size int, err error) error {
+	if err != nil {
+		return err
 	}
-	slices.Sort(keys)
+	for _, v := range batch {
+		if v == nil {
+			d.deleted++
+		}
+	}
+	d.guard.Grow(int64(size))
+	return nil
+}
+
+// setAll writes values to Badger, in the order of their keys. flushMu is held.
+func (d *database) setAll(batch map[string][]byte, keys []string) error {
 	d.life.RLock()
 	defer d.life.RUnlock()
 	d.version++
@@ -347,7 +388,6 @@ func (d *database) writeBatch(batch map[string][]byte, size int) error {
 			err = wb.Set([]byte(k), v)
 		} else {
 			err = wb.Delete([]byte(k))
-			d.deleted++
 		}
 		if err != nil {
 			return err
@@ -357,15 +397,28 @@ func (d *database) writeBatch(batch map[string][]byte, size int) error {
 		return err
 	}
 	d.badger.SetDiscardTs(d.version)
-	d.guard.Grow(int64(size))
 	return nil
 }
 
-// each calls fn for the keys that begin with prefix, with values for their values
-// too: those that are buffered come last, others in their order. fn may keep what
-// it is given, and write to d. Keys that are put meanwhile may be met or not.
+// each calls fn for the keys that begin with prefix, in their order, with values for
+// their values too. fn may keep what it is given, and write to d. Keys that are put
+// meanwhile may be met or not.
 func (d *database) each(prefix []byte, values bool, fn func(key, value []byte) error) error {
 	buffered := d.buffered(prefix)
+	waiting := sortedKeys(buffered)
+	// until calls fn for what is buffered before a key, or with it.
+	until := func(key []byte) error {
+		for len(waiting) > 0 && (key == nil || waiting[0] <= string(key)) {
+			k := waiting[0]
+			waiting = waiting[1:]
+			if v := buffered[k]; v != nil {
+				if err := fn([]byte(k), v); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
 	for at := prefix; at != nil; {
 		pairs, err := d.page(prefix, at, values)
 		if err != nil {
@@ -373,6 +426,9 @@ func (d *database) each(prefix []byte, values bool, fn func(key, value []byte) e
 			return fmt.Errorf("reading the cache's database: %w", err)
 		}
 		for _, p := range pairs {
+			if err := until(p.k); err != nil {
+				return err
+			}
 			if _, ok := buffered[string(p.k)]; ok {
 				continue
 			}
@@ -385,15 +441,7 @@ func (d *database) each(prefix []byte, values bool, fn func(key, value []byte) e
 			at = append(pairs[pageSize-1].k, 0)
 		}
 	}
-	for k, v := range buffered {
-		if v == nil {
-			continue
-		}
-		if err := fn([]byte(k), v); err != nil {
-			return err
-		}
-	}
-	return nil
+	return until(nil)
 }
 
 // buffered gives what the buffer has of the keys that begin with prefix.
@@ -401,7 +449,7 @@ func (d *database) buffered(prefix []byte) map[string][]byte {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	found := map[string][]byte{}
-	for _, m := range []map[string][]byte{d.flushing, d.active} {
+	for _, m := range []map[string][]byte{d.recentValues, d.flushing, d.active} {
 		for k, v := range m {
 			if strings.HasPrefix(k, string(prefix)) {
 				found[k] = v
@@ -434,6 +482,9 @@ func (d *database) page(prefix, at []byte, values bool) (pairs []pair, err error
 		}
 		return nil
 	})
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		err = nil
+	}
 	return pairs, err
 }
 
@@ -441,7 +492,7 @@ func (d *database) page(prefix, at []byte, values bool) (pairs []pair, err error
 func (d *database) close() error {
 	close(d.done)
 	d.group.Wait()
-	err := d.flush()
+	err := errors.Join(d.flush(), d.recent.close())
 	if errors.Is(err, tmpfile.ErrFull) {
 		// Closing Badger would write a table, and kill the process on a full disk.
 		// Its log holds everything; the next process replays it.

@@ -376,10 +376,10 @@ func TestDamagedDatabase(t *testing.T) {
 			}
 		}},
 	} {
-		for _, pattern := range []string{"MANIFEST", "*.sst", "*.vlog", "*"} {
+		for _, pattern := range []string{"MANIFEST", "*.sst", "*.vlog", "recent", "*"} {
 			t.Run(row.name+" "+pattern, func(t *testing.T) {
 				dir := t.TempDir()
-				c := open(t, dir, Options{LazyClose: true})
+				c := open(t, dir, Options{LazyClose: true, noRecent: pattern != "recent"})
 				for i := range 300 {
 					putChain(t, c, ChainID{}, map[string]string{"a": fmt.Sprint(i)})
 				}

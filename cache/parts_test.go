@@ -72,7 +72,7 @@ func TestShortProcessesLeaveFewTables(t *testing.T) {
 	dir := t.TempDir()
 	const processes = 4 * maxLevel0
 	for i := range processes {
-		c := open(t, dir, Options{})
+		c := open(t, dir, Options{noRecent: true})
 		if err := c.Bucket("time").Put(fmt.Appendf(nil, "k%d", i), []byte("v")); err != nil {
 			t.Fatal(err)
 		}
