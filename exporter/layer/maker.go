@@ -215,6 +215,7 @@ func (r *run) do(ctx context.Context, plan func(context.Context, func(*piece) er
 			if j.buf != nil {
 				r.m.buffers.Put(j.buf)
 			}
+			j.p.release()
 			<-r.m.tokens
 		}
 	})

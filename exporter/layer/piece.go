@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"sync"
 
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/tree"
@@ -40,6 +41,17 @@ type piece struct {
 	size    int64
 	// stream, where it is set, is all of the piece: it was read from a tar stream.
 	stream []byte
+}
+
+// pieces are used again: of small files, a piece has some hundreds of kilobytes of
+// headers, which were copied at each growth.
+var pieces = sync.Pool{New: func() any { return new(piece) }}
+
+// release gives back a piece that nobody uses any more.
+func (p *piece) release() {
+	clear(p.parts) // their strings are to go
+	*p = piece{headers: p.headers[:0], parts: p.parts[:0]}
+	pieces.Put(p)
 }
 
 // add puts a tar entry, or its beginning, into the piece.
@@ -233,7 +245,7 @@ func (c *cutter) end() error {
 
 func (c *cutter) piece() *piece {
 	if c.cur == nil {
-		c.cur = new(piece)
+		c.cur = pieces.Get().(*piece)
 	}
 	return c.cur
 }
