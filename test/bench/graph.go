@@ -163,7 +163,7 @@ func writeGraph(args []string) error {
 func solveGraph(args []string) error {
 	ctx := context.Background()
 	start := time.Now()
-	c, err := cache.Open(ctx, args[0], cache.Options{Warn: func(err error) { fmt.Fprintln(os.Stderr, err) }})
+	c, err := cache.Open(ctx, args[0], cache.Options{LazyClose: true, Warn: func(err error) { fmt.Fprintln(os.Stderr, err) }})
 	if err != nil {
 		return err
 	}
@@ -275,9 +275,12 @@ func graphRound(r *run) error {
 	return nil
 }
 
-// graphPair solves a graph twice, and reports whether a larger one of its shape is
+// graphPair solves a graph twice, first on an empty state, and reports whether a larger one of its shape is
 // worth trying: not where this one could not be solved, or not in time.
 func (r *run) graphPair(shape string, n int) (more bool, err error) {
+	if err := r.tool.reset(r.ctx); err != nil {
+		return false, err
+	}
 	for _, kind := range []string{"first", "hit"} {
 		id := graphRow(shape, n, kind)
 		took, err := r.solve(r.graph(shape, n))
@@ -293,7 +296,7 @@ func (r *run) graphPair(shape string, n int) (more bool, err error) {
 		r.samples[id] = took
 		fmt.Fprintf(os.Stderr, "  %-9s round %d  %-28s %8.3f s  %5d MB\n", r.tool.name(), r.n+1, id, took.Seconds, took.Memory>>20)
 		if took.Unended {
-			return false, r.tool.reset(r.ctx)
+			return false, nil
 		}
 	}
 	return true, r.exportGraph(shape, n)
