@@ -25,8 +25,11 @@ type collector struct {
 	running bool
 	again   bool      // a build has ended meanwhile
 	rest    time.Time // nothing is collected before
-	stop    context.CancelFunc
-	group   sync.WaitGroup
+	// later is for a build that ended while the collector rested; nil is none.
+	later  *time.Timer
+	closed bool
+	stop   context.CancelFunc
+	group  sync.WaitGroup
 
 	room sync.Mutex // held by who makes room for a step
 }
@@ -45,22 +48,43 @@ const (
 
 // after is called when a build has ended and lets go what it held.
 func (c *collector) after() {
-	if !c.engine.cache.Wrote() {
-		return
+	if c.engine.cache.Wrote() {
+		c.begin()
 	}
+}
+
+// begin collects in the background if a policy may be exceeded: at once, or, where it
+// goes on or rests, after that.
+func (c *collector) begin() {
 	over, err := c.over()
 	if err != nil || len(over) == 0 {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.running || c.engine.clock().Before(c.rest) {
-		c.again = c.running
-		return
+	wait := c.rest.Sub(c.engine.clock())
+	switch {
+	case c.closed:
+	case c.running:
+		c.again = true
+	case wait <= 0:
+		ctx, cancel := context.WithCancel(context.Background())
+		c.running, c.stop = true, cancel
+		c.group.Go(func() { c.run(ctx, over) })
+	case c.later == nil:
+		c.later = time.AfterFunc(wait, c.rested)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	c.running, c.stop = true, cancel
-	c.group.Go(func() { c.run(ctx, over) })
+}
+
+// rested looks again for a build that ended while the collector rested: there may be
+// no other for long.
+func (c *collector) rested() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.later = nil
+	if !c.closed {
+		c.group.Go(c.begin)
+	}
 }
 
 // over gives what the policies ask for whose bounds may be exceeded.
@@ -154,8 +178,15 @@ func (c *collector) follow(ctx context.Context, policies []cache.PruneOptions) e
 	return nil
 }
 
-// close waits for a collection that is going on.
-func (c *collector) close() { c.group.Wait() }
+// close waits for a collection that is going on. None begins any more.
+func (c *collector) close() {
+	c.mu.Lock()
+	if c.closed = true; c.later != nil {
+		c.later.Stop()
+	}
+	c.mu.Unlock()
+	c.group.Wait()
+}
 
 // stepRoom gives how much is to be free on a disk of that size before a step
 // begins: a fiftieth, from 64 MB, below which nothing could be recorded, to 1 GB;
