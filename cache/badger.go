@@ -295,11 +295,12 @@ func checkTable(path string) error {
 // sync makes what was flushed durable.
 func (d *database) sync() error {
 	d.flushMu.Lock()
-	defer d.flushMu.Unlock()
-	if err := d.recent.sync(); err != nil {
+	err := d.recent.sync()
+	d.flushMu.Unlock()
+	if err != nil {
 		return err
 	}
-	return d.syncBadger()
+	return d.syncBadger() // and with it what has come there from the file meanwhile
 }
 
 func (d *database) syncBadger() error {
