@@ -55,7 +55,7 @@ var workloads = []workload{
 			{id: "W9 gzip", title: "layers compressed by gzip", goal: 0.5},
 			{id: "W9 zstd", title: "layers compressed by zstd", goal: 0.5},
 		},
-		rounds: 3, setup: pullSetup, round: pullRound, plain: pullPlain, disk: 20,
+		setup: pullSetup, round: pullRound, plain: pullPlain, disk: 20,
 		fewer: map[string]int{"buildah": 1},
 	},
 	{
@@ -93,7 +93,7 @@ var workloads = []workload{
 	{
 		name:   "Memory at rest, after W4's first build without an output",
 		rows:   []row{{id: "W15", title: "resident after twenty seconds", goal: 60 << 20, memory: true}},
-		rounds: 3, setup: sources.setup, round: memoryRound,
+		setup: sources.setup, round: memoryRound,
 		without: map[string]string{"buildah": "it has no process that stays"},
 	},
 }
