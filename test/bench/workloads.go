@@ -91,8 +91,8 @@ var workloads = []workload{
 		fewer: map[string]int{"buildah": 1},
 	},
 	{
-		name:   "Memory at rest, after W4's first build without an output",
-		rows:   []row{{id: "W15", title: "resident after twenty seconds", goal: 60 << 20, memory: true}},
+		name:  "Memory at rest, after W4's first build without an output",
+		rows:  []row{{id: "W15", title: "resident after twenty seconds", goal: 60 << 20, memory: true}},
 		setup: sources.setup, round: memoryRound,
 		without: map[string]string{"buildah": "it has no process that stays"},
 	},
