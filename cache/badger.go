@@ -138,23 +138,22 @@ func openFirst(dir string, warn func(error)) (*badger.DB, load, error) {
 	if err != nil {
 		return nil, absent, err
 	}
-	made, memtables := false, false
+	made, manifest, memtables := false, false, false
 	for _, e := range entries {
 		made = made || e.Name() != recentFile
+		manifest = manifest || e.Name() == badger.ManifestFilename
 		memtables = memtables || filepath.Ext(e.Name()) == ".mem"
 	}
-	if !made {
-		return nil, absent, nil
-	}
 	l := light
-	if memtables {
+	switch {
+	case !made:
+		return nil, absent, nil
+	case memtables:
 		l = heavy
-	} else {
-		if _, err := os.Lstat(filepath.Join(dir, badger.ManifestFilename)); err == nil {
-			// What it has to say of a damaged database the second one says too.
-			if b, err := openBadger(dir, reading, func(error) {}); err == nil {
-				return b, reading, nil
-			}
+	case manifest:
+		// What it has to say of a damaged database the second one says too.
+		if b, err := openBadger(dir, reading, func(error) {}); err == nil {
+			return b, reading, nil
 		}
 	}
 	b, err := openBadger(dir, l, warn)

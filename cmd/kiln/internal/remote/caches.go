@@ -48,6 +48,8 @@ const maxKeyFile = 64 << 10
 const lineStart = "MCowBQYDK2Vw"
 
 // keyLine gives the line of a public key's file, unless it is given that already.
+// The daemon says whether it is a key: what reads keys there (remote.ReadPublicKey of the
+// caches) belongs to the engine, which this command does not have on every system.
 func keyLine(file string) (string, error) {
 	if strings.HasPrefix(file, lineStart) {
 		return file, nil
