@@ -216,10 +216,7 @@ func (w *Worker) part(ctx context.Context, t *localTree, selector string) (cache
 		at = strings.TrimSuffix(strings.TrimSuffix(r.Path, name), "/")
 	}
 	root.Name = ""
-	if err := w.capture(ctx, t, at, root); err != nil {
-		return cache.ChainID{}, "", err
-	}
-	id, err := w.single(root)
+	id, err := w.captured(ctx, t, at, root)
 	return id, name, err
 }
 

@@ -382,3 +382,50 @@ func TestMissingFiles(t *testing.T) {
 		t.Error("a copy that reads a missing file does not blame its source")
 	}
 }
+
+// TestMountedFolderIsCapturedOnce mounts a folder of the user's for several steps: no
+// step after the first looks for its files in the pool, until one is missed.
+func TestMountedFolderIsCapturedOnce(t *testing.T) {
+	for _, test := range []struct{ name, selector, read string }{
+		{"all of it", "/", "cat /m/d/f"},
+		{"a folder in it", "/d", "cat /m/f"},
+		{"a file in it", "/d/f", "cat /m"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := newRig(t, Session{})
+			base := r.busybox()
+			ctx := r.local("ctx", map[string]string{"d/f": "content"})
+			r.solve(ctx)
+			file, err := tree.Resolve(r.c, r.state(ctx), "/d/f", true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// step runs another step that reads the file, which says what is in it.
+			step := func(comment string) string {
+				t.Helper()
+				r.solve(r.run(base, test.read+" #"+comment, llb.Bind(ctx, test.selector, "/m")))
+				return r.out.take()
+			}
+			step("first")
+			if !r.c.Pool().Has(file.Entry) {
+				t.Fatal("the first step leaves no file in the pool")
+			}
+			if err := r.c.Pool().Drop(file.Entry); err != nil {
+				t.Fatal(err)
+			}
+			if got := step("second"); got != "content" || r.c.Pool().Has(file.Entry) {
+				t.Errorf("the second step reads %q, and has captured the file again: %v", got, r.c.Pool().Has(file.Entry))
+			}
+			r.w.Doubt()
+			if got := step("third"); got != "content" || !r.c.Pool().Has(file.Entry) {
+				t.Errorf("with doubt a step reads %q, and has captured the file: %v", got, r.c.Pool().Has(file.Entry))
+			}
+			// What has changed has another tree, and is captured.
+			writeFiles(t, r.locals["ctx"], map[string]string{"d/f": "other"})
+			delete(r.done, ctx.Vertex.Digest())
+			if got := step("fourth"); got != "other" {
+				t.Errorf("after an edit a step reads %q", got)
+			}
+		})
+	}
+}
