@@ -210,7 +210,7 @@ func (w *Worker) part(ctx context.Context, t *localTree, selector string) (cache
 	root, at, name := r.Entry, r.Path, ""
 	if root.Kind != tree.Dir {
 		root, name = fileop.Scratch, r.Entry.Name
-		if root.Children, err = layer.WriteDir(w.cache, []tree.Entry{r.Entry}); err != nil {
+		if root.Children, err = tree.PutDir(w.cache, []tree.Entry{r.Entry}); err != nil {
 			return cache.ChainID{}, "", err
 		}
 		at = strings.TrimSuffix(strings.TrimSuffix(r.Path, name), "/")

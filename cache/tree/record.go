@@ -104,13 +104,20 @@ func (e *Entry) appendRest(b []byte) []byte {
 
 // newRecord encodes a checked entry.
 func newRecord(e *Entry) record {
-	b := appendName(make([]byte, 0, len(e.Name)+len(e.Target)+96), e.Name)
+	r, _ := e.encodeIn(make([]byte, 0, len(e.Name)+len(e.Target)+96))
+	return r
+}
+
+// encodeIn is newRecord in a buffer whose bytes it replaces; the buffer that it gives
+// back is for the entry after.
+func (e *Entry) encodeIn(b []byte) (record, []byte) {
+	b = appendName(b[:0], e.Name)
 	named := len(b)
 	b = e.appendIdent(b)
 	idented := len(b)
 	b = e.appendRest(b)
 	full := b[:idented:idented]
-	return record{full: full, name: full[named-len(e.Name) : named], ident: full[named:], rest: b[idented:]}
+	return record{full: full, name: full[named-len(e.Name) : named], ident: full[named:], rest: b[idented:]}, b
 }
 
 // parseRecord finds the parts of a record in the two slices that a node has of it.

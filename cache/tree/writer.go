@@ -97,6 +97,7 @@ type writer struct {
 	n       Nodes
 	pages   []*page // by level
 	scratch []byte
+	record  []byte // the entry that PutDir adds
 }
 
 var writers = sync.Pool{New: func() any { return new(writer) }}
@@ -114,6 +115,9 @@ func (w *writer) free() {
 		if cap(p.ident) > 2*cutWeight {
 			*p = page{level: p.level} // keeps the pool's buffers small
 		}
+	}
+	if cap(w.record) > cutWeight {
+		w.record = nil
 	}
 	w.n = nil
 	writers.Put(w)
@@ -236,16 +240,18 @@ func (w *writer) only(p *page) (Ref, error) {
 // whoever has a whole directory at hand, with the Children of those in it, as a
 // scan from the leaves up does; a Builder holds what comes in another order.
 func PutDir(n Nodes, entries []Entry) (Ref, error) {
-	byName := func(a, b Entry) int { return strings.Compare(a.Name, b.Name) }
-	if !slices.IsSortedFunc(entries, byName) {
-		slices.SortFunc(entries, byName)
+	for i := 1; i < len(entries); i++ {
+		if entries[i-1].Name > entries[i].Name {
+			slices.SortFunc(entries, func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
+			break
+		}
 	}
 	w := newWriter(n)
 	defer w.free()
 	for i := range entries {
 		e := &entries[i]
 		err := e.Check()
-		if err == nil {
+		if err == nil && e.Name == "" {
 			err = CheckName(e.Name)
 		}
 		if err == nil && i > 0 && entries[i-1].Name == e.Name {
@@ -254,7 +260,8 @@ func PutDir(n Nodes, entries []Entry) (Ref, error) {
 		if err != nil {
 			return Ref{}, err
 		}
-		r := newRecord(e)
+		var r record
+		r, w.record = e.encodeIn(w.record)
 		if err := w.entry(&r); err != nil {
 			return Ref{}, err
 		}

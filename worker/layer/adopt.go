@@ -135,7 +135,7 @@ func (a *adopter) dir(dir *os.File, rel string, e *tree.Entry, below tree.Entry)
 			return fmt.Errorf("taking %q out: %w", path.Join(rel, names[i].Name), err)
 		}
 	}
-	if e.Children, err = WriteDir(a.folders.cache, entries); err != nil {
+	if e.Children, err = tree.PutDir(a.folders.cache, entries); err != nil {
 		return err
 	}
 	if len(entries) < len(items) {

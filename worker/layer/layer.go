@@ -9,11 +9,7 @@
 // makes one of a tree, Adopt makes a tree of one, and the two are inverse.
 package layer
 
-import (
-	"strings"
-
-	"github.com/kiln-build/kiln/cache/tree"
-)
+import "strings"
 
 // TagOf makes the tag of a file that enters the pool at path, an absolute path
 // in the root file system that it becomes part of. It is 64-bit FNV-1a: equal
@@ -49,16 +45,3 @@ const (
 	overlayTrusted = "trusted.overlay."
 	overlayUser    = "user.overlay."
 )
-
-// WriteDir stores a directory of entries, and names it. Directories among them
-// bring their Children.
-func WriteDir(n tree.Nodes, entries []tree.Entry) (tree.Ref, error) {
-	var b tree.Builder
-	for i := range entries {
-		if err := b.Set(entries[i].Name, entries[i]); err != nil {
-			return tree.Ref{}, err
-		}
-	}
-	root, err := b.Root(n)
-	return root.Children, err
-}

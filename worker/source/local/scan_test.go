@@ -381,14 +381,14 @@ func TestRacilyClean(t *testing.T) {
 	if err := unix.Stat(dir, &st); err != nil {
 		t.Fatal(err)
 	}
-	if got := loadStats(bucket, st).records; len(got) != 0 {
+	if got := loadStats(bucket, st, nil).records; len(got) != 0 {
 		t.Errorf("a file that was just written is remembered: %+v", got)
 	}
 	age(t, s)
 	if _, err := s.Scan(context.Background(), dir, Filter{}); err != nil {
 		t.Fatal(err)
 	}
-	if got := loadStats(bucket, st).records; len(got) != 1 {
+	if got := loadStats(bucket, st, nil).records; len(got) != 1 {
 		t.Errorf("an old file is not remembered")
 	}
 }
@@ -399,15 +399,15 @@ func TestRecordRoundTrip(t *testing.T) {
 		{name: "l", ino: 1 << 60, kind: unix.S_IFLNK, target: "/x", xattrs: []tree.Xattr{{Name: "a", Value: "b\x00c"}}},
 	} {
 		b := r.append(nil)
-		got, rest, err := decodeRecord(b)
-		if err != nil || len(rest) != 0 {
-			t.Fatalf("decoding %+v: %v, %d bytes left", r, err, len(rest))
+		var got record
+		if d := newDecoder(b); !got.decode(d) || len(d.b) != 0 {
+			t.Fatalf("decoding %+v: got %+v, %d bytes left", r, got, len(d.b))
 		}
 		if fmt.Sprint(got) != fmt.Sprint(r) {
 			t.Errorf("got %+v, want %+v", got, r)
 		}
 		for i := range b {
-			if _, _, err := decodeRecord(b[:i]); err == nil {
+			if new(record).decode(newDecoder(b[:i])) {
 				t.Errorf("the first %d of %d bytes decoded", i, len(b))
 			}
 		}
@@ -418,13 +418,12 @@ func FuzzDecodeRecord(f *testing.F) {
 	r := record{name: "f", kind: unix.S_IFREG, xattrs: []tree.Xattr{{Name: "a", Value: "b"}}}
 	f.Add(r.append(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		r, rest, err := decodeRecord(b)
-		if err != nil {
+		var r, again record
+		if d := newDecoder(b); !r.decode(d) || len(d.b) > len(b) {
 			return
 		}
-		again, _, err := decodeRecord(r.append(nil))
-		if err != nil || fmt.Sprint(again) != fmt.Sprint(r) || len(rest) > len(b) {
-			t.Errorf("%+v came back as %+v, %v", r, again, err)
+		if !again.decode(newDecoder(r.append(nil))) || fmt.Sprint(again) != fmt.Sprint(r) {
+			t.Errorf("%+v came back as %+v", r, again)
 		}
 	})
 }

@@ -2,7 +2,6 @@ package local
 
 import (
 	"encoding/binary"
-	"errors"
 	"slices"
 	"time"
 
@@ -92,10 +91,10 @@ func statsKey(st unix.Stat_t, chunk int) []byte {
 	return binary.AppendUvarint(key, uint64(chunk))
 }
 
-// loadStats reads what is remembered of a directory. What cannot be read is not
-// remembered.
-func loadStats(b Bucket, st unix.Stat_t) *dirStats {
-	d := new(dirStats)
+// loadStats reads what is remembered of a directory, in the room of the empty slice
+// records. What cannot be read is not remembered.
+func loadStats(b Bucket, st unix.Stat_t, records []record) *dirStats {
+	d := &dirStats{records: records}
 	if b == nil {
 		return d
 	}
@@ -106,13 +105,14 @@ func loadStats(b Bucket, st unix.Stat_t) *dirStats {
 		}
 		more := value[0] == 1
 		d.records = slices.Grow(d.records, len(value)/recordSize+1)
-		for value = value[1:]; len(value) > 0; {
-			var r record
-			var err error
-			if r, value, err = decodeRecord(value); err != nil {
+		// The texts of all records are parts of one string.
+		for rest := newDecoder(value[1:]); len(rest.b) > 0; {
+			n := len(d.records)
+			d.records = append(d.records, record{})
+			if !d.records[n].decode(rest) {
+				d.records = d.records[:n]
 				return d
 			}
-			d.records = append(d.records, r)
 		}
 		if !more {
 			return d
@@ -187,12 +187,8 @@ func appendString(b []byte, s string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }
 
-var errRecord = errors.New("a stat record that is not whole")
-
-// decodeRecord reads one record and gives what follows it.
-func decodeRecord(b []byte) (record, []byte, error) {
-	d := decoder{b: b}
-	var r record
+// decode reads one record into the zero record r, and reports whether it was whole.
+func (r *record) decode(d *decoder) bool {
 	r.name = d.string()
 	r.kind = uint32(d.uvarint())
 	r.ino = d.uvarint()
@@ -207,17 +203,17 @@ func decodeRecord(b []byte) (record, []byte, error) {
 	for n := d.uvarint(); n > 0 && !d.short; n-- {
 		r.xattrs = append(r.xattrs, tree.Xattr{Name: d.string(), Value: d.string()})
 	}
-	if d.short || r.name == "" {
-		return record{}, nil, errRecord
-	}
-	return r, d.b, nil
+	return !d.short && r.name != ""
 }
 
 // decoder reads what append wrote; short is set once the bytes ran out.
 type decoder struct {
 	b     []byte
+	text  string // ends as b does
 	short bool
 }
+
+func newDecoder(b []byte) *decoder { return &decoder{b: b, text: string(b)} }
 
 func (d *decoder) take(n int) []byte {
 	if n < 0 || n > len(d.b) {
@@ -255,5 +251,7 @@ func (d *decoder) string() string {
 		d.short, d.b = true, nil
 		return ""
 	}
-	return string(d.take(int(n)))
+	at := len(d.text) - len(d.b)
+	d.take(int(n))
+	return d.text[at : at+int(n)]
 }
