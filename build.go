@@ -84,6 +84,7 @@ type build struct {
 	given  []attributed               // graphs that frontends were given names for
 	// exports are the remote caches that are being written.
 	exports []*cacheExport
+	results resultLayers
 	result  Result
 }
 

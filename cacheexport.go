@@ -17,6 +17,7 @@ import (
 	"github.com/kiln-build/kiln/cache/remote/s3"
 	"github.com/kiln-build/kiln/exporter"
 	"github.com/kiln-build/kiln/exporter/image"
+	"github.com/kiln-build/kiln/exporter/layer"
 	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/solver"
 )
@@ -82,13 +83,67 @@ func isNamedWhole(s remote.Store) bool {
 	return false
 }
 
-// forms makes the blobs of layers for a target.
+// forms makes the blobs of layers for a target. Those of the result are compressed as
+// an image has them, so that its export and the cache's make one blob.
 func (b *build) forms(t cacheTarget) remote.Forms {
 	env := exporter.Env{Cache: b.engine.cache, Source: b.engine.worker.Reader(b.session), Clock: b.engine.clock}
-	blobs := image.NewBlobs(env, t.options)
+	inside := image.NewBlobs(env, t.options)
+	o := t.options
+	o.Method = t.aside
+	aside := image.NewBlobs(env, o)
 	return func(ctx context.Context, chain cache.ChainID, l cache.Layer) (remote.Form, error) {
+		blobs := inside
+		if b.isAside(l) {
+			blobs = aside
+		}
 		made, err := blobs.Layer(ctx, chain, l)
 		return remote.Form{DiffID: made.DiffID, Blob: made.Desc, Origins: made.Origins, Open: made.Open}, err
+	}
+}
+
+// isAside says of a layer that the result does not have it, as far as is known. One
+// that has a blob already is taken as it is: it may be on another machine.
+func (b *build) isAside(l cache.Layer) bool {
+	aside := false
+	for _, d := range l.Blobs {
+		if d.MediaType != layer.Zstd.MediaType() {
+			return false
+		}
+		aside = true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	_, ok := b.results.layers[l.ID]
+	return aside || !ok
+}
+
+// resultLayers are the layers of a build's result, as far as they are known.
+type resultLayers struct {
+	layers map[cache.LayerID]struct{}
+	chains map[cache.ChainID]struct{} // those of which all layers are noted
+}
+
+// resultHas notes that the layers of chains are in the result.
+func (b *build) resultHas(chains ...cache.ChainID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	r := &b.results
+	if r.layers == nil {
+		r.layers, r.chains = map[cache.LayerID]struct{}{}, map[cache.ChainID]struct{}{{}: {}, cache.Absent: {}}
+	}
+	for _, at := range chains {
+		for {
+			if _, ok := r.chains[at]; ok {
+				break
+			}
+			r.chains[at] = struct{}{}
+			link, err := b.engine.cache.Chain(at)
+			if err != nil {
+				break // who reads the chain says so
+			}
+			r.layers[link.Layer] = struct{}{}
+			at = link.Parent
+		}
 	}
 }
 
@@ -154,16 +209,20 @@ func (b *build) feed(ctx context.Context, x *cacheExport) {
 				definitions[d.Vertex.Digest()] = d
 			}
 		}
+		var add []cache.ChainID
 		for _, v := range ended {
 			d, ok := definitions[v]
 			if !ok || !x.target.max && !wanted[v] {
 				continue
 			}
 			if r, err := b.engine.cache.Lookup(d.Key); err == nil {
-				for _, o := range r.Outputs {
-					x.export.Add(o)
+				if add = append(add, r.Outputs...); wanted[v] {
+					b.resultHas(r.Outputs...)
 				}
 			}
+		}
+		for _, o := range add {
+			x.export.Add(o)
 		}
 	}
 }
@@ -241,6 +300,7 @@ func (b *build) exportCache(ctx context.Context, x *cacheExport) error {
 	defer stop()
 	x.close()
 	x.fed.Wait()
+	b.resultHas(b.roots...)
 	entries, err := b.cacheEntries(ctx)
 	if err == nil && !t.max {
 		entries, err = remote.Toward(b.engine.cache, entries, b.roots)

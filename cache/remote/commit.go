@@ -231,7 +231,7 @@ func (x *Exporter) described(p *place) layer {
 			known = now // an output may have made blobs of it since
 		}
 		if !known.DiffID.IsZero() && known.DiffID == l.DiffID {
-			l.Variants = addVariants(l.Variants, x.variants(known))
+			l.Variants = addVariants(l.Variants, x.variants(known, l.Blobs))
 		}
 	}
 	if x.opt.Sign != nil {
@@ -240,9 +240,13 @@ func (x *Exporter) described(p *place) layer {
 	return l
 }
 
-// variants gives what is known of a layer's variants, signed.
-func (x *Exporter) variants(l cache.Layer) (out []variant) {
+// variants gives what is known of a layer's variants, signed, without those that are
+// the layer's own blobs.
+func (x *Exporter) variants(l cache.Layer, own []blob.Descriptor) (out []variant) {
 	for _, v := range x.opt.Variants(l) {
+		if slices.ContainsFunc(own, func(d blob.Descriptor) bool { return d.Digest == v.Blob.Digest }) {
+			continue
+		}
 		w := variant{Variant: v}
 		if x.opt.Sign != nil {
 			w.Signatures = []signature{sign(x.opt.Sign, w.message(l.DiffID))}

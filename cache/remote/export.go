@@ -38,8 +38,8 @@ type Form struct {
 // Forms gives the blob of a layer of a chain, making it if need be.
 type Forms func(ctx context.Context, chain cache.ChainID, l cache.Layer) (Form, error)
 
-// Variant is another blob of a layer: its files with the times that an image
-// wants. How says which, in the words of who makes images.
+// Variant is another blob of a layer: its files with the times, or in the
+// compression, that an image wants. How says which, in the words of who makes images.
 type Variant struct {
 	How    string          `json:"how"`
 	DiffID blob.Digest     `json:"diffID"`

@@ -18,15 +18,19 @@ import (
 )
 
 // variantsBucket maps the diff id of a layer, and how it was made anew with other
-// times, to the blob that this came to. What another machine made need not be read
-// to be named in a manifest, and need not be here where the registry has it.
+// times or compression, to the blob that this came to. What another machine made need
+// not be read to be named in a manifest, and need not be here where the registry has it.
 const variantsBucket = "exporter.variants"
 
-// how says what a variant is, the same on every machine.
+// how says what a variant is, the same on every machine. One that has the layer's own
+// times is another compression of it: the cache need not hold the one that images have.
 func how(m layer.Method, clamp layer.Options) string {
 	text := m.Compression.String()
 	if m.Leveled {
 		text += fmt.Sprintf("-%d", m.Level)
+	}
+	if !clamp.Clamped {
+		return text
 	}
 	return fmt.Sprintf("%s@%d", text, clamp.Clamp)
 }
@@ -62,7 +66,7 @@ func Variants(c *cache.Cache, l cache.Layer) (out []remote.Variant) {
 	_ = c.Bucket(madeBucket).Each(prefix, func(k, v []byte) error {
 		m, ok := decodeMade(v)
 		method, clamp, known := parseMadeKey(k[len(prefix):])
-		if ok && known && clamp.Clamped {
+		if ok && known && (clamp.Clamped || method.Compression != layer.Uncompressed) {
 			add(how(method, clamp), m)
 		}
 		return nil
@@ -87,10 +91,11 @@ func parseMadeKey(k []byte) (m layer.Method, o layer.Options, ok bool) {
 	return m, o, true
 }
 
-// variant gives a layer that is not unpacked with other times, where somebody has
-// made it so before. Its blob is made when it is read, and is then to be the same.
+// variant gives a layer that is not unpacked with other times or compression, where
+// somebody has made it so before. Its blob is made when it is read, and is then to be
+// the same.
 func (ls *layers) variant(chain cache.ChainID, l cache.Layer, clamp layer.Options) (Layer, bool) {
-	if !clamp.Clamped || clamp.Same || l.Root.Kind != tree.None || l.DiffID.IsZero() {
+	if clamp.Same || l.Root.Kind != tree.None || l.DiffID.IsZero() {
 		return Layer{}, false
 	}
 	v, ok := ls.env.Cache.Bucket(variantsBucket).Get(append(l.DiffID[:], how(ls.opts.Method, clamp)...))
@@ -98,7 +103,7 @@ func (ls *layers) variant(chain cache.ChainID, l cache.Layer, clamp layer.Option
 		return Layer{}, false
 	}
 	m, ok := decodeMade(v)
-	if !ok {
+	if !ok || !clamp.Clamped && m.DiffID != l.DiffID {
 		return Layer{}, false
 	}
 	d := blob.Descriptor{MediaType: ls.opts.Method.Compression.MediaType(), Digest: m.Digest, Size: m.Size}
@@ -115,7 +120,7 @@ func (ls *layers) variant(chain cache.ChainID, l cache.Layer, clamp layer.Option
 		if made.Desc.Digest != d.Digest {
 			// Nobody is to count on it again.
 			_ = ls.env.Cache.Bucket(variantsBucket).Delete(append(l.DiffID[:], how(ls.opts.Method, clamp)...))
-			return nil, fmt.Errorf("layer %s with other times is %s, and a remote cache said %s: %w", l.DiffID, made.Desc.Digest, d.Digest, io.ErrUnexpectedEOF)
+			return nil, fmt.Errorf("layer %s made anew is %s, and a remote cache said %s: %w", l.DiffID, made.Desc.Digest, d.Digest, io.ErrUnexpectedEOF)
 		}
 		return made.Open(ctx)
 	}

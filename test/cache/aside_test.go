@@ -1,0 +1,90 @@
+package cache
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// document reads a manifest or a JSON blob from a registry.
+func document(t *testing.T, address string, into any) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Accept", ocispecs.MediaTypeImageManifest)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	if err == nil {
+		err = json.Unmarshal(data, into)
+	}
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s, %v", address, resp.Status, err)
+	}
+}
+
+// TestAside has a cache hold the layers of the image as the image has them, and the
+// other ones by zstd. An image of those, of another target, has them by gzip, and once
+// the cache knows what they come to, no layer is read to push it.
+func TestAside(t *testing.T) {
+	t.Parallel()
+	r := registry(t)
+	dir := context(t, "one\n")
+	cache := "type=registry,ref=" + r.Addr + "/cache:main"
+	flags := []string{"--build-arg", "SOURCE_DATE_EPOCH=", "--cache-from", cache, "--cache-to", cache + ",mode=max"}
+	push := func(repo string, more ...string) []string {
+		return slices.Concat(flags, more, []string{"-o", "type=registry,name=" + r.Addr + "/" + repo + ":latest"})
+	}
+	newRunner(t).must(dir, push("app")...)
+	var image, held ocispecs.Manifest
+	document(t, r.Addr+"/v2/app/manifests/latest", &image)
+	document(t, r.Addr+"/v2/cache/manifests/main", &held)
+	aside := 0
+	for _, l := range held.Layers {
+		want := ocispecs.MediaTypeImageLayerGzip
+		if !slices.ContainsFunc(image.Layers, func(i ocispecs.Descriptor) bool { return i.Digest == l.Digest }) {
+			want = ocispecs.MediaTypeImageLayerZstd
+			aside++
+		}
+		if l.MediaType != want {
+			t.Errorf("the cache holds a layer as %s, want %s", l.MediaType, want)
+		}
+	}
+	if aside != 2 {
+		t.Errorf("the cache holds %d layers that the image does not have, want the 2 of the stage tool", aside)
+	}
+	var index struct{ Layers []struct{ Variants []any } }
+	document(t, r.Addr+"/v2/cache/blobs/"+held.Config.Digest.String(), &index)
+	for i, l := range index.Layers {
+		if len(l.Variants) > 0 {
+			t.Errorf("layer %d has variants that are its own blobs", i)
+		}
+	}
+
+	second := newRunner(t).must(dir, push("tool", "--target", "tool")...)
+	second.check(t, nil, second.digest)
+	document(t, r.Addr+"/v2/tool/manifests/latest", &image)
+	for _, l := range image.Layers {
+		if l.MediaType != ocispecs.MediaTypeImageLayerGzip {
+			t.Errorf("the image has a layer as %s, want gzip", l.MediaType)
+		}
+	}
+	_, before := requests(t, r, 0)
+	newRunner(t).must(dir, push("tool", "--target", "tool")...).check(t, nil, second.digest)
+	lines, _ := requests(t, r, before)
+	if n := blobsRead(lines, "cache") + blobsRead(lines, "tool"); n != 1 {
+		t.Errorf("%d blobs were fetched, want the index only:\n%s", n, strings.Join(lines, "\n"))
+	}
+	// Who has no such image, and reads the cache, is given the same bytes.
+	newRunner(t).must(dir, push("other", "--target", "tool")...).check(t, nil, second.digest)
+}
