@@ -25,6 +25,8 @@ type Writer struct {
 	f    *os.File // nil once committed or closed
 	hash hash.Hash
 	off  int64
+
+	behind behind
 }
 
 // Ingest begins, or goes on with, the blob of that digest and size. It waits
@@ -97,6 +99,8 @@ func (w *Writer) Offset() int64 { return w.off }
 
 // Reset begins anew, for a server that cannot go on in the middle.
 func (w *Writer) Reset() error {
+	w.behind.wait()
+	w.behind = behind{}
 	if err := w.f.Truncate(0); err != nil {
 		return err
 	}
@@ -120,6 +124,7 @@ func (w *Writer) Write(b []byte) (int, error) {
 	n, err := w.f.Write(b)
 	w.hash.Write(b[:n])
 	w.off += int64(n)
+	w.behind.wrote(w.f, w.size, w.off)
 	if err != nil {
 		return n, fmt.Errorf("storing blob %s: %w", w.digest, tmpfile.Explain(err))
 	}
@@ -155,6 +160,7 @@ func (w *Writer) Close() error {
 	if w.f == nil {
 		return nil
 	}
+	w.behind.wait()
 	err := w.f.Close()
 	w.f = nil
 	w.store.unclaim(w.digest)
