@@ -263,8 +263,9 @@ func (s *Images) unpackStream(ctx context.Context, l cache.Layer, d blob.Descrip
 	defer zr.Close()
 	tar := newReadAhead(zr)
 	defer tar.Close()
-	h := &hashed{r: tar, hash: sha256.New(), meter: m}
-	p.root, p.size, err = layer.Unpack(ctx, s.cache, h, layer.UnpackOptions{
+	var got blob.Digest
+	p.root, p.size, err = layer.Unpack(ctx, s.cache, &counted{r: tar, meter: m}, layer.UnpackOptions{
+		Digest: &got,
 		Implicit: func(path string) {
 			if path != "" {
 				p.implicit = append(p.implicit, path)
@@ -274,7 +275,7 @@ func (s *Images) unpackStream(ctx context.Context, l cache.Layer, d blob.Descrip
 	if err != nil {
 		return pulled{}, err
 	}
-	if got := blob.Digest(h.hash.Sum(nil)); got != l.DiffID {
+	if got != l.DiffID {
 		return pulled{}, &diffError{got: got, want: l.DiffID}
 	}
 	m.done()
@@ -499,16 +500,14 @@ func (in *incoming) drain() error {
 // onlyReader keeps io.Copy to plain reads.
 type onlyReader struct{ io.Reader }
 
-// hashed hashes what is read through it.
-type hashed struct {
+// counted reports what is read through it.
+type counted struct {
 	r     io.Reader
-	hash  hash.Hash
 	meter *meter
 }
 
-func (h *hashed) Read(p []byte) (int, error) {
-	n, err := h.r.Read(p)
-	h.hash.Write(p[:n])
-	h.meter.add(n)
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.meter.add(n)
 	return n, err
 }
