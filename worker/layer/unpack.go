@@ -3,7 +3,6 @@ package layer
 import (
 	"archive/tar"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -17,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kiln-build/kiln/cache"
-	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/tree"
 )
 
@@ -34,9 +32,6 @@ type UnpackOptions struct {
 	// Implicit is called for each directory that the stream goes through and has no
 	// entry for, "" for the root; they get mode 0755, owner 0:0, time 0. May be nil.
 	Implicit func(path string)
-	// Digest is set to the sha256 of the stream; nil leaves it out. Whoever hashed the
-	// stream on its way here would pay more (see pairsum).
-	Digest *blob.Digest
 	// MaxSize bounds the sum of the files' sizes in bytes; 0 leaves it to the disk.
 	MaxSize int64
 	// MaxEntries bounds the number of files and directories; 0 is 2 million, which
@@ -94,10 +89,6 @@ func Unpack(ctx context.Context, c *cache.Cache, r io.Reader, o UnpackOptions) (
 		return tree.Entry{}, 0, err
 	}
 	u := &unpacker{opt: o, tree: newUnpackTree(o.MaxEntries), files: w}
-	if o.Digest != nil {
-		w.stream = &hashedStream{r: r, whole: sha256.New()}
-		r = w.stream
-	}
 	// More would only queue for the same disk.
 	for range min(max(runtime.GOMAXPROCS(0), 2), 8) {
 		group.Go(w.work)
@@ -111,9 +102,6 @@ func Unpack(ctx context.Context, c *cache.Cache, r io.Reader, o UnpackOptions) (
 			err = cause
 		}
 		return tree.Entry{}, 0, fmt.Errorf("unpacking: %w", err)
-	}
-	if o.Digest != nil {
-		w.stream.whole.Sum(o.Digest[:0])
 	}
 	root, err = u.tree.store(c, o.Implicit)
 	if err != nil {
@@ -188,7 +176,7 @@ func (u *unpacker) entry(ctx context.Context, h *tar.Header, r io.Reader) error 
 	if err != nil || e.Kind != tree.File {
 		return err
 	}
-	return u.files.write(ctx, n.entry, r, isSparse(h))
+	return u.files.write(ctx, n.entry, r)
 }
 
 // whiteout takes an entry whose name has a meaning of its own.
@@ -259,19 +247,6 @@ func (u *unpacker) device(e tree.Entry, h *tar.Header) (tree.Entry, error) {
 	var err error
 	e.Xattrs, err = xattrs(h, e.Kind)
 	return e, err
-}
-
-// isSparse reports whether the bytes of a file are not the stream's own.
-func isSparse(h *tar.Header) bool {
-	if h.Typeflag == tar.TypeGNUSparse {
-		return true
-	}
-	for key := range h.PAXRecords {
-		if strings.HasPrefix(key, "GNU.sparse.") {
-			return true
-		}
-	}
-	return false
 }
 
 // unixTime gives a time in nanoseconds, and 0 for one that a file system could

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 	"sync"
@@ -16,7 +15,6 @@ import (
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/pool"
 	"github.com/kiln-build/kiln/cache/tree"
-	"github.com/kiln-build/kiln/worker/layer/internal/pairsum"
 )
 
 const (
@@ -47,28 +45,6 @@ type fileWriter struct {
 
 	queue chan smallContent
 	buf   []byte
-
-	stream *hashedStream // nil where nobody asked for its digest
-}
-
-// hashedStream hashes a stream that is read through it, and a file in it beside it,
-// which costs less than hashing the file's bytes once more.
-type hashedStream struct {
-	r     io.Reader
-	whole hash.Hash
-	file  hash.Hash // nil but while a file's bytes are read
-	n     int64     // bytes of the file
-}
-
-func (s *hashedStream) Read(p []byte) (int, error) {
-	n, err := s.r.Read(p)
-	if s.file == nil {
-		s.whole.Write(p[:n])
-		return n, err
-	}
-	pairsum.Write(s.whole, s.file, p[:n])
-	s.n += int64(n)
-	return n, err
 }
 
 // smallContent is a small file on its way to a worker.
@@ -107,12 +83,12 @@ func (w *fileWriter) putSmall(s smallContent) error {
 
 // write takes the content of e, whose digest it sets, now or before the workers
 // have ended.
-func (w *fileWriter) write(ctx context.Context, e *tree.Entry, r io.Reader, sparse bool) error {
+func (w *fileWriter) write(ctx context.Context, e *tree.Entry, r io.Reader) error {
 	if err := w.admit(e.Size); err != nil {
 		return err
 	}
 	if e.Size > smallFile {
-		return w.writeLarge(ctx, e, r, sparse)
+		return w.writeLarge(ctx, e, r)
 	}
 	buf := smallBuffers.Get().(*[smallFile]byte)
 	if _, err := io.ReadFull(r, buf[:e.Size]); err != nil {
@@ -160,59 +136,44 @@ func (w *fileWriter) diskSpace(size int64) error {
 
 // writeLarge writes a file while it is hashed, and gives it to the pool once its
 // digest, and so its name there, is known.
-func (w *fileWriter) writeLarge(ctx context.Context, e *tree.Entry, r io.Reader, sparse bool) error {
+func (w *fileWriter) writeLarge(ctx context.Context, e *tree.Entry, r io.Reader) error {
 	f, err := w.pool.Create()
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	h := sha256.New()
-	if w.stream == nil || sparse {
-		err = w.copyTo(ctx, f.File.File, e.Size, io.TeeReader(r, h))
-	} else {
-		w.stream.file, w.stream.n = h, 0
-		err = w.copyTo(ctx, f.File.File, e.Size, r)
-		w.stream.file = nil
-		if err == nil && w.stream.n != e.Size {
-			err = fmt.Errorf("%d bytes of the stream made a file of %d", w.stream.n, e.Size)
-		}
-	}
-	if err != nil {
+	if e.Content, err = w.copyHashed(ctx, f.File.File, e.Size, r); err != nil {
 		return err
 	}
-	e.Content = blob.Digest(h.Sum(nil))
 	return f.Commit(*e)
 }
 
-// copyTo copies size bytes, leaving holes for blocks of zeros.
-func (w *fileWriter) copyTo(ctx context.Context, f *os.File, size int64, r io.Reader) error {
+// copyHashed copies size bytes, leaving holes for blocks of zeros.
+func (w *fileWriter) copyHashed(ctx context.Context, f *os.File, size int64, r io.Reader) (d blob.Digest, err error) {
 	if w.buf == nil {
 		w.buf = make([]byte, copySize)
 	}
-	end := int64(0) // of what was written
+	h := sha256.New()
 	for off := int64(0); off < size; {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
+		if err := ctx.Err(); err != nil {
+			return d, context.Cause(ctx)
 		}
 		b := w.buf[:min(copySize, size-off)]
 		if _, err := io.ReadFull(r, b); err != nil {
-			return unexpected(err)
+			return d, unexpected(err)
+		}
+		h.Write(b)
+		if !isZero(b) {
+			if _, err := f.WriteAt(b, off); err != nil {
+				return d, fmt.Errorf("writing a file of the pool: %w", err)
+			}
 		}
 		off += int64(len(b))
-		if !isZero(b) {
-			if _, err := f.WriteAt(b, off-int64(len(b))); err != nil {
-				return fmt.Errorf("writing a file of the pool: %w", err)
-			}
-			end = off
-		}
-	}
-	if end == size {
-		return nil
 	}
 	if err := f.Truncate(size); err != nil {
-		return fmt.Errorf("writing a file of the pool: %w", err)
+		return d, fmt.Errorf("writing a file of the pool: %w", err)
 	}
-	return nil
+	return blob.Digest(h.Sum(nil)), nil
 }
 
 var zeros [4096]byte

@@ -263,9 +263,8 @@ func (s *Images) unpackStream(ctx context.Context, l cache.Layer, d blob.Descrip
 	defer zr.Close()
 	tar := newReadAhead(zr)
 	defer tar.Close()
-	var got blob.Digest
-	p.root, p.size, err = layer.Unpack(ctx, s.cache, &counted{r: tar, meter: m}, layer.UnpackOptions{
-		Digest: &got,
+	h := &hashed{r: tar, hash: sha256.New(), meter: m}
+	p.root, p.size, err = layer.Unpack(ctx, s.cache, h, layer.UnpackOptions{
 		Implicit: func(path string) {
 			if path != "" {
 				p.implicit = append(p.implicit, path)
@@ -275,7 +274,7 @@ func (s *Images) unpackStream(ctx context.Context, l cache.Layer, d blob.Descrip
 	if err != nil {
 		return pulled{}, err
 	}
-	if got != l.DiffID {
+	if got := blob.Digest(h.hash.Sum(nil)); got != l.DiffID {
 		return pulled{}, &diffError{got: got, want: l.DiffID}
 	}
 	m.done()
@@ -500,14 +499,16 @@ func (in *incoming) drain() error {
 // onlyReader keeps io.Copy to plain reads.
 type onlyReader struct{ io.Reader }
 
-// counted reports what is read through it.
-type counted struct {
+// hashed hashes what is read through it.
+type hashed struct {
 	r     io.Reader
+	hash  hash.Hash
 	meter *meter
 }
 
-func (c *counted) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.meter.add(n)
+func (h *hashed) Read(p []byte) (int, error) {
+	n, err := h.r.Read(p)
+	h.hash.Write(p[:n])
+	h.meter.add(n)
 	return n, err
 }
