@@ -57,11 +57,6 @@ const (
 	bulkValue = 512
 	// bulkLog is the size of a file of the log.
 	bulkLog = 64 << 20
-	// bulkMapped are written before a bulk write closes Badger and opens it again.
-	// Badger maps the log's files, all of them for as long as it is open, and what was
-	// written to them stays in the process's memory: of a chain of 100,000 steps a
-	// gigabyte, more than all the rest. Closing takes as long as writing some more.
-	bulkMapped = 128 << 20
 )
 
 // baseLevel is how much the first level below the newest tables holds before there
@@ -346,9 +341,8 @@ func (d *database) closeBadger() error {
 	return b.Close()
 }
 
-// maxLogs is how many files the value log may have besides two for each bulkLog
-// bytes that are in them: a long bulk write leaves every second file half full, when
-// it has written bulkMapped.
+// maxLogs is how many files the value log may have besides one for each bulkLog
+// bytes that are in them.
 const maxLogs = 16
 
 // mergeLogs writes the database anew where the value log has many files that are
@@ -370,7 +364,7 @@ func (d *database) mergeLogs() error {
 			n, bytes = n+1, bytes+min(st.Size(), bulkLog)
 		}
 	}
-	if int64(n) <= maxLogs+2*bytes/bulkLog || !roomFor(d.dir, headroom+2*bytes) {
+	if int64(n) <= maxLogs+bytes/bulkLog || !roomFor(d.dir, headroom+2*bytes) {
 		return nil
 	}
 	if err := d.rewrite(); err != nil {
@@ -392,6 +386,6 @@ func (d *database) reopen(l load) error {
 	if err != nil {
 		return err
 	}
-	d.badger, d.load, d.mapped = b, l, 0
+	d.badger, d.load = b, l
 	return nil
 }

@@ -107,33 +107,6 @@ func TestBulk(t *testing.T) {
 	}
 }
 
-// TestRenewInBulk writes so much in bulk that Badger is opened again on the way, so
-// that its mappings do not grow with it, and finds everything then and later.
-func TestRenewInBulk(t *testing.T) {
-	dir := t.TempDir()
-	c := open(t, dir, Options{LazyClose: true})
-	nodes := putBulk(t, c, 0)
-	c.db.renewAfter = 200 << 10
-	for range 3 {
-		before := c.db.badger
-		for range 2 { // the second batch finds that the first was enough
-			nodes = append(nodes, putNodes(t, c, uint64(len(nodes)), 250<<10)...)
-		}
-		if c.db.badger == before || c.db.load != bulk {
-			t.Errorf("Badger is open as before, or for load %v", c.db.load)
-		}
-		if n := findAll(t, c, nodes); n != 0 {
-			t.Errorf("%d of %d nodes are not here", n, len(nodes))
-		}
-	}
-	closeCache(t, c)
-	c = open(t, dir, Options{LazyClose: true})
-	defer closeCache(t, c)
-	if n := findAll(t, c, nodes); n != 0 {
-		t.Errorf("%d of %d nodes are not here later", n, len(nodes))
-	}
-}
-
 // TestCrashInBulk loses what a bulk write had not brought to the disk: a part of
 // the value log that tables point into.
 func TestCrashInBulk(t *testing.T) {

@@ -77,13 +77,14 @@ type database struct {
 	version uint64
 	load    load  // what Badger is open for; guarded by flushMu
 	written int64 // since it was opened light; guarded by flushMu
-	mapped  int64 // written since it was last opened; guarded by flushMu
-	// bulkAfter is bulkBytes, renewAfter bulkMapped and recentMax recentBytes, but in tests.
-	bulkAfter, renewAfter, recentMax int64
-	urgent                           chan struct{}
-	wake                             chan struct{}
-	done                             chan struct{}
-	group                            sync.WaitGroup
+	views   atomic.Int64
+	// bulkAfter is bulkBytes, recentMax recentBytes and mapped mappedBytes, but in tests.
+	bulkAfter, recentMax int64
+	mapped               func() int64
+	urgent               chan struct{}
+	wake                 chan struct{}
+	done                 chan struct{}
+	group                sync.WaitGroup
 }
 
 // recentFile is the name of the file of what is recent, beside Badger's.
@@ -124,7 +125,7 @@ func openDatabase(dir string, g *guard.Guard, now time.Time, warn func(error)) (
 	}
 	d := &database{
 		badger: b, load: l, dir: dir, guard: g, warn: warn, recent: recent, recentValues: values,
-		bulkAfter: bulkBytes, renewAfter: bulkMapped, recentMax: recentBytes,
+		bulkAfter: bulkBytes, recentMax: recentBytes, mapped: mappedBytes,
 		active: map[string][]byte{},
 		urgent: make(chan struct{}, 1), wake: make(chan struct{}, 1), done: make(chan struct{}),
 	}
@@ -197,6 +198,9 @@ func (d *database) has(key []byte) bool {
 // view reads from Badger; fn must not come back to d. Where there is no Badger yet
 // there is no key.
 func (d *database) view(fn func(*badger.Txn) error) error {
+	if d.views.Add(1)%viewsBetween == 0 {
+		d.trimMapped()
+	}
 	d.life.RLock()
 	defer d.life.RUnlock()
 	if d.badger == nil {
@@ -332,7 +336,7 @@ func (d *database) flush() error {
 // bear sees to it that Badger is open for a batch of that size. flushMu is held.
 func (d *database) bear(size int) error {
 	switch {
-	case d.load < bulk && d.written > d.bulkAfter, d.load == bulk && d.mapped > d.renewAfter:
+	case d.load < bulk && d.written > d.bulkAfter:
 		return d.reopen(bulk)
 	case d.load < heavy && size > lightMemTable:
 		return d.reopen(heavy)
@@ -357,8 +361,11 @@ func (d *database) writeBatch(batch map[string][]byte, size int) error {
 	if err := d.bear(size); err != nil {
 		return err
 	}
-	d.mapped += int64(size)
-	return d.wrote(batch, size, d.setAll(batch, keys))
+	err := d.setAll(batch, keys)
+	if d.mapped() > mappedMax {
+		d.unmapPages()
+	}
+	return d.wrote(batch, size, err)
 }
 
 // wrote takes account of a batch.
