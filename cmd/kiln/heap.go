@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -22,19 +23,29 @@ func setHeapFloor() {
 	afterCollection()
 }
 
-// afterCollection has the share set anew after every collection: what is left
-// of the floor above the live heap, and no less than the usual 100%.
+// afterCollection has the share set anew after every collection.
 func afterCollection() {
 	type sentinel struct{ _ [16]byte }
 	s := new(sentinel)
 	runtime.AddCleanup(s, func(struct{}) {
 		live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
 		metrics.Read(live)
-		percent := 100
-		if n := live[0].Value.Uint64(); n < heapFloor/2 {
-			percent = int((heapFloor - n) * 100 / max(n, 4<<20))
-		}
-		debug.SetGCPercent(percent)
+		debug.SetGCPercent(gcPercent(live[0].Value.Uint64()))
 		afterCollection()
 	}, struct{}{})
+}
+
+// gcPercent gives how much the heap may grow above what lives in it: what is left of
+// the floor; above it, the usual 100%; and of a large heap a smaller share, which
+// goes down with the root of its size. So the work of the collector and the memory
+// that it leaves unused grow at the same rate: Kirisame et al., "Optimal heap limits
+// for reducing browser memory use", 2022.
+func gcPercent(live uint64) int {
+	switch {
+	case live < heapFloor/2:
+		return int((heapFloor - live) * 100 / max(live, 4<<20))
+	case live <= heapFloor:
+		return 100
+	}
+	return int(100 * math.Sqrt(heapFloor/float64(live)))
 }

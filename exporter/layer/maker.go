@@ -212,7 +212,7 @@ func (r *run) do(ctx context.Context, plan func(context.Context, func(*piece) er
 					cancel()
 				}
 			}
-			if j.buf != nil {
+			if j.buf != nil && cap(j.buf.raw) <= keptMemory {
 				r.m.buffers.Put(j.buf)
 			}
 			j.p.release()

@@ -47,11 +47,18 @@ type piece struct {
 // headers, which were copied at each growth.
 var pieces = sync.Pool{New: func() any { return new(piece) }}
 
+// keptMemory is the size up to which memory of a piece is used again. Chance makes
+// one piece in eight larger: if those were kept, all would be as large as the largest
+// before long, and a layer of small files took twice the memory.
+const keptMemory = 2 * pieceSize
+
 // release gives back a piece that nobody uses any more.
 func (p *piece) release() {
 	clear(p.parts) // their strings are to go
 	*p = piece{headers: p.headers[:0], parts: p.parts[:0]}
-	pieces.Put(p)
+	if cap(p.headers) <= keptMemory {
+		pieces.Put(p)
+	}
 }
 
 // add puts a tar entry, or its beginning, into the piece.
