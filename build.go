@@ -136,6 +136,7 @@ func (e *Engine) Build(ctx context.Context, r Request) (*Result, error) {
 	}
 	b.tell(ctx, &r, err)
 	err = b.hits(err)
+	b.learn(ctx)
 	if nerr := b.note(ctx, err); err == nil {
 		err = nerr
 	}

@@ -42,6 +42,7 @@ type cacheExport struct {
 // beginCaches begins the exports of the build; end cuts short those that go on.
 func (b *build) beginCaches(ctx context.Context, imports []*remote.Import) (end func()) {
 	var list []*cacheExport
+	packed := sync.OnceValue(b.packed) // by the first that has something to write, at the end
 	for _, t := range b.caches.targets {
 		if t.store == nil || b.chronicle.dryRun {
 			continue
@@ -51,6 +52,9 @@ func (b *build) beginCaches(ctx context.Context, imports []*remote.Import) (end 
 			Forms: b.forms(t), Sign: t.sign, Parallel: t.parallel, Envelope: t.envelope,
 			Created:  func(id cache.LayerID) time.Time { return image.Created(b.engine.cache, id) },
 			Variants: func(l cache.Layer) []remote.Variant { return image.Variants(b.engine.cache, l) },
+		}
+		if t.max {
+			o.Build = packed
 		}
 		for n, s := range b.caches.sources {
 			if s.name == t.name && isNamedWhole(t.store) {

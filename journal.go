@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/kiln-build/kiln/cache"
 	"github.com/kiln-build/kiln/cache/tree"
@@ -56,6 +57,7 @@ type chronicle struct {
 	entry     journal.Build
 	args      []string
 	dryRun    bool
+	explain   bool     // when it has ended somebody asks why
 	failOn    []string // patterns
 	fail      context.CancelCauseFunc
 	collector journal.Collector // guarded by build.mu
@@ -95,6 +97,9 @@ func (b *build) chronicled(ctx context.Context, r *Request, attrs map[string]str
 		c.dryRun = true
 		delete(attrs, "requestid")
 	}
+	_, c.explain = attrs[request.AttrExplain]
+	c.explain = c.explain || r.Explain || c.dryRun
+	delete(attrs, request.AttrExplain)
 	c.failOn = r.FailOnMiss
 	if v, ok := attrs[request.AttrFailOnMiss]; ok {
 		delete(attrs, request.AttrFailOnMiss)
@@ -253,6 +258,51 @@ func (b *build) preview(ctx context.Context, edges []llb.Edge) error {
 	return b.placed(b.engine.solver.Preview(ctx, solver.Request{
 		Session: b.session, Edges: edges, Lease: b.lease, Observe: b.emit, Report: b.collect,
 	}))
+}
+
+// learnTimeout bounds what a build that has ended waits for what explains it.
+const learnTimeout = 10 * time.Second
+
+// learn takes over what the build's caches know of earlier builds, where it is to be
+// explained: a machine that starts empty has none to compare it with.
+func (b *build) learn(ctx context.Context) {
+	b.mu.Lock()
+	c := &b.chronicle
+	wanted := (c.explain || c.missed != nil) && c.collector.Report(c.args).Missed()
+	b.mu.Unlock()
+	if !wanted {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), learnTimeout) // --fail-on-miss has ended the build
+	defer cancel()
+	b.imports.mu.Lock()
+	list := slices.Clip(b.imports.list)
+	b.imports.mu.Unlock()
+	for _, i := range list {
+		for _, past := range i.Builds(ctx) {
+			if err := b.engine.journal.Adopt(past.Data, i.Name()); err != nil {
+				b.warn(fmt.Sprintf("the cache %s: %v", i.Name(), err))
+			}
+		}
+	}
+}
+
+// maxPacked bounds what a cache is told of a build. It is sent with every export, and
+// has room for a folder of some seven thousand files.
+const maxPacked = 2 << 20
+
+// packed gives the build, as far as it is known, for journals elsewhere; nil where it is
+// too large.
+func (b *build) packed() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	entry := b.chronicle.entry
+	entry.Completed, entry.Status = b.engine.clock(), explain.Done
+	data, err := b.engine.journal.Pack(entry, b.chronicle.collector.Report(b.chronicle.args), maxPacked)
+	if err != nil {
+		return nil // an explanation less
+	}
+	return data
 }
 
 // note writes the build into the journal, or, of one that was looked ahead at,

@@ -97,6 +97,9 @@ type Request struct {
 	// FailOnMiss are patterns of the names of steps that are to be cached: where one
 	// of them runs, the build fails with an *explain.MissedError. See explain.Matches.
 	FailOnMiss []string
+	// Explain has the build learn what its remote caches know of earlier builds, with
+	// which Engine.Explain compares it then.
+	Explain bool
 
 	// Record has the result hold what records of builds are made of: Documents and
 	// Provenance.

@@ -82,6 +82,8 @@ type Nearest struct {
 	Build   string    `json:"build"`
 	Started time.Time `json:"started"`
 	Step    string    `json:"step"`
+	// Cache is the remote cache that knew of it; empty is a run here.
+	Cache string `json:"cache,omitempty"`
 }
 
 // Kind says in what a step differs from its nearest earlier run.

@@ -100,7 +100,11 @@ func (p *printer) step(s *StepExplanation) {
 func (p *printer) miss(s *StepExplanation) {
 	m := s.Miss
 	if n := m.Nearest; n != nil {
-		p.linef(margin, "compared with build %s of %s:", short(n.Build), n.Started.Local().Format(time.DateTime))
+		where := ""
+		if n.Cache != "" {
+			where = ", which " + n.Cache + " knows of"
+		}
+		p.linef(margin, "compared with build %s of %s%s:", short(n.Build), n.Started.Local().Format(time.DateTime), where)
 		if PlaceOf(n.Step) != PlaceOf(s.Name) {
 			p.linef(margin+2, "it was %s there", n.Step)
 		}

@@ -135,7 +135,7 @@ func (c *comparison) miss(s *Step) *explain.Miss {
 		}
 		return m
 	}
-	m.Nearest = &explain.Nearest{Build: n.past.build.ID, Started: n.past.build.Started.UTC(), Step: n.step.Name}
+	m.Nearest = &explain.Nearest{Build: n.past.build.ID, Started: n.past.build.Started.UTC(), Step: n.step.Name, Cache: n.past.build.From}
 	switch {
 	case n.class != same:
 		m.Reasons = c.differences(s, n)

@@ -58,6 +58,8 @@ type Build struct {
 	Project            string
 	Started, Completed time.Time
 	Status             explain.Status
+	// From names the remote cache that knew of it; empty is a build that ran here.
+	From string
 
 	report name
 }
@@ -124,21 +126,26 @@ func (j *Journal) append(b Build) (int64, error) {
 	return end, errors.Join(err, serr, f.Close())
 }
 
-// A line has these fields between tabs, of which the first is the crc32c of the rest.
+// A line has these fields between tabs, of which the first is the crc32c of the rest,
+// and one more where the build ran elsewhere.
 const lineFields = 7
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func (b *Build) line() []byte {
-	rest := fmt.Appendf(nil, "%s\t%d\t%d\t%s\t%x\t%s\n",
+	rest := fmt.Appendf(nil, "%s\t%d\t%d\t%s\t%x\t%s",
 		b.ID, b.Started.UnixNano(), b.Completed.UnixNano(), b.Status, b.report[:], strconv.Quote(b.Project))
+	if b.From != "" {
+		rest = append(append(rest, '\t'), strconv.Quote(b.From)...)
+	}
+	rest = append(rest, '\n')
 	return append(fmt.Appendf(nil, "%08x\t", crc32.Checksum(rest, castagnoli)), rest...)
 }
 
 // parseLine reads what line wrote, without the line's end; false is a damaged one.
 func parseLine(line string) (b Build, ok bool) {
 	fields := strings.Split(line, "\t")
-	if len(fields) != lineFields {
+	if len(fields) != lineFields && len(fields) != lineFields+1 {
 		return b, false
 	}
 	sum, err := strconv.ParseUint(fields[0], 16, 32)
@@ -149,17 +156,26 @@ func parseLine(line string) (b Build, ok bool) {
 	completed, err2 := strconv.ParseInt(fields[3], 10, 64)
 	project, err3 := strconv.Unquote(fields[6])
 	report, err4 := parseSum(fields[5])
-	if errors.Join(err1, err2, err3, err4) != nil {
+	if len(fields) > lineFields {
+		b.From, err = strconv.Unquote(fields[lineFields])
+	}
+	if errors.Join(err, err1, err2, err3, err4) != nil {
 		return b, false
 	}
 	return Build{
 		ID: fields[1], Started: time.Unix(0, started), Completed: time.Unix(0, completed),
-		Status: explain.Status(fields[4]), Project: project, report: name(report),
+		Status: explain.Status(fields[4]), Project: project, From: b.From, report: name(report),
 	}, true
 }
 
-// Builds gives the builds of the journal, the oldest first.
+// Builds gives the builds that ran here, the oldest first.
 func (j *Journal) Builds() ([]Build, error) {
+	all, err := j.all()
+	return slices.DeleteFunc(all, func(b Build) bool { return b.From != "" }), err
+}
+
+// all gives those that ran elsewhere too.
+func (j *Journal) all() ([]Build, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.builds()

@@ -51,10 +51,12 @@ const (
 
 // pasts gives the builds of before, the newest first, each report once.
 func (x *Explainer) pasts(b Build, r *Report) ([]*past, error) {
-	builds, err := x.Journal.Builds()
+	builds, err := x.Journal.all()
 	if err != nil {
 		return nil, err
 	}
+	// Those that ran elsewhere were heard of later.
+	slices.SortStableFunc(builds, func(a, b Build) int { return a.Started.Compare(b.Started) })
 	known := map[string]bool{}
 	for i := range r.Steps {
 		known[r.Steps[i].Name] = true

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 	"time"
 
@@ -164,6 +165,11 @@ func (c *Collector) Report(args []string) *Report {
 	return &c.report
 }
 
+// Missed says whether a step ran, or would, of which there was no record.
+func (r *Report) Missed() bool {
+	return slices.ContainsFunc(r.Steps, func(s Step) bool { return missed(&s) })
+}
+
 // name is made of what tells reports apart: names, keys and outcomes. Trees are
 // left out: two that differ in times alone are the same to every key.
 func (r *Report) name() name {
@@ -284,12 +290,17 @@ func decodeReport(data []byte) (*Report, error) {
 	if err := json.Unmarshal(body, r); err != nil {
 		return nil, errDamaged
 	}
+	return r, r.check()
+}
+
+// check finds what a report may not say.
+func (r *Report) check() error {
 	for i := range r.Steps {
 		for _, in := range r.Steps[i].Inputs {
 			if in.Step < 0 || in.Step >= len(r.Steps) || in.Output < 0 {
-				return nil, errDamaged
+				return errDamaged
 			}
 		}
 	}
-	return r, nil
+	return nil
 }

@@ -15,6 +15,8 @@ const (
 	AttrBuild = "kiln.build"
 	// AttrFailOnMiss is Request.FailOnMiss as a JSON list.
 	AttrFailOnMiss = "kiln.fail-on-miss"
+	// AttrExplain, whatever its value, is Request.Explain.
+	AttrExplain = "kiln.explain"
 )
 
 // ExplanationKey is the key of a result's metadata under which the answers to

@@ -103,6 +103,9 @@ func (r *Request) attrs() map[string]string {
 	if r.Call != "" {
 		attrs["requestid"] = "frontend." + r.Call
 	}
+	if r.Explain {
+		attrs[AttrExplain] = "true"
+	}
 	if len(r.FailOnMiss) > 0 {
 		list, _ := json.Marshal(r.FailOnMiss) // strings always can be
 		attrs[AttrFailOnMiss] = string(list)

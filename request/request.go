@@ -63,7 +63,7 @@ type Request struct {
 	// of them runs, the build fails. See explain.Matches.
 	FailOnMiss []string
 	// Explain says that the build is to be explained when it has ended, which the
-	// engine has to be able to.
+	// engine has to be able to: it asks the build's remote caches for earlier builds.
 	Explain bool
 	// Attrs are further frontend attributes, in the names of BuildKit's clients.
 	Attrs map[string]string

@@ -267,6 +267,12 @@ func (x *Exporter) commit(ctx context.Context, entries []Entry, mounts []mount, 
 		if len(b.Records)+len(b.Mounts)+len(b.met) == 0 || old != nil && old.covers(b, now) {
 			return nil // there is nothing to add
 		}
+		if err := x.sendBuild(ctx, now); err != nil {
+			return err
+		}
+		if x.build != nil {
+			b.Builds = []build{*x.build}
+		}
 		if old != nil {
 			b.merge(old, now.Add(-maxUnused).Unix())
 		}
@@ -408,9 +414,13 @@ func (b *builder) holds() []blob.Descriptor {
 		}
 	}
 	for _, m := range b.Mounts {
+		add(m.List)
 		for _, p := range m.Pieces {
 			add(p.Blob)
 		}
+	}
+	for _, o := range b.Builds {
+		add(o.Blob)
 	}
 	return out
 }

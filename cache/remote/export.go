@@ -54,6 +54,9 @@ type ExportOptions struct {
 	Created func(id cache.LayerID) time.Time
 	// Variants gives those that are known of a layer; may be nil.
 	Variants func(l cache.Layer) []Variant
+	// Build gives the words on the build, MaxBuild bytes at most, and nil for none; it
+	// may be nil. It is asked when there is something to write.
+	Build func() []byte
 	// Sign signs what is exported; nil signs nothing. Nothing of what the cache
 	// holds is counted on then unless the same key has signed it.
 	Sign ed25519.PrivateKey
@@ -140,6 +143,8 @@ type Exporter struct {
 	loadErr  error
 	replaced error
 	held     map[id]layer // what the cache held when the export began
+
+	build *build // the words on the build, once they were sent
 
 	mu     sync.Mutex // guards the maps
 	places map[cache.LayerID]*place

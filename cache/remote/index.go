@@ -50,6 +50,8 @@ type index struct {
 	Chains  []link   `json:"chains"`
 	Records []record `json:"records"`
 	Mounts  []mount  `json:"mounts,omitempty"`
+	// Builds are the last that were exported, the newest first.
+	Builds []build `json:"builds,omitempty"`
 }
 
 // layer is a layer and who has its blobs.
@@ -160,6 +162,9 @@ func (x *index) check(lowest int) error {
 		if !m.check() {
 			return formatf("cache mount %d of its index makes no sense", i)
 		}
+	}
+	if len(x.Builds) > maxPerItem || slices.ContainsFunc(x.Builds, func(b build) bool { return !b.check() }) {
+		return formatf("what its index has on builds makes no sense")
 	}
 	for i, r := range x.Records {
 		if len(r.Signatures) > maxPerItem || len(r.Keys) == 0 || len(r.Keys) > maxPerItem || len(r.Outputs) > maxPerItem || r.Created < 0 || r.Duration < 0 {
@@ -287,6 +292,7 @@ func (b *builder) merge(x *index, since int64) {
 			b.Mounts = append(b.Mounts, m)
 		}
 	}
+	b.mergeBuilds(x.Builds, since)
 	links := map[int]int{-1: -1}
 	for _, r := range records {
 		if len(b.Records) >= maxRecords || r.Used < since {

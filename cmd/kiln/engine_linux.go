@@ -229,7 +229,7 @@ func engineRequest(r *request.Request, events func(kiln.Event)) kiln.Request {
 		NoCache: r.NoCache, NoCacheFilter: r.NoCacheFilter, Pull: r.Pull, Network: r.Network, AddHosts: r.AddHosts,
 		ShmSize: r.ShmSize, Ulimits: r.Ulimits, CgroupParent: r.CgroupParent, ProxyNetwork: r.ProxyNetwork, Call: r.Call, Attrs: r.Attrs,
 		Secrets: r.Secrets, SSH: r.SSH, Allow: r.Allow, CacheFrom: r.CacheFrom, CacheTo: r.CacheTo, Events: events,
-		Ref: r.Ref, Record: r.Provenance, FailOnMiss: r.FailOnMiss, Frontend: frontendOf(r.Frontend), Forward: forward,
+		Ref: r.Ref, Record: r.Provenance, FailOnMiss: r.FailOnMiss, Explain: r.Explain, Frontend: frontendOf(r.Frontend), Forward: forward,
 	}
 	for _, o := range r.Outputs {
 		out.Outputs = append(out.Outputs, kiln.Output{Type: o.Type, Attrs: o.Attrs, Dest: o.Dest, Writer: o.Writer})
