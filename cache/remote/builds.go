@@ -42,25 +42,31 @@ func (b build) message() message {
 	return newMessage("build 1").number(b.Exported).blob(b.Blob)
 }
 
-// sendBuild sends the words on the build, where there are any, once.
-func (x *Exporter) sendBuild(ctx context.Context, now time.Time) error {
-	if x.opt.Build == nil || x.build != nil {
-		return nil
+// spoken are the words on the build that is exported, on their way to the store.
+type spoken struct {
+	build
+	packed []byte
+}
+
+// speak gives the words on the build; nil is none. It asks for them once.
+func (x *Exporter) speak(now time.Time) (*spoken, error) {
+	if x.opt.Build == nil || x.spoken != nil {
+		return x.spoken, nil
 	}
 	data := x.opt.Build()
 	if len(data) == 0 || len(data) > MaxBuild {
-		return nil
+		return nil, nil
 	}
-	d, err := x.putSmall(ctx, buildType, data)
+	packed, err := packSmall(data)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	b := build{Exported: max(now.Unix(), 0), Blob: d}
+	s := &spoken{build{Exported: max(now.Unix(), 0), Blob: descriptor(buildType, packed)}, packed}
 	if x.opt.Sign != nil {
-		b.Signatures = []signature{sign(x.opt.Sign, b.message())}
+		s.Signatures = []signature{sign(x.opt.Sign, s.message())}
 	}
-	x.build = &b
-	return nil
+	x.spoken = s
+	return s, nil
 }
 
 // mergeBuilds adds those of another index behind the newer ones, as far as there is

@@ -267,11 +267,12 @@ func (x *Exporter) commit(ctx context.Context, entries []Entry, mounts []mount, 
 		if len(b.Records)+len(b.Mounts)+len(b.met) == 0 || old != nil && old.covers(b, now) {
 			return nil // there is nothing to add
 		}
-		if err := x.sendBuild(ctx, now); err != nil {
+		words, err := x.speak(now)
+		if err != nil {
 			return err
 		}
-		if x.build != nil {
-			b.Builds = []build{*x.build}
+		if words != nil {
+			b.Builds = []build{words.build}
 		}
 		if old != nil {
 			b.merge(old, now.Add(-maxUnused).Unix())
@@ -387,10 +388,15 @@ func (x *Exporter) write(ctx context.Context, b *builder, old blob.Descriptor) (
 	if d.Digest == old.Digest {
 		return d, true, nil
 	}
+	if x.spoken != nil {
+		descs, put[x.spoken.Blob.Digest] = append(descs, x.spoken.Blob), x.spoken.packed
+	}
+	group, gctx := errgroup.WithContext(ctx)
 	for _, c := range descs {
-		if err := x.to.Put(ctx, c, nil, opener(put[c.Digest])); err != nil {
-			return d, false, err
-		}
+		group.Go(func() error { return x.to.Put(gctx, c, nil, opener(put[c.Digest])) })
+	}
+	if err := group.Wait(); err != nil {
+		return d, false, err
 	}
 	sure, err = x.to.Commit(ctx, d, manifest, old.Digest)
 	return d, sure, err

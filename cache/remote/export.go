@@ -144,7 +144,7 @@ type Exporter struct {
 	replaced error
 	held     map[id]layer // what the cache held when the export began
 
-	build *build // the words on the build, once they were sent
+	spoken *spoken // the words on the build, once they were asked for
 
 	mu     sync.Mutex // guards the maps
 	places map[cache.LayerID]*place

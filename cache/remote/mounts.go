@@ -179,13 +179,21 @@ func (x *Exporter) saveMount(ctx context.Context, m Mount, known map[id]blob.Des
 
 // putSmall compresses data and puts it into the store.
 func (x *Exporter) putSmall(ctx context.Context, mediaType string, data []byte) (blob.Descriptor, error) {
-	w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
+	packed, err := packSmall(data)
 	if err != nil {
 		return blob.Descriptor{}, err
 	}
-	packed := w.EncodeAll(data, nil)
 	d := descriptor(mediaType, packed)
 	return d, x.to.Put(ctx, d, nil, opener(packed))
+}
+
+// packSmall compresses data as readSmall reads it.
+func packSmall(data []byte) ([]byte, error) {
+	w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
+	if err != nil {
+		return nil, err
+	}
+	return w.EncodeAll(data, nil), nil
 }
 
 // Mount fills an empty folder with the snapshot of a cache mount; false says that
