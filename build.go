@@ -76,6 +76,7 @@ type build struct {
 	used         *measured       // nil where nobody wants to know
 	nested       nested
 	proxied      bool // the build has the proxy network
+	packs        bool // an output holds the blobs of all layers
 
 	mu     sync.Mutex // guards what is below, and orders the calls of events
 	events func(Event)
@@ -109,6 +110,7 @@ func (e *Engine) Build(ctx context.Context, r Request) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.packs = slices.ContainsFunc(r.Outputs, func(o Output) bool { return o.Type == "oci" || o.Type == "docker" })
 	if b.caches, err = b.parseCaches(&r); err != nil {
 		return nil, err
 	}

@@ -31,6 +31,7 @@ type cacheTarget struct {
 	store       remote.Target // nil for an inline cache
 	options     image.Options
 	aside       layer.Method // of layers that the build's result does not have
+	copies      bool         // of the layers of base images
 	envelope    remote.Envelope
 	max, mounts bool
 	sign        ed25519.PrivateKey // nil signs nothing
@@ -219,7 +220,7 @@ func (b *build) cacheTargets(to RemoteCache, who namer) ([]cacheTarget, error) {
 	for i := range targets {
 		o := &targets[i]
 		o.envelope = t.envelope
-		o.options, o.aside, o.max, o.mounts, o.sign, o.ignoreError = t.options, t.aside, t.max, t.mounts, t.sign, t.ignoreError
+		o.options, o.aside, o.copies, o.max, o.mounts, o.sign, o.ignoreError = t.options, t.aside, t.copies, t.max, t.mounts, t.sign, t.ignoreError
 	}
 	return targets, a.end()
 }
@@ -307,10 +308,15 @@ func (t *cacheTarget) set(a attrs, inline bool) (err error) {
 	}
 	// Nobody but kiln reads what no image has, and a runner that needs it inflates zstd in a
 	// quarter of the time. The other envelopes are for old registries, which may not take it.
-	if t.aside = t.options.Method; !named && t.envelope == remote.Image {
+	zstd := !named && t.envelope == remote.Image
+	if t.aside = t.options.Method; zstd {
 		t.aside.Compression = layer.Zstd
 	}
-	return nil
+	t.copies, err = a.bool("copies", zstd && t.max)
+	if err == nil && t.copies && inline {
+		err = errors.New("copies=true: an inline cache has the layers of the image and no others")
+	}
+	return err
 }
 
 // cacheFolder gives the cache in a folder: of this machine, or of a caller elsewhere

@@ -92,6 +92,16 @@ func (r *records) Holds(id cache.LayerID) bool {
 	return slices.ContainsFunc(r.open(), func(i imported) bool { return i.Holds(id) })
 }
 
+// Copy gives a copy that a remote cache holds of an image's layer.
+func (r *records) Copy(l cache.Layer) (blob.Descriptor, bool) {
+	for _, i := range r.open() {
+		if d, ok := i.Copy(l); ok {
+			return d, true
+		}
+	}
+	return blob.Descriptor{}, false
+}
+
 // Blob reads a blob of a remote cache.
 func (r *records) Blob(ctx context.Context, d blob.Descriptor, offset int64) (io.ReadCloser, error) {
 	err := fmt.Errorf("blob %s is in no remote cache: %w", d.Digest, fs.ErrNotExist)

@@ -418,6 +418,9 @@ func (b *builder) holds() []blob.Descriptor {
 				add(d)
 			}
 		}
+		if l.Copy != nil {
+			add(l.Copy.Blob)
+		}
 	}
 	for _, m := range b.Mounts {
 		add(m.List)
@@ -488,6 +491,9 @@ func (x *index) covers(b *builder, now time.Time) bool {
 // covers reports whether l says all that o says.
 func (l layer) covers(o layer) bool {
 	if l.ID != o.ID || o.Held && (!l.Held || l.DiffID != o.DiffID) || !signaturesCover(l.Signatures, o.Signatures) {
+		return false
+	}
+	if o.Copy != nil && (l.Copy == nil || l.DiffID != o.DiffID || !signaturesCover(l.Copy.Signatures, o.Copy.Signatures)) {
 		return false
 	}
 	for _, v := range o.Variants {

@@ -54,6 +54,10 @@ type ExportOptions struct {
 	Created func(id cache.LayerID) time.Time
 	// Variants gives those that are known of a layer; may be nil.
 	Variants func(l cache.Layer) []Variant
+	// Copy gives another blob of an image's layer, which takes less to be unpacked than the
+	// layer's own, where it can be made of what is here; ok is false where it cannot. The
+	// cache holds it for machines that start empty. It may be nil.
+	Copy func(ctx context.Context, chain cache.ChainID, l cache.Layer) (f Form, ok bool)
 	// Build gives the words on the build, MaxBuild bytes at most, and nil for none; it
 	// may be nil. It is asked when there is something to write.
 	Build func() []byte
@@ -143,6 +147,7 @@ type Exporter struct {
 	loadErr  error
 	replaced error
 	held     map[id]layer // what the cache held when the export began
+	copies   map[id]*layerCopy
 
 	spoken *spoken // the words on the build, once they were asked for
 
@@ -175,7 +180,7 @@ func Begin(ctx context.Context, c *cache.Cache, to Target, o ExportOptions) *Exp
 // begin is Begin, counting on what the cache lists where trust is set.
 func begin(ctx context.Context, c *cache.Cache, to Target, o ExportOptions, trust bool) *Exporter {
 	x := &Exporter{
-		cache: c, to: to, opt: o, loaded: make(chan struct{}), held: map[id]layer{},
+		cache: c, to: to, opt: o, loaded: make(chan struct{}), held: map[id]layer{}, copies: map[id]*layerCopy{},
 		places: map[cache.LayerID]*place{}, chains: map[cache.ChainID]chainPlan{},
 	}
 	if x.opt.Parallel <= 0 {
@@ -211,6 +216,9 @@ func (x *Exporter) load(ctx context.Context, trust bool) {
 	for _, l := range old.Layers {
 		if l.Held && (x.opt.Sign == nil || l.signedBy(x.opt.Sign)) {
 			x.held[l.ID] = l
+		}
+		if c := l.Copy; c != nil && (x.opt.Sign == nil || verified(x.opt.Sign.Public().(ed25519.PublicKey), c.Signatures, c.message(l.DiffID))) {
+			x.copies[l.ID] = c
 		}
 	}
 }
@@ -311,7 +319,7 @@ func (x *Exporter) send(ctx context.Context, p *place) error {
 		return nil
 	}
 	if p.out.isImage() && len(p.known.Origins) > 0 {
-		return nil // whoever builds on the image can have it from where it is
+		return x.sendCopy(ctx, p) // whoever builds on the image can have it from where it is
 	}
 	err := x.fits(ctx, p.known)
 	var f Form
@@ -323,6 +331,32 @@ func (x *Exporter) send(ctx context.Context, p *place) error {
 		return context.Cause(ctx)
 	}
 	return x.put(ctx, p, f)
+}
+
+// sendCopy sends another blob of an image's layer, if there is one and the cache
+// lacks it.
+func (x *Exporter) sendCopy(ctx context.Context, p *place) error {
+	if c, ok := x.copies[p.out.ID]; ok {
+		p.out.Copy = c
+		return nil
+	}
+	if x.opt.Copy == nil {
+		return nil
+	}
+	f, ok := x.opt.Copy(ctx, p.chain, p.known)
+	if !ok || f.DiffID != p.out.DiffID {
+		return context.Cause(ctx)
+	}
+	sent := *p
+	if err := x.put(ctx, &sent, f); err != nil || sent.err != nil {
+		return err // a copy that could not be read is none
+	}
+	c := &layerCopy{Blob: sent.out.Blobs[0]}
+	if x.opt.Sign != nil {
+		c.Signatures = []signature{sign(x.opt.Sign, c.message(f.DiffID))}
+	}
+	p.out.Copy = c
+	return nil
 }
 
 // fits says whether a layer's tar stream holds all that is in its tree.

@@ -55,6 +55,8 @@ type Options struct {
 	Created func(id cache.LayerID, at time.Time)
 	// Variant takes variants of layers that become known; may be nil.
 	Variant func(of blob.Digest, v Variant)
+	// Copies lets Copy give what it has.
+	Copies bool
 	// Verify are the keys one of which has to have signed what is taken; none takes all.
 	Verify []ed25519.PublicKey
 }
@@ -99,6 +101,9 @@ func (i *Import) use(x *index) {
 			for _, b := range l.Blobs {
 				i.blobs[b.Digest] = struct{}{}
 			}
+		}
+		if l.Copy != nil {
+			i.blobs[l.Copy.Blob.Digest] = struct{}{}
 		}
 	}
 }
@@ -254,6 +259,20 @@ func (i *Import) Holds(id cache.LayerID) bool {
 	_, lost := i.lost[id]
 	_, ok := i.layers[id]
 	return ok && !lost && !i.dead
+}
+
+// Copy gives another blob of an image's layer, which the cache holds, and which takes
+// less to be unpacked than the layer's own.
+func (i *Import) Copy(l cache.Layer) (d blob.Descriptor, ok bool) {
+	if !i.opt.Copies || !i.Holds(l.ID) {
+		return d, false
+	}
+	has := i.index.Layers[i.layers[l.ID]]
+	c := has.Copy
+	if c == nil || has.DiffID != l.DiffID || len(i.opt.Verify) > 0 && !verifiedByAny(i.opt.Verify, c.Signatures, c.message(l.DiffID)) {
+		return d, false
+	}
+	return c.Blob, true
 }
 
 // Blob reads a blob that the cache holds, from offset on; the bytes are not

@@ -67,7 +67,10 @@ type layer struct {
 	// 1970, for the history of the images that have it.
 	Created int64 `json:"created,omitempty"`
 	// Variants are of the tar stream that DiffID names.
-	Variants   []variant   `json:"variants,omitempty"`
+	Variants []variant `json:"variants,omitempty"`
+	// Copy is a blob of that stream that the cache holds for those who need the files,
+	// of an image's layer, whose Blobs are elsewhere.
+	Copy       *layerCopy  `json:"copy,omitempty"`
 	Signatures []signature `json:"signatures,omitempty"`
 }
 
@@ -75,6 +78,12 @@ type layer struct {
 type variant struct {
 	Variant
 	Signatures []signature `json:"signatures,omitempty"`
+}
+
+// layerCopy is a blob that the cache holds besides a layer's own.
+type layerCopy struct {
+	Blob       blob.Descriptor `json:"blob"`
+	Signatures []signature     `json:"signatures,omitempty"`
 }
 
 // link is a layer on top of a chain: the link of that index, which is lower than
@@ -141,6 +150,11 @@ func (x *index) check(lowest int) error {
 				v.DiffID.IsZero() || len(v.Signatures) > maxSignatures {
 				return formatf("a variant of layer %d of its index makes no sense", i)
 			}
+		}
+	}
+	for i, l := range x.Layers {
+		if c := l.Copy; c != nil && (c.Blob.Size < 0 || c.Blob.Size > maxBlob || len(c.Blob.MediaType) > maxPerItem || len(c.Signatures) > maxSignatures) {
+			return formatf("the copy of layer %d of its index makes no sense", i)
 		}
 	}
 	depth := make([]int, len(x.Chains))
@@ -215,6 +229,9 @@ func (b *builder) layer(l layer) int {
 		have.Held, have.DiffID, have.Blobs, have.Signatures, have.Variants = l.Held, l.DiffID, l.Blobs, l.Signatures, nil
 	}
 	if have.DiffID == l.DiffID {
+		if have.Copy == nil {
+			have.Copy = l.Copy
+		}
 		have.Variants = addVariants(l.Variants, have.Variants)
 	}
 	if have.Created == 0 {

@@ -113,6 +113,11 @@ func (l layer) message() message {
 	return m
 }
 
+// message of a copy names the tar stream that it is a blob of.
+func (c layerCopy) message(of blob.Digest) message {
+	return newMessage("copy 1").bytes(of[:]).blob(c.Blob)
+}
+
 // message of a variant names the tar stream that it is a variant of.
 func (v variant) message(of blob.Digest) message {
 	return newMessage("variant 1").bytes(of[:]).bytes([]byte(v.How)).bytes(v.DiffID[:]).blob(v.Blob)

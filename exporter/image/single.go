@@ -20,3 +20,24 @@ func NewBlobs(env exporter.Env, o Options) *Blobs { return &Blobs{newLayers(env,
 func (b *Blobs) Layer(ctx context.Context, chain cache.ChainID, l cache.Layer) (Layer, error) {
 	return b.layers.get(ctx, chain, l, layer.Options{})
 }
+
+// Copy gives the tar stream of an image's layer in the compression that the options
+// force, made of a blob that is here. ok is false where none is, or where the layer
+// has such a blob itself.
+func (b *Blobs) Copy(ctx context.Context, chain cache.ChainID, l cache.Layer) (out Layer, ok bool) {
+	if !pulled(l) {
+		return out, false
+	}
+	for _, d := range l.Blobs {
+		if compressionOf(d.MediaType) == b.layers.opts.Method.Compression {
+			return out, false
+		}
+		ok = ok || b.layers.env.Cache.Blobs().Has(d.Digest)
+	}
+	if ok {
+		var err error
+		out, err = b.Layer(ctx, chain, l)
+		ok = err == nil
+	}
+	return out, ok
+}

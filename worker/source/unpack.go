@@ -97,6 +97,15 @@ func (s *Images) unpackLayer(ctx context.Context, cred registry.Credentials, l c
 	if len(l.Blobs) == 0 {
 		return pulled{}, &cache.GoneError{Layer: l.ID, Err: errors.New("no registry is known that has it")}
 	}
+	if p, ok := s.unpackCopy(ctx, l, report); ok {
+		if len(p.implicit) > 0 {
+			return p, nil
+		}
+		return p, s.put(l, p.root, p.size)
+	}
+	if ctx.Err() != nil {
+		return pulled{}, context.Cause(ctx)
+	}
 	var wrong []blob.Descriptor // blobs that are another layer's
 	var first error
 	for _, d := range l.Blobs {
@@ -119,6 +128,22 @@ func (s *Images) unpackLayer(ctx context.Context, cred registry.Credentials, l c
 		}
 	}
 	return pulled{}, s.goneIfMade(ctx, l, first)
+}
+
+// unpackCopy unpacks the copy that a remote cache holds of an image's layer, of which no
+// blob is here; ok is false where there is none, or it is of no use. The blob is not
+// one of the layer's: images have those that their manifests name.
+func (s *Images) unpackCopy(ctx context.Context, l cache.Layer, report Progress) (p pulled, ok bool) {
+	if s.remote == nil || isMade(l) || slices.ContainsFunc(l.Blobs, func(d blob.Descriptor) bool { return s.cache.Blobs().Has(d.Digest) }) {
+		return p, false
+	}
+	d, ok := s.remote.Copy(l)
+	if !ok {
+		return p, false
+	}
+	l.Origins = nil // they do not have it
+	p, err := s.unpackBlob(ctx, registry.Credentials(nil), l, d, report)
+	return p, err == nil
 }
 
 // goneIfMade makes a failure to fetch a layer that can be built, or that came from
