@@ -322,11 +322,17 @@ func (d *database) closeBadger() error {
 	if d.badger == nil {
 		return nil
 	}
+	d.flushMu.Lock() // somebody may be reading still, and trim what is mapped
+	defer d.flushMu.Unlock()
 	if err := d.mergeLogs(); err != nil {
 		d.warn(err)
 	}
-	level0 := d.badger.Levels()[0]
-	if err := d.badger.Close(); err != nil {
+	d.life.Lock()
+	b := d.badger
+	d.badger = nil
+	d.life.Unlock()
+	level0 := b.Levels()[0]
+	if err := b.Close(); err != nil {
 		return err
 	}
 	// What is merged is level 0 and what it meets in the level below, whose size
