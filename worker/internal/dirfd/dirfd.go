@@ -44,7 +44,8 @@ func Names(fd int) ([]Name, error) {
 		out = appendNames(out, (*buf)[:n])
 	}
 	slices.SortFunc(out, func(a, b Name) int { return strings.Compare(a.Name, b.Name) })
-	return out, nil
+	// A directory that changes meanwhile may give a name twice.
+	return slices.CompactFunc(out, func(a, b Name) bool { return a.Name == b.Name }), nil
 }
 
 // appendNames takes apart what getdents64 gave: inode (8 bytes), offset (8),
