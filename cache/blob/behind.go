@@ -23,8 +23,8 @@ const (
 // a fifth less processor time so, and a third fewer seconds. Where memory was used
 // before it makes no difference.
 //
-// Its writer never waits for a slow disk: what the disk has not taken when the file
-// is whole stays in memory, as that of a small file. Writes that keep nothing
+// Its writer does not wait for a slow disk, but for the last window when the file is
+// whole: what the disk has not taken then stays in memory, as that of a small file. Writes that keep nothing
 // (RWF_DONTCACHE) were tried: they cost more, being sent off one by one, and few file
 // systems know them. It is used by one goroutine; the zero value works.
 type behind struct {

@@ -8,6 +8,7 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 
 	"github.com/kiln-build/kiln/cache/internal/tmpfile"
@@ -85,6 +86,9 @@ func (s *Store) resume(ctx context.Context, d Digest, size int64) (*Writer, erro
 		return nil, err
 	}
 	w.off = n
+	if n > 0 {
+		w.behind.taken = math.MaxInt64 // it is read from its beginning as soon as it is whole
+	}
 	if n > size {
 		if err := w.Reset(); err != nil {
 			_ = f.Close()
