@@ -54,7 +54,7 @@ func (b *build) beginCaches(ctx context.Context, imports []*remote.Import) (end 
 			Variants: func(l cache.Layer) []remote.Variant { return image.Variants(b.engine.cache, l) },
 		}
 		if t.max {
-			o.Build = packed
+			o.Packed = packed
 		}
 		if t.copies {
 			o.Copy = b.copies()
@@ -154,11 +154,11 @@ func (b *build) resultHas(chains ...cache.ChainID) {
 			if _, ok := r.chains[at]; ok {
 				break
 			}
-			r.chains[at] = struct{}{}
 			link, err := b.engine.cache.Chain(at)
 			if err != nil {
 				break // who reads the chain says so
 			}
+			r.chains[at] = struct{}{}
 			r.layers[link.Layer] = struct{}{}
 			at = link.Parent
 		}

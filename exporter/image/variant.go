@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,8 +42,8 @@ func SetVariant(c *cache.Cache, of blob.Digest, v remote.Variant) error {
 	return c.Bucket(variantsBucket).Put(append(of[:], v.How...), encodeMade(m))
 }
 
-// Variants gives what is known of the variants of a layer whose diff id is known,
-// those with the latest times first.
+// Variants gives what is known of the variants of a layer whose diff id is known:
+// those with the layer's own times, and then those with the latest times first.
 func Variants(c *cache.Cache, l cache.Layer) (out []remote.Variant) {
 	if l.DiffID.IsZero() {
 		return nil
@@ -74,9 +75,12 @@ func Variants(c *cache.Cache, l cache.Layer) (out []remote.Variant) {
 	return out
 }
 
-// clampOf gives the time of a variant.
+// clampOf gives the time of a variant; one without has the latest.
 func clampOf(v remote.Variant) int64 {
-	_, text, _ := strings.Cut(v.How, "@")
+	_, text, ok := strings.Cut(v.How, "@")
+	if !ok {
+		return math.MaxInt64
+	}
 	n, _ := strconv.ParseInt(text, 10, 64) // 0 where it is of another kind
 	return n
 }
