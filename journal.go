@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/cache/remote"
 	"github.com/kiln-build/kiln/cache/tree"
 	"github.com/kiln-build/kiln/explain"
 	"github.com/kiln-build/kiln/journal"
@@ -268,7 +269,7 @@ const learnTimeout = 10 * time.Second
 func (b *build) learn(ctx context.Context) {
 	b.mu.Lock()
 	c := &b.chronicle
-	wanted := (c.explain || c.missed != nil) && c.collector.Report(c.args).Missed()
+	wanted := (c.explain && ctx.Err() == nil || c.missed != nil) && c.collector.Report(c.args).Missed()
 	b.mu.Unlock()
 	if !wanted {
 		return
@@ -287,10 +288,6 @@ func (b *build) learn(ctx context.Context) {
 	}
 }
 
-// maxPacked bounds what a cache is told of a build. It is sent with every export, and
-// has room for a folder of some seven thousand files.
-const maxPacked = 2 << 20
-
 // packed gives the build, as far as it is known, for journals elsewhere; nil where it is
 // too large.
 func (b *build) packed() []byte {
@@ -298,7 +295,7 @@ func (b *build) packed() []byte {
 	defer b.mu.Unlock()
 	entry := b.chronicle.entry
 	entry.Completed, entry.Status = b.engine.clock(), explain.Done
-	data, err := b.engine.journal.Pack(entry, b.chronicle.collector.Report(b.chronicle.args), maxPacked)
+	data, err := b.engine.journal.Pack(entry, b.chronicle.collector.Report(b.chronicle.args), remote.MaxBuild)
 	if err != nil {
 		return nil // an explanation less
 	}

@@ -113,6 +113,21 @@ RAN       [other 4/4] RUN e
 	}
 }
 
+// TestTextOfAnotherMachine prints what somebody else calls a step and a file.
+func TestTextOfAnotherMachine(t *testing.T) {
+	x := &Explanation{Steps: []StepExplanation{{
+		Name: "[1/1] RUN a\n::error::b", Kind: "exec", Outcome: "ran",
+		Miss: &Miss{Reasons: []Reason{{Kind: Files, Name: "context", Files: []File{{Path: "\x1b[2Jf", Changes: []string{"new"}}}}}},
+	}}}
+	var b bytes.Buffer
+	if err := x.Text(&b); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.String(); strings.ContainsRune(got, '\x1b') || strings.Contains(got, "\n::error") || !strings.Contains(got, "RUN a ::error::b") {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestSelect(t *testing.T) {
 	for step, want := range map[string]string{
 		"3/4":               "[3/4] RUN b c", // of the stage without a name, and no other

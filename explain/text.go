@@ -5,6 +5,7 @@ import (
 	"io"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Text writes an explanation for people: of every step but the sources whether it
@@ -32,8 +33,17 @@ type printer struct {
 
 func (p *printer) linef(indent int, format string, args ...any) {
 	if p.err == nil {
-		_, p.err = fmt.Fprintf(p.w, strings.Repeat(" ", indent)+format+"\n", args...)
+		_, p.err = fmt.Fprintln(p.w, strings.Repeat(" ", indent)+strings.Map(printable, fmt.Sprintf(format, args...)))
 	}
+}
+
+// printable keeps a line one line, and the terminal as it is: names and paths may come
+// from another machine.
+func printable(r rune) rune {
+	if unicode.IsControl(r) {
+		return ' '
+	}
+	return r
 }
 
 func (p *printer) head(b *BuildInfo) {

@@ -22,6 +22,7 @@ package journal
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -42,6 +43,7 @@ import (
 // report, so that there are fewer reports than builds.
 const (
 	maxBuilds      = 256
+	maxAdopted     = 16 // builds that ran elsewhere, besides
 	maxReports     = 64
 	maxReportBytes = 16 << 20
 	// maxReport bounds one report: some ten thousand steps.
@@ -236,6 +238,24 @@ func (j *Journal) Report(b Build) (*Report, error) {
 	return r, nil
 }
 
+// within gives the builds that the bounds leave, in the order that they had.
+func within(builds []Build) []Build {
+	own, adopted := maxBuilds, maxAdopted
+	var out []Build
+	for _, b := range slices.Backward(builds) {
+		room := &own
+		if b.From != "" {
+			room = &adopted
+		}
+		if *room > 0 {
+			*room--
+			out = append(out, b)
+		}
+	}
+	slices.Reverse(out)
+	return out
+}
+
 // trim removes what is beyond the bounds: lines of a file of that size, and the
 // reports and trees that no line leads to. The caller has j.mu.
 func (j *Journal) trim(size int64) error {
@@ -243,6 +263,7 @@ func (j *Journal) trim(size int64) error {
 	if err != nil {
 		return err
 	}
+	builds = within(builds)
 	sizes := map[name]int{}
 	err = j.reports.Each(nil, func(k, v []byte) error {
 		if len(k) == len(name{}) {
@@ -255,7 +276,10 @@ func (j *Journal) trim(size int64) error {
 	}
 	keep := map[name]bool{}
 	total := 0
-	for _, b := range slices.Backward(builds[max(0, len(builds)-maxBuilds):]) {
+	// What ran elsewhere takes the room that is left.
+	wanted := slices.Clone(builds)
+	slices.SortStableFunc(wanted, func(a, b Build) int { return cmp.Compare(min(len(b.From), 1), min(len(a.From), 1)) })
+	for _, b := range slices.Backward(wanted) {
 		if n, ok := sizes[b.report]; ok && !keep[b.report] && len(keep) < maxReports && total+n <= maxReportBytes {
 			keep[b.report] = true
 			total += n
@@ -279,7 +303,7 @@ func (j *Journal) trim(size int64) error {
 		return nil
 	}
 	var lines []byte
-	for _, b := range builds[max(0, len(builds)-maxBuilds):] {
+	for _, b := range builds {
 		lines = append(lines, b.line()...)
 	}
 	temp := j.path() + ".new"

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -137,6 +138,9 @@ func base64Size(n int) int { return (n+2)/3*4 + 8 }
 // left as it is. What is damaged, or makes no sense, is an error, and nothing of it is
 // kept.
 func (j *Journal) Adopt(data []byte, from string) error {
+	if bytes.Count(data, []byte("{")) > maxParts {
+		return errors.New("a build that ran elsewhere has too many steps")
+	}
 	p := new(packed)
 	if err := json.Unmarshal(data, p); err != nil {
 		return fmt.Errorf("reading a build that ran elsewhere: %w", err)
@@ -144,22 +148,24 @@ func (j *Journal) Adopt(data []byte, from string) error {
 	if p.Version != packVersion {
 		return fmt.Errorf("a build that ran elsewhere is of version %d, and this kiln reads version %d", p.Version, packVersion)
 	}
-	if !isID(p.ID) || p.Report == nil || p.Report.check() != nil {
+	if !isID(p.ID) || len(from) > maxFrom || p.Report == nil || p.Report.check() != nil {
 		return fmt.Errorf("reading a build that ran elsewhere: %w", errDamaged)
+	}
+	stored, err := p.Report.encode()
+	if err != nil {
+		return fmt.Errorf("writing the journal: %w", err)
 	}
 	b := Build{
 		ID: p.ID, Project: p.Project, Started: time.Unix(0, p.Started), Completed: time.Unix(0, p.Completed),
-		Status: explain.Done, From: from, report: p.Report.name(),
+		Status: explain.Done, From: from,
+		// Not the name that a report of this machine's has: nobody else is to say what is in that.
+		report: sha256.Sum256(append([]byte("kiln adopted report 1\x00"), stored...)),
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	known, err := j.builds()
 	if err != nil || slices.ContainsFunc(known, func(k Build) bool { return k.ID == b.ID }) {
 		return err
-	}
-	stored, err := p.Report.encode()
-	if err != nil {
-		return fmt.Errorf("writing the journal: %w", err)
 	}
 	if err := j.adoptTrees(p); err != nil {
 		return fmt.Errorf("writing the journal: %w", err)
@@ -177,6 +183,13 @@ func (j *Journal) Adopt(data []byte, from string) error {
 	return nil
 }
 
+const (
+	// maxParts bounds the steps of a build that ran elsewhere, with their inputs: a few
+	// bytes of JSON are half a kilobyte here.
+	maxParts = 1 << 16
+	maxFrom  = 4096
+)
+
 // isID says whether a build can be called so.
 func isID(s string) bool {
 	return s != "" && len(s) <= 128 && strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
@@ -193,7 +206,7 @@ func (j *Journal) adoptTrees(p *packed) error {
 	}
 	for pin, encoded := range p.Roots {
 		root, err := tree.DecodeEntry(encoded)
-		if err != nil || root.Kind != tree.Dir || pin != pinOf(root) || tree.Verify(nodes, root) != nil || !isModest(nodes, root) {
+		if err != nil || root.Kind != tree.Dir || pin != pinOf(root) || !isModest(nodes, root) || tree.Verify(nodes, root) != nil {
 			continue
 		}
 		if _, ok := j.cache.KeptTree(keptName(pin)); ok {
@@ -241,34 +254,39 @@ func copyNodes(to, from tree.Nodes, at tree.Addr, done map[tree.Addr]bool) error
 // directories are all the same one.
 const (
 	maxTreeEntries = 4 << 20
-	maxTreeDepth   = 4096
+	maxTreeDepth   = 128 // of nodes
 )
 
-// isModest says whether a tree, which was verified, is of a size that can be compared.
+// isModest says whether a tree is whole as far as its nodes go, and of a size that can
+// be compared. Nodes are named by their bytes, so that none is below itself.
 func isModest(n tree.Nodes, root tree.Entry) bool {
 	type extent struct{ entries, depth int }
+	tooLarge := extent{maxTreeEntries + 1, maxTreeDepth + 1}
 	known := map[tree.Addr]extent{{}: {}}
-	var measure func(tree.Addr) extent
-	measure = func(at tree.Addr) extent {
+	var measure func(at tree.Addr, above int) extent
+	measure = func(at tree.Addr, above int) extent {
 		if x, ok := known[at]; ok {
 			return x
 		}
-		var x extent
 		b, err := n.Node(at)
-		if err != nil {
-			return extent{maxTreeEntries + 1, 0}
+		if err != nil || above >= maxTreeDepth {
+			return tooLarge
 		}
+		var x extent
 		for range tree.NodeEntries(b) {
 			x.entries++
 		}
 		for ref := range tree.Refs(b) {
-			below := measure(ref.Addr)
-			x.entries, x.depth = min(x.entries+below.entries, maxTreeEntries+1), max(x.depth, below.depth)
+			below := measure(ref.Addr, above+1)
+			x.entries, x.depth = min(x.entries+below.entries, tooLarge.entries), max(x.depth, below.depth)
+			if x.entries > maxTreeEntries {
+				return tooLarge
+			}
 		}
 		x.depth++
 		known[at] = x
 		return x
 	}
-	x := measure(root.Children.Addr)
+	x := measure(root.Children.Addr, 0)
 	return x.entries <= maxTreeEntries && x.depth <= maxTreeDepth
 }

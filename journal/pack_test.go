@@ -149,6 +149,26 @@ func TestAdoptHostile(t *testing.T) {
 		p.Roots = map[string][]byte{pinOf(dir): dir.AppendEncode(nil)}
 		p.Report.Steps[0].Pin = pinOf(dir)
 	}
+	// deep makes a tree of so many directories in each other.
+	deep := func(p *packed) {
+		n := tree.NewMemNodes()
+		dir := tree.Entry{Kind: tree.Dir, Mode: 0o755}
+		for range 2 * maxTreeDepth {
+			dir.Name = strings.Repeat("a", 255)
+			var err error
+			if dir.Children, err = tree.PutDir(n, []tree.Entry{dir}); err != nil {
+				t.Fatal(err)
+			}
+			node, err := n.Node(dir.Children.Addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.Nodes = append(p.Nodes, node)
+		}
+		dir.Name = ""
+		p.Roots = map[string][]byte{pinOf(dir): dir.AppendEncode(nil)}
+		p.Report.Steps[0].Pin = pinOf(dir)
+	}
 	for _, c := range []struct {
 		what   string
 		change func(*packed)
@@ -167,6 +187,8 @@ func TestAdoptHostile(t *testing.T) {
 			p.Report.Steps[0].Pin = "tree:" + strings.Repeat("0", 64)
 		}, false},
 		{"a tree of more directories than there are", bomb, false},
+		{"a tree that is very deep", deep, false},
+		{"a great many steps", func(p *packed) { p.Report.Steps = make([]Step, maxParts) }, true},
 	} {
 		p := new(packed)
 		if err := json.Unmarshal(good, p); err != nil {
@@ -195,6 +217,99 @@ func TestAdoptHostile(t *testing.T) {
 	}
 }
 
+// TestAdoptTakesNothingAway has another machine say of a build with this machine's steps,
+// and of its tree, what is not so, before and after this machine's own.
+func TestAdoptTakesNothingAway(t *testing.T) {
+	from, _ := openJournal(t)
+	r := localReport(t, from, "one")
+	r.Steps[1].Op = sum("another op") // which is no part of a report's name
+	data, err := from.Pack(build(0), r, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, first := range []bool{true, false} {
+		j, c := openJournal(t)
+		adopt := func() {
+			if err := j.Adopt(data, "cache"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if first {
+			adopt()
+		}
+		own := localReport(t, j, "one")
+		if own.name() != r.name() {
+			t.Fatal("the reports have names of their own: the test tests nothing")
+		}
+		if err := j.Add(build(1), own); err != nil {
+			t.Fatal(err)
+		}
+		if !first {
+			adopt()
+		}
+		b, err := j.Find("last")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := j.Report(b)
+		if err != nil || got.Steps[1].Op != own.Steps[1].Op {
+			t.Errorf("adopted first: %v: this machine's report is %+v, %v", first, got, err)
+		}
+		if _, ok := c.KeptTree(keptName(own.Steps[0].Pin)); !ok {
+			t.Errorf("adopted first: %v: the folder's tree is not kept", first)
+		}
+	}
+}
+
+// TestAdoptedTakeLittleRoom adopts more builds than are kept, after builds of this machine.
+func TestAdoptedTakeLittleRoom(t *testing.T) {
+	from, _ := openJournal(t)
+	j, c := openJournal(t)
+	const own = maxReports - 1
+	for n := range own {
+		if err := j.Add(build(n), report(t, c, fmt.Sprint(n))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range 2 * maxAdopted {
+		data, err := from.Pack(build(1000+n), localReport(t, from, fmt.Sprint("there ", n)), 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := j.Adopt(data, "cache"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := j.all()
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := map[bool]int{}
+	for _, b := range all {
+		if _, err := j.Report(b); err == nil {
+			have[b.From != ""]++
+		}
+	}
+	if have[false] != own || have[true] != maxReports-own {
+		t.Errorf("reports of %d builds here and %d elsewhere are kept", have[false], have[true])
+	}
+}
+
+func TestBareAddresses(t *testing.T) {
+	for in, want := range map[string]string{
+		"[2/3] ADD https://user:pw@host/a/b?sig=x /to": "[2/3] ADD https://host/a/b /to",
+		"https://host/a":                                "https://host/a",
+		"git://token@host":                              "git://host",
+		"RUN curl 'https://host/?x' && echo a@b":        "RUN curl 'https://host/' && echo a@b",
+		"docker-image://busybox@sha256:00":              "docker-image://busybox@sha256:00",
+		"[1/2] FROM docker.io/library/busybox@sha256:0": "[1/2] FROM docker.io/library/busybox@sha256:0",
+	} {
+		if got := bareAddresses(in); got != want {
+			t.Errorf("%q became %q, want %q", in, got, want)
+		}
+	}
+}
+
 // FuzzAdopt adopts anything.
 func FuzzAdopt(f *testing.F) {
 	j, _ := openJournal(f)
@@ -209,7 +324,8 @@ func FuzzAdopt(f *testing.F) {
 		if err := j.Adopt(data, "cache"); err != nil {
 			return
 		}
-		if _, err := j.all(); err != nil {
+		x := &Explainer{Journal: j, Nodes: j.cache, Kept: j.cache.KeptTree}
+		if _, err := x.Explain(build(1), localReport(t, j, "two")); err != nil {
 			t.Error(err)
 		}
 	})

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -139,7 +140,7 @@ var weight = map[solver.Outcome]int{
 func (c *Collector) step(s *solver.Step) Step {
 	v := s.Vertex
 	st := Step{
-		Name: v.Name(), Vertex: Sum(v.Digest()), Kind: v.Kind(), Op: s.Op, Pin: s.Pin,
+		Name: bareAddresses(v.Name()), Vertex: Sum(v.Digest()), Kind: v.Kind(), Op: s.Op, Pin: s.Pin,
 		Definition: Sum(s.Definition), NoCache: v.Meta().IgnoreCache, Fresh: s.Fresh,
 		Outcome: s.Outcome, Basis: s.Basis, Key: Sum(s.Key), From: s.From, Why: s.Why, Took: s.Took,
 		vertex: v,
@@ -157,6 +158,28 @@ func (c *Collector) step(s *solver.Step) Step {
 		st.Outputs = append(st.Outputs, Sum(id))
 	}
 	return st
+}
+
+// address is one in the name of a step.
+var address = regexp.MustCompile(`([a-z][a-z0-9+.-]*://)[^\s'"]+`)
+
+// bareAddresses leaves out of the addresses in a text what may be secret in them.
+func bareAddresses(text string) string {
+	if !strings.Contains(text, "://") {
+		return text
+	}
+	return address.ReplaceAllStringFunc(text, func(a string) string {
+		scheme, rest, _ := strings.Cut(a, "://")
+		rest, _, _ = strings.Cut(rest, "?")
+		host, path, slash := strings.Cut(rest, "/")
+		if at := strings.LastIndexByte(host, '@'); at >= 0 && scheme != "docker-image" && scheme != "oci-layout" {
+			host = host[at+1:]
+		}
+		if slash {
+			path = "/" + path
+		}
+		return scheme + "://" + host + path
+	})
 }
 
 // Report gives what was collected. args are the names of the build's arguments.

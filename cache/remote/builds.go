@@ -9,15 +9,15 @@ import (
 	"github.com/kiln-build/kiln/cache/blob"
 )
 
-// Build is a build that was exported, in the words of who explains builds: one that
-// runs elsewhere is compared with it.
-type Build struct {
+// PackedBuild is a build that was exported, in the words of who explains builds: one
+// that runs elsewhere is compared with it.
+type PackedBuild struct {
 	Exported time.Time
 	Data     []byte
 }
 
-// build is where the words on a build are.
-type build struct {
+// listedBuild is where a packed build is.
+type listedBuild struct {
 	Exported   int64           `json:"exported"` // seconds since 1970
 	Blob       blob.Descriptor `json:"blob"`
 	Signatures []signature     `json:"signatures,omitempty"`
@@ -28,32 +28,33 @@ const (
 	// maxBuilds is how many an index keeps, the last ones: branches that share a
 	// cache take turns.
 	maxBuilds = 8
-	// MaxBuild bounds the bytes of one, unpacked.
-	MaxBuild = 8 << 20
+	// MaxBuild bounds the bytes of one, unpacked. It is sent with every export, and has
+	// room for a folder of some seven thousand files.
+	MaxBuild = 2 << 20
 )
 
 // check finds what the index may not say of a build.
-func (b build) check() bool {
+func (b listedBuild) check() bool {
 	return b.Exported >= 0 && b.Blob.Size >= 0 && b.Blob.Size <= MaxBuild && len(b.Blob.MediaType) <= maxPerItem &&
 		len(b.Signatures) <= maxSignatures
 }
 
-func (b build) message() message {
+func (b listedBuild) message() message {
 	return newMessage("build 1").number(b.Exported).blob(b.Blob)
 }
 
-// spoken are the words on the build that is exported, on their way to the store.
-type spoken struct {
-	build
-	packed []byte
+// sentBuild is the packed build of an export, on its way to the store.
+type sentBuild struct {
+	listedBuild
+	blob []byte
 }
 
-// speak gives the words on the build; nil is none. It asks for them once.
-func (x *Exporter) speak(now time.Time) (*spoken, error) {
-	if x.opt.Build == nil || x.spoken != nil {
-		return x.spoken, nil
+// packedBuild gives the build's own; nil is none. It asks for it once.
+func (x *Exporter) packedBuild(now time.Time) (*sentBuild, error) {
+	if x.opt.Packed == nil || x.packed != nil {
+		return x.packed, nil
 	}
-	data := x.opt.Build()
+	data := x.opt.Packed()
 	if len(data) == 0 || len(data) > MaxBuild {
 		return nil, nil
 	}
@@ -61,28 +62,28 @@ func (x *Exporter) speak(now time.Time) (*spoken, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &spoken{build{Exported: max(now.Unix(), 0), Blob: descriptor(buildType, packed)}, packed}
+	b := &sentBuild{listedBuild{Exported: max(now.Unix(), 0), Blob: descriptor(buildType, packed)}, packed}
 	if x.opt.Sign != nil {
-		s.Signatures = []signature{sign(x.opt.Sign, s.message())}
+		b.Signatures = []signature{sign(x.opt.Sign, b.message())}
 	}
-	x.spoken = s
-	return s, nil
+	x.packed = b
+	return b, nil
 }
 
 // mergeBuilds adds those of another index behind the newer ones, as far as there is
 // room and back to a time in seconds since 1970.
-func (b *builder) mergeBuilds(old []build, since int64) {
+func (b *builder) mergeBuilds(old []listedBuild, since int64) {
 	for _, o := range old {
-		have := slices.ContainsFunc(b.Builds, func(n build) bool { return n.Blob.Digest == o.Blob.Digest })
+		have := slices.ContainsFunc(b.Builds, func(n listedBuild) bool { return n.Blob.Digest == o.Blob.Digest })
 		if !have && o.Exported >= since && len(b.Builds) < maxBuilds {
 			b.Builds = append(b.Builds, o)
 		}
 	}
 }
 
-// Builds reads what the cache has on earlier builds, the newest first. What cannot be
+// Builds reads the packed builds that the cache has, the newest first. What cannot be
 // read, or is not signed by a key that is asked for, is left out.
-func (i *Import) Builds(ctx context.Context) []Build {
+func (i *Import) Builds(ctx context.Context) []PackedBuild {
 	select {
 	case <-i.loaded:
 	case <-ctx.Done():
@@ -92,7 +93,7 @@ func (i *Import) Builds(ctx context.Context) []Build {
 		return nil
 	}
 	list := i.index.Builds[:min(len(i.index.Builds), maxBuilds)]
-	out := make([]Build, len(list))
+	out := make([]PackedBuild, len(list))
 	var group sync.WaitGroup
 	for n, b := range list {
 		if len(i.opt.Verify) > 0 && !verifiedByAny(i.opt.Verify, b.Signatures, b.message()) {
@@ -100,10 +101,10 @@ func (i *Import) Builds(ctx context.Context) []Build {
 		}
 		group.Go(func() {
 			if data, err := readSmall(ctx, i.store, b.Blob, MaxBuild); err == nil {
-				out[n] = Build{time.Unix(b.Exported, 0), data}
+				out[n] = PackedBuild{time.Unix(b.Exported, 0), data}
 			}
 		})
 	}
 	group.Wait()
-	return slices.DeleteFunc(out, func(b Build) bool { return b.Data == nil })
+	return slices.DeleteFunc(out, func(b PackedBuild) bool { return b.Data == nil })
 }

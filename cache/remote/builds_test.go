@@ -15,19 +15,19 @@ import (
 	"github.com/kiln-build/kiln/cache/blob"
 )
 
-// exportBuild exports a new record, and words on the build that made it.
+// exportBuild exports a new record, and the packed build that made it.
 func exportBuild(t *testing.T, c *cache.Cache, to Target, words string, n byte, sign ed25519.PrivateKey, now time.Time, mounts ...Mount) {
 	t.Helper()
 	var read atomic.Int64
 	at := step(t, c, cache.ChainID{}, words, nil)
-	x := Begin(t.Context(), c, to, ExportOptions{Forms: forms(&read), Sign: sign, Build: func() []byte { return []byte(words) }})
+	x := Begin(t.Context(), c, to, ExportOptions{Forms: forms(&read), Sign: sign, Packed: func() []byte { return []byte(words) }})
 	defer x.Close()
 	if _, err := x.Finish(t.Context(), []Entry{entry(n, at)}, mounts, now); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func wordsOf(builds []Build) (words []string) {
+func wordsOf(builds []PackedBuild) (words []string) {
 	for _, b := range builds {
 		words = append(words, string(b.Data))
 	}

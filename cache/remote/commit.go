@@ -75,7 +75,7 @@ func (x *Exporter) finish(ctx context.Context, entries []Entry, mounts []Mount, 
 		return s, false, err
 	}
 	if err := x.commit(ctx, entries, saved, now, &s); err != nil {
-		return s, len(x.held) > 0, err
+		return s, x.old != nil, err
 	}
 	for _, p := range x.places {
 		if p.sent {
@@ -267,12 +267,12 @@ func (x *Exporter) commit(ctx context.Context, entries []Entry, mounts []mount, 
 		if len(b.Records)+len(b.Mounts)+len(b.met) == 0 || old != nil && old.covers(b, now) {
 			return nil // there is nothing to add
 		}
-		words, err := x.speak(now)
+		packed, err := x.packedBuild(now)
 		if err != nil {
 			return err
 		}
-		if words != nil {
-			b.Builds = []build{words.build}
+		if packed != nil {
+			b.Builds = []listedBuild{packed.listedBuild}
 		}
 		if old != nil {
 			b.merge(old, now.Add(-maxUnused).Unix())
@@ -388,8 +388,8 @@ func (x *Exporter) write(ctx context.Context, b *builder, old blob.Descriptor) (
 	if d.Digest == old.Digest {
 		return d, true, nil
 	}
-	if x.spoken != nil {
-		descs, put[x.spoken.Blob.Digest] = append(descs, x.spoken.Blob), x.spoken.packed
+	if x.packed != nil {
+		descs, put[x.packed.Blob.Digest] = append(descs, x.packed.Blob), x.packed.blob
 	}
 	group, gctx := errgroup.WithContext(ctx)
 	for _, c := range descs {

@@ -58,9 +58,9 @@ type ExportOptions struct {
 	// layer's own, where it can be made of what is here; ok is false where it cannot. The
 	// cache holds it for machines that start empty. It may be nil.
 	Copy func(ctx context.Context, chain cache.ChainID, l cache.Layer) (f Form, ok bool)
-	// Build gives the words on the build, MaxBuild bytes at most, and nil for none; it
-	// may be nil. It is asked when there is something to write.
-	Build func() []byte
+	// Packed gives the packed build, MaxBuild bytes at most, and nil for none; it may be
+	// nil. It is asked when there is something to write.
+	Packed func() []byte
 	// Sign signs what is exported; nil signs nothing. Nothing of what the cache
 	// holds is counted on then unless the same key has signed it.
 	Sign ed25519.PrivateKey
@@ -149,7 +149,7 @@ type Exporter struct {
 	held     map[id]layer // what the cache held when the export began
 	copies   map[id]*layerCopy
 
-	spoken *spoken // the words on the build, once they were asked for
+	packed *sentBuild // once it was asked for
 
 	mu     sync.Mutex // guards the maps
 	places map[cache.LayerID]*place

@@ -51,7 +51,7 @@ type index struct {
 	Records []record `json:"records"`
 	Mounts  []mount  `json:"mounts,omitempty"`
 	// Builds are the last that were exported, the newest first.
-	Builds []build `json:"builds,omitempty"`
+	Builds []listedBuild `json:"builds,omitempty"`
 }
 
 // layer is a layer and who has its blobs.
@@ -177,7 +177,7 @@ func (x *index) check(lowest int) error {
 			return formatf("cache mount %d of its index makes no sense", i)
 		}
 	}
-	if len(x.Builds) > maxPerItem || slices.ContainsFunc(x.Builds, func(b build) bool { return !b.check() }) {
+	if len(x.Builds) > maxPerItem || slices.ContainsFunc(x.Builds, func(b listedBuild) bool { return !b.check() }) {
 		return formatf("what its index has on builds makes no sense")
 	}
 	for i, r := range x.Records {
@@ -226,7 +226,7 @@ func (b *builder) layer(l layer) int {
 		have.Signatures = addSignatures(have.Signatures, l.Signatures)
 	case len(l.Signatures) > 0 && len(have.Signatures) == 0, l.Held && !have.Held && signersCover(l.Signatures, have.Signatures):
 		// What is signed stands, and what is held: blobs that are elsewhere may go away.
-		have.Held, have.DiffID, have.Blobs, have.Signatures, have.Variants = l.Held, l.DiffID, l.Blobs, l.Signatures, nil
+		have.Held, have.DiffID, have.Blobs, have.Signatures, have.Variants, have.Copy = l.Held, l.DiffID, l.Blobs, l.Signatures, nil, nil
 	}
 	if have.DiffID == l.DiffID {
 		if have.Copy == nil {

@@ -8,8 +8,8 @@
 // them; it is drawn in docs/format-cache.md. An inline cache is the same inside the
 // config of an image; it may have records that lack outputs.
 // Besides records an index may list snapshots of cache mounts, variants of
-// layers: the blobs that they are in images with times of their own, and the words on
-// the last builds, which later ones are explained by.
+// layers: the blobs that they are in images with times of their own; copies of the layers
+// of base images; and the last builds, packed, which later ones are explained by.
 //
 // An Import is a cache that is read. It fetches the index and nothing else; a
 // record that hits is put into the local cache with layers that are known and not
