@@ -367,6 +367,9 @@ func (x *Exporter) write(ctx context.Context, b *builder, old blob.Descriptor) (
 	if len(data) > maxIndex {
 		return d, false, fmt.Errorf("the index would have %d bytes, and %d at most are read", len(data), maxIndex)
 	}
+	if data, err = packSmall(data); err != nil {
+		return d, false, err
+	}
 	config := descriptor(IndexType, data)
 	blobs := b.holds()
 	put := map[blob.Digest][]byte{config.Digest: data}

@@ -38,7 +38,7 @@ import (
 // The media types of a cache's parts.
 const (
 	ArtifactType = "application/vnd.kiln.cache.v1"
-	IndexType    = "application/vnd.kiln.cache.index.v1+json"
+	IndexType    = "application/vnd.kiln.cache.index.v1+json+zstd"
 
 	manifestType   = "application/vnd.oci.image.manifest.v1+json"
 	indexType      = "application/vnd.oci.image.index.v1+json"
@@ -129,12 +129,16 @@ func (e Envelope) manifest(index blob.Descriptor, blobs []blob.Descriptor) (medi
 	return list.MediaType, data, err
 }
 
+// plainIndexType is an index that is not compressed, as kiln wrote it before.
+const plainIndexType = "application/vnd.kiln.cache.index.v1+json"
+
 // index gives the cache's index as the manifest names it, if it is a cache's.
 func (m document) index() *blob.Descriptor {
-	if m.Config != nil && m.Config.MediaType == IndexType {
+	is := func(d blob.Descriptor) bool { return d.MediaType == IndexType || d.MediaType == plainIndexType }
+	if m.Config != nil && is(*m.Config) {
 		return m.Config
 	}
-	if n := len(m.Manifests) - 1; n >= 0 && m.Manifests[n].MediaType == IndexType {
+	if n := len(m.Manifests) - 1; n >= 0 && is(m.Manifests[n]) {
 		return &m.Manifests[n]
 	}
 	return nil
@@ -174,7 +178,13 @@ func loadManifest(ctx context.Context, s Store, data []byte) (*index, blob.Descr
 }
 
 func loadIndex(ctx context.Context, s Store, d blob.Descriptor) (*index, error) {
-	data, err := readBlob(ctx, s, d, maxIndex)
+	var data []byte
+	var err error
+	if d.MediaType == plainIndexType {
+		data, err = readBlob(ctx, s, d, maxIndex)
+	} else {
+		data, err = readSmall(ctx, s, d, maxIndex)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading its index: %w", err)
 	}

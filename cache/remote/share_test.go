@@ -224,7 +224,7 @@ func write(t *testing.T, x *index) *Layout {
 			t.Fatal(err)
 		}
 	}
-	put(IndexType, x, func(config blob.Descriptor, data []byte) error {
+	put(plainIndexType, x, func(config blob.Descriptor, data []byte) error {
 		open := func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
 		if err := s.Put(t.Context(), config, nil, open); err != nil {
 			return err

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/klauspost/compress/zstd"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -26,11 +27,24 @@ func document(t *testing.T, address string, into any) {
 	defer resp.Body.Close()
 	data, err := io.ReadAll(resp.Body)
 	if err == nil {
-		err = json.Unmarshal(data, into)
+		err = unpackJSON(data, into)
 	}
 	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatalf("%s: %s, %v", address, resp.Status, err)
 	}
+}
+
+// unpackJSON reads JSON, compressed by zstd or not.
+func unpackJSON(data []byte, into any) error {
+	r, err := zstd.NewReader(nil)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if plain, err := r.DecodeAll(data, nil); err == nil {
+		data = plain
+	}
+	return json.Unmarshal(data, into)
 }
 
 // TestAside has a cache hold the layers of the image as the image has them, and the

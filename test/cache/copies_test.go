@@ -33,7 +33,7 @@ func TestCopies(t *testing.T) {
 			t.Helper()
 			data, err := os.ReadFile(filepath.Join(folder, "blobs/sha256", d.Encoded()))
 			if err == nil {
-				err = json.Unmarshal(data, into)
+				err = unpackJSON(data, into)
 			}
 			if err != nil {
 				t.Fatal(err)
