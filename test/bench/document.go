@@ -100,15 +100,16 @@ func (r *results) missed(b *strings.Builder) {
 // remarks say, for rows that have missed their goals, what the time was by profile
 // and what would remove it.
 var remarks = map[string]string{
-	"W2 alone": "the initialization of the program's packages is a quarter of the time, opening the database a quarter",
-	"W4":       "writing 340 MB; a virtual machine's memory costs 2 ms a megabyte where it is written for the first time, and a tenth of that later: kiln's rounds take 1.5 s or 2.0",
-	"W9":       "memory that is written for the first time costs a virtual machine most of the difference between rounds (kiln's processor time for one pull was 5.9 s or 9.9); 42% of the processor time of gzip is inflating, 17% (of zstd 31%) sha256 over the blob, the layer and each file, a third making and writing files; a decoder made for layers took 0.78 of the seconds, and the library is kept all the same",
-	"W10 1 GB": "rounds differ by as much as a factor of two, as those of W9 do; nearly half of zstd's processor time is sha256 over the stream, its pieces and the blob, a sixth compressing, since the files have most pieces in common; uncompressed, it is the hash of one stream, which one processor makes, and the writing beside it",
-	"W10 many": "the step's own commands are three quarters of the processor time, and as much in BuildKit; a step that writes small files is followed by hashing each and linking it into the pool, about 15 µs a file, half of them the link, which the export gets back",
-	"W11":      "a plain client's requests, with the step and the start of a process, take as long: two thirds are the registry's answers to an upload and to the manifest",
-	"W12":      "of a hundred vertices it is mostly the start of a process, of which the initialization of packages is 4 to 6 ms, and opening the state folder, 3 ms, both of which BuildKit's daemon has behind it",
-	"W13":      "what is above the compiler's time is the walk over the 16,000 files of the context and of the Go distribution, and the start and end of the step",
-	"W16":      "the processor: half of its time is inflating the layers that steps need, a fifth sha256, a fifth system calls; two thirds of the seconds are the base's one layer, whose stream one processor inflates, and the step that waits for it",
+	"W2 alone":      "the initialization of the program's packages is a quarter of the time, opening the database a quarter",
+	"W4":            "writing 340 MB; a virtual machine's memory costs 2 ms a megabyte where it is written for the first time, and a tenth of that later: kiln's rounds take 1.5 s or 2.0",
+	"W9":            "kiln's processor time for one pull was 5.4 s to 7.8, since memory that is written for the first time costs a virtual machine more; a third is sha256 over the blob, the layer and each file, a sixth inflating, a quarter system calls; one pass for two of the sums took 7% of it off, by rounds of our own in assembly, and the library is kept all the same",
+	"W10 1 GB":      "rounds differ by as much as a factor of two, as those of W9 do; nearly half of zstd's processor time is sha256 over the stream, its pieces and the blob, a sixth compressing, since the files have most pieces in common; uncompressed, it is the hash of one stream, which one processor makes, and the writing beside it",
+	"W10 many":      "the step's own commands are three quarters of the processor time, and as much in BuildKit; a step that writes small files is followed by hashing each and linking it into the pool, about 15 µs a file, half of them the link, which the export gets back",
+	"W10 many zstd": "most of it is opening and reading 100,000 files: uncompressed it takes three quarters as long",
+	"W11":           "a plain client's requests, with the step and the start of a process, take as long: two thirds are the registry's answers to an upload and to the manifest",
+	"W12":           "of a hundred vertices it is mostly the start of a process, of which the initialization of packages is 4 to 6 ms, and opening the state folder, 3 ms, both of which BuildKit's daemon has behind it",
+	"W13":           "what is above the compiler's time is the walk over the 16,000 files of the context and of the Go distribution, and the start and end of the step",
+	"W16":           "half of the seconds are what a plain loop on all processors takes to fetch, hash, inflate and write the files of the layers that steps need, a sixth the steps' own commands; the rest is the push and, at the end, a look at whether another runner has written the cache meanwhile, since a registry knows no conditions",
 }
 
 // remark gives the remark with the longest id that a row's begins with.
