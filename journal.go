@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -90,7 +89,7 @@ func (r *Result) tell(x *explain.Explanation) error {
 func (b *build) chronicled(ctx context.Context, r *Request, attrs map[string]string) (context.Context, context.CancelFunc, error) {
 	c := &b.chronicle
 	c.entry = journal.Build{ID: r.Ref, Started: b.result.Started, Project: project(r, attrs)}
-	if !isName(c.entry.ID) {
+	if !journal.IsName(c.entry.ID) {
 		c.entry.ID = strings.ToLower(string(b.session))
 	}
 	b.result.Metadata[request.AttrBuild] = c.entry.ID
@@ -128,14 +127,6 @@ const (
 	maxPattern  = 512
 )
 
-// isName says whether a client's name for a build can be its name in the journal.
-func isName(ref string) bool {
-	ok := func(r rune) bool {
-		return r == '-' || r == '_' || r == '.' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
-	}
-	return ref != "" && len(ref) <= 128 && strings.IndexFunc(ref, func(r rune) bool { return !ok(r) }) < 0
-}
-
 // project says what a build is of: nothing, where that is a folder of a client's.
 func project(r *Request, attrs map[string]string) string {
 	where := r.Context
@@ -144,7 +135,7 @@ func project(r *Request, attrs map[string]string) string {
 	}
 	switch dir, err := filepath.Abs(where); {
 	case request.IsRemote(where):
-		where = bare(where)
+		where = journal.BareAddress(where)
 	case r.Session != nil:
 		return ""
 	case err == nil:
@@ -158,17 +149,6 @@ func project(r *Request, attrs map[string]string) string {
 		words = append(words, "--target "+t)
 	}
 	return strings.Join(words, " ")
-}
-
-// bare gives an address without what may be secret in it.
-func bare(address string) string {
-	u, err := url.Parse(address)
-	if err != nil {
-		// git@host:path is none, for one.
-		return address[strings.LastIndexByte(address, '@')+1:]
-	}
-	u.User, u.RawQuery = nil, ""
-	return u.String()
 }
 
 // collect takes what a solve reports.

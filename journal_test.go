@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/kiln-build/kiln/explain"
+	"github.com/kiln-build/kiln/journal"
 	"github.com/kiln-build/kiln/worker"
 )
 
@@ -37,8 +38,8 @@ func TestIsName(t *testing.T) {
 		"k3pt7q2mda": true, "builder/node": false, "": false, "a\tb": false, "a\nb": false, "A-b_c.9": true,
 		strings.Repeat("a", 129): false,
 	} {
-		if got := isName(ref); got != want {
-			t.Errorf("isName(%q) = %v, want %v", ref, got, want)
+		if got := journal.IsName(ref); got != want {
+			t.Errorf("IsName(%q) = %v, want %v", ref, got, want)
 		}
 	}
 }

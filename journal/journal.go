@@ -66,6 +66,14 @@ type Build struct {
 	report name
 }
 
+// IsName says whether a build can be called so.
+func IsName(s string) bool {
+	ok := func(r rune) bool {
+		return r == '-' || r == '_' || r == '.' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
+	}
+	return s != "" && len(s) <= 128 && strings.IndexFunc(s, func(r rune) bool { return !ok(r) }) < 0
+}
+
 // name is the name of a report.
 type name [32]byte
 

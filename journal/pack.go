@@ -3,7 +3,6 @@ package journal
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/kiln-build/kiln/cache/tree"
 	"github.com/kiln-build/kiln/explain"
+	"github.com/kiln-build/kiln/solver"
 )
 
 // packVersion is that of a packed build.
@@ -148,7 +148,7 @@ func (j *Journal) Adopt(data []byte, from string) error {
 	if p.Version != packVersion {
 		return fmt.Errorf("a build that ran elsewhere is of version %d, and this kiln reads version %d", p.Version, packVersion)
 	}
-	if !isID(p.ID) || len(from) > maxFrom || p.Report == nil || p.Report.check() != nil {
+	if !IsName(p.ID) || len(from) > maxFrom || p.Report == nil || p.Report.check() != nil {
 		return fmt.Errorf("reading a build that ran elsewhere: %w", errDamaged)
 	}
 	stored, err := p.Report.encode()
@@ -190,11 +190,6 @@ const (
 	maxFrom  = 4096
 )
 
-// isID says whether a build can be called so.
-func isID(s string) bool {
-	return s != "" && len(s) <= 128 && strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
-}
-
 // adoptTrees keeps the trees of a build that ran elsewhere. One that is not whole, or
 // not the one that its pin names, is left out.
 func (j *Journal) adoptTrees(p *packed) error {
@@ -206,7 +201,7 @@ func (j *Journal) adoptTrees(p *packed) error {
 	}
 	for pin, encoded := range p.Roots {
 		root, err := tree.DecodeEntry(encoded)
-		if err != nil || root.Kind != tree.Dir || pin != pinOf(root) || !isModest(nodes, root) || tree.Verify(nodes, root) != nil {
+		if err != nil || root.Kind != tree.Dir || pin != solver.FolderPin(root) || !isModest(nodes, root) || tree.Verify(nodes, root) != nil {
 			continue
 		}
 		if _, ok := j.cache.KeptTree(keptName(pin)); ok {
@@ -220,12 +215,6 @@ func (j *Journal) adoptTrees(p *packed) error {
 		}
 	}
 	return nil
-}
-
-// pinOf is the pin of a local folder.
-func pinOf(root tree.Entry) string {
-	id := root.ID()
-	return "tree:" + hex.EncodeToString(id[:])
 }
 
 // copyNodes copies the nodes below one, those that are below others first: whoever

@@ -146,8 +146,8 @@ func TestAdoptHostile(t *testing.T) {
 			}
 			p.Nodes = append(p.Nodes, node)
 		}
-		p.Roots = map[string][]byte{pinOf(dir): dir.AppendEncode(nil)}
-		p.Report.Steps[0].Pin = pinOf(dir)
+		p.Roots = map[string][]byte{solver.FolderPin(dir): dir.AppendEncode(nil)}
+		p.Report.Steps[0].Pin = solver.FolderPin(dir)
 	}
 	// deep makes a tree of so many directories in each other.
 	deep := func(p *packed) {
@@ -166,8 +166,8 @@ func TestAdoptHostile(t *testing.T) {
 			p.Nodes = append(p.Nodes, node)
 		}
 		dir.Name = ""
-		p.Roots = map[string][]byte{pinOf(dir): dir.AppendEncode(nil)}
-		p.Report.Steps[0].Pin = pinOf(dir)
+		p.Roots = map[string][]byte{solver.FolderPin(dir): dir.AppendEncode(nil)}
+		p.Report.Steps[0].Pin = solver.FolderPin(dir)
 	}
 	for _, c := range []struct {
 		what   string

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -161,25 +162,31 @@ func (c *Collector) step(s *solver.Step) Step {
 }
 
 // address is one in the name of a step.
-var address = regexp.MustCompile(`([a-z][a-z0-9+.-]*://)[^\s'"]+`)
+var address = regexp.MustCompile(`[a-z][a-z0-9+.-]*://[^\s'"]+`)
 
-// bareAddresses leaves out of the addresses in a text what may be secret in them.
+// bareAddresses leaves out of the addresses in a text what may be secret in them. What
+// stands before the @ of an image's is its name.
 func bareAddresses(text string) string {
 	if !strings.Contains(text, "://") {
 		return text
 	}
 	return address.ReplaceAllStringFunc(text, func(a string) string {
-		scheme, rest, _ := strings.Cut(a, "://")
-		rest, _, _ = strings.Cut(rest, "?")
-		host, path, slash := strings.Cut(rest, "/")
-		if at := strings.LastIndexByte(host, '@'); at >= 0 && scheme != "docker-image" && scheme != "oci-layout" {
-			host = host[at+1:]
+		if !strings.ContainsAny(a, "@?") || strings.HasPrefix(a, "docker-image:") || strings.HasPrefix(a, "oci-layout:") {
+			return a
 		}
-		if slash {
-			path = "/" + path
-		}
-		return scheme + "://" + host + path
+		return BareAddress(a)
 	})
+}
+
+// BareAddress gives an address without what may be secret in it.
+func BareAddress(a string) string {
+	u, err := url.Parse(a)
+	if err != nil {
+		// git@host:path is none, for one.
+		return a[strings.LastIndexByte(a, '@')+1:]
+	}
+	u.User, u.RawQuery = nil, ""
+	return u.String()
 }
 
 // Report gives what was collected. args are the names of the build's arguments.
@@ -226,7 +233,7 @@ func (r *Report) trees() iter.Seq2[string, tree.Entry] {
 }
 
 // isFolder says whether a step is a local folder.
-func (s *Step) isFolder() bool { return s.Kind == "source" && strings.HasPrefix(s.Pin, "tree:") }
+func (s *Step) isFolder() bool { return s.Kind == "source" && solver.IsFolderPin(s.Pin) }
 
 // keptName is the name under which the tree of a local folder is kept.
 func keptName(pin string) string { return "journal " + pin }

@@ -1,9 +1,25 @@
 package solver
 
 import (
+	"encoding/hex"
+	"strings"
+
 	"github.com/kiln-build/kiln/cache"
+	"github.com/kiln-build/kiln/cache/tree"
 	"github.com/kiln-build/kiln/llb"
 )
+
+// folderPin begins the pins of local folders.
+const folderPin = "tree:"
+
+// FolderPin is what a local folder is pinned to whose tree has that root.
+func FolderPin(root tree.Entry) string {
+	id := root.ID()
+	return folderPin + hex.EncodeToString(id[:])
+}
+
+// IsFolderPin reports whether a pin is a local folder's.
+func IsFolderPin(pin string) bool { return strings.HasPrefix(pin, folderPin) }
 
 // Pins gives what the sources of a session are pinned to, of those that are known.
 func (s *Solver) Pins(id SessionID) map[llb.Digest]string {

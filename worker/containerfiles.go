@@ -38,18 +38,8 @@ func (f *Files) find(name string, flags uint64) (int, error) {
 		return unix.FcntlInt(f.root.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	}
 	how := unix.OpenHow{Flags: flags | unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	for range openTries {
-		fd, err := unix.Openat2(int(f.root.Fd()), strings.TrimPrefix(name, "/"), &how)
-		if err != unix.EAGAIN && err != unix.EINTR {
-			return fd, err
-		}
-	}
-	return -1, unix.EAGAIN
+	return dirfd.Openat2(int(f.root.Fd()), strings.TrimPrefix(name, "/"), &how)
 }
-
-// openTries bounds how often a path is looked for: a rename anywhere in the mount makes
-// the kernel give up, and a container may do nothing but rename.
-const openTries = 1000
 
 // open opens a path that find has found for reading.
 func open(fd int, flags int) (*os.File, error) {

@@ -3,7 +3,6 @@ package worker
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,11 +48,6 @@ func (e *ChangedError) Error() string {
 	return fmt.Sprintf("%s changed while the build was reading it: %v", e.Path, e.Err)
 }
 func (e *ChangedError) Unwrap() error { return e.Err }
-
-func localPin(root tree.Entry) string {
-	id := root.ID()
-	return "tree:" + hex.EncodeToString(id[:])
-}
 
 // localLayerID makes the identity of the layer that stands for a folder.
 func localLayerID(root tree.Entry) cache.LayerID {
@@ -117,7 +111,7 @@ func (s *localSource) Pin(ctx context.Context, job *solver.Job, op *pb.SourceOp)
 		if err != nil {
 			return "", err
 		}
-		t := &localTree{name: name, dir: dir, pin: localPin(root), root: root, layer: localLayerID(root)}
+		t := &localTree{name: name, dir: dir, pin: solver.FolderPin(root), root: root, layer: localLayerID(root)}
 		sess.mu.Lock()
 		sess.locals = append(sess.locals, t)
 		sess.mu.Unlock()
@@ -204,10 +198,10 @@ func (w *Worker) solid(ctx context.Context, job *solver.Job, id cache.ChainID) (
 }
 
 // captured gives the chain of what the folder has at a path, whose files can be had
-// from the pool or from its layer's folder afterwards. A build that mounts a folder as the build before left it looks at
-// none of its files: to find each of 15,000 in the pool took 20 ms. A layer that is
-// known promises its files as any other does, and by its own folder they were there;
-// whoever misses one all the same calls Doubt.
+// from the pool or from its layer's folder afterwards. A build that mounts a folder as
+// the build before left it looks at none of its files: to find each of 15,000 in the
+// pool took 20 ms. A layer that is known promises its files as any other does, and by
+// its own folder they were there; whoever misses one all the same calls Doubt.
 func (w *Worker) captured(ctx context.Context, t *localTree, path string, root tree.Entry) (cache.ChainID, error) {
 	if !w.hasFolder(root) {
 		if err := w.capture(ctx, t, path, root); err != nil {

@@ -24,9 +24,9 @@ const (
 // before it makes no difference.
 //
 // Its writer does not wait for a slow disk, but for the last window when the file is
-// whole: what the disk has not taken then stays in memory, as that of a small file. Writes that keep nothing
-// (RWF_DONTCACHE) were tried: they cost more, being sent off one by one, and few file
-// systems know them. It is used by one goroutine; the zero value works.
+// whole: what the disk has not taken then stays in memory, as that of a small file.
+// Writes that keep nothing (RWF_DONTCACHE) were tried: they cost more, being sent off
+// one by one, and few file systems know them. It is used by one goroutine; the zero value works.
 type behind struct {
 	taken int64         // up to here the disk was given the file
 	busy  chan struct{} // closed when the disk has what it was given last; nil before

@@ -27,6 +27,24 @@ func exportBuild(t *testing.T, c *cache.Cache, to Target, words string, n byte, 
 	}
 }
 
+// indexIn reads the index of a cache, and the manifest that names it.
+func indexIn(t *testing.T, s Store) (*index, document) {
+	t.Helper()
+	data, err := s.Manifest(t.Context(), blob.Digest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, _, err := loadManifest(t.Context(), s, data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m document
+	if err := json.Unmarshal(data, &m); err != nil {
+		t.Fatal(err)
+	}
+	return x, m
+}
+
 func wordsOf(builds []PackedBuild) (words []string) {
 	for _, b := range builds {
 		words = append(words, string(b.Data))
@@ -51,14 +69,7 @@ func TestBuilds(t *testing.T) {
 		t.Errorf("got %q, the newest of %v", wordsOf(got), got[0].Exported)
 	}
 	// One that is damaged is left out.
-	data, err := store.Manifest(t.Context(), blob.Digest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	x, _, err := loadManifest(t.Context(), store, data)
-	if err != nil {
-		t.Fatal(err)
-	}
+	x, _ := indexIn(t, store)
 	d := x.Builds[1].Blob.Digest
 	if err := os.WriteFile(filepath.Join(dir, "blobs", "sha256", fmt.Sprintf("%x", d[:])), []byte("damage"), 0o600); err != nil {
 		t.Fatal(err)
@@ -104,18 +115,7 @@ func TestManifestListsAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	exportBuild(t, from, store, "build", 1, nil, time.Unix(1000, 0), Mount{ID: "mount", Dir: dir})
-	data, err := store.Manifest(t.Context(), blob.Digest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	x, _, err := loadManifest(t.Context(), store, data)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var m document
-	if err := json.Unmarshal(data, &m); err != nil {
-		t.Fatal(err)
-	}
+	x, m := indexIn(t, store)
 	wanted := map[string]blob.Digest{
 		"layer": x.Layers[0].Blobs[0].Digest, "mount's list": x.Mounts[0].List.Digest,
 		"mount's piece": x.Mounts[0].Pieces[0].Blob.Digest, "build": x.Builds[0].Blob.Digest,

@@ -145,16 +145,14 @@ func (x *index) check(lowest int) error {
 				return formatf("a blob of layer %d of its index makes no sense", i)
 			}
 		}
+		if c := l.Copy; c != nil && (c.Blob.Size < 0 || c.Blob.Size > maxBlob || len(c.Blob.MediaType) > maxPerItem || len(c.Signatures) > maxSignatures) {
+			return formatf("the copy of layer %d of its index makes no sense", i)
+		}
 		for _, v := range l.Variants {
 			if v.Blob.Size < 0 || v.Blob.Size > maxBlob || len(v.How) > maxPerItem || len(v.Blob.MediaType) > maxPerItem ||
 				v.DiffID.IsZero() || len(v.Signatures) > maxSignatures {
 				return formatf("a variant of layer %d of its index makes no sense", i)
 			}
-		}
-	}
-	for i, l := range x.Layers {
-		if c := l.Copy; c != nil && (c.Blob.Size < 0 || c.Blob.Size > maxBlob || len(c.Blob.MediaType) > maxPerItem || len(c.Signatures) > maxSignatures) {
-			return formatf("the copy of layer %d of its index makes no sense", i)
 		}
 	}
 	depth := make([]int, len(x.Chains))

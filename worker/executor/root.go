@@ -6,6 +6,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/kiln-build/kiln/worker/internal/dirfd"
 	"golang.org/x/sys/unix"
 )
 
@@ -14,23 +15,14 @@ import (
 // root. Nothing in an image can lead to the host.
 type rootDir int
 
-const (
-	openTries = 1000 // a rename or mount anywhere may make openat2 ask for another try
-	maxLinks  = 40   // as the kernel has it
-)
+const maxLinks = 40 // as the kernel has it
 
 func (r rootDir) open(name string, flags uint64, resolve uint64) (int, error) {
 	how := unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: resolve | unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
 	if name = strings.TrimLeft(name, "/"); name == "" {
 		name = "."
 	}
-	for range openTries {
-		fd, err := unix.Openat2(int(r), name, &how)
-		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
-			return fd, err
-		}
-	}
-	return -1, unix.EAGAIN
+	return dirfd.Openat2(int(r), name, &how)
 }
 
 // find opens what is at name, as a place to look from or mount on.

@@ -23,6 +23,21 @@ type Name struct {
 	Kind byte // unix.DT_*; DT_UNKNOWN where only a stat tells
 }
 
+// openTries bounds how often Openat2 looks: a rename or mount anywhere makes the kernel
+// ask for another try, and whoever writes the folder may do nothing but rename.
+const openTries = 1000
+
+// Openat2 is openat2(2), tried again where the kernel asks for that.
+func Openat2(fd int, name string, how *unix.OpenHow) (int, error) {
+	for range openTries {
+		opened, err := unix.Openat2(fd, name, how)
+		if err != unix.EAGAIN && err != unix.EINTR {
+			return opened, err
+		}
+	}
+	return -1, unix.EAGAIN
+}
+
 var direntBuffers = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
 
 // Names lists the open directory fd, from where it was last read to, sorted by name.

@@ -141,12 +141,5 @@ func (f *Folder) openBeneath(rel string, flags int) (int, error) {
 		Flags:   uint64(flags | unix.O_CLOEXEC),
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
 	}
-	for {
-		fd, err := unix.Openat2(f.fd, rel, &how)
-		// EAGAIN: something was renamed while the kernel looked, and it gave up.
-		if err == unix.EINTR || err == unix.EAGAIN {
-			continue
-		}
-		return fd, err
-	}
+	return dirfd.Openat2(f.fd, rel, &how)
 }
