@@ -261,7 +261,6 @@ func (x *Exporter) variants(l cache.Layer, own []blob.Descriptor) (out []variant
 func (x *Exporter) commit(ctx context.Context, entries []Entry, mounts []mount, now time.Time, s *Stats) error {
 	old, name := x.old, x.name
 	for try := range maxCommits {
-		began := time.Now()
 		b := x.index(entries, mounts, old, now, s)
 		s.Manifest = name
 		if len(b.Records)+len(b.Mounts)+len(b.met) == 0 || old != nil && old.covers(b, now) {
@@ -277,7 +276,15 @@ func (x *Exporter) commit(ctx context.Context, entries []Entry, mounts []mount, 
 		if old != nil {
 			b.merge(old, now.Add(-maxUnused).Unix())
 		}
-		d, sure, err := x.write(ctx, b, name)
+		d, manifest, err := x.write(ctx, b)
+		if err != nil {
+			return err
+		}
+		if s.Manifest = d; d.Digest == name.Digest {
+			return nil
+		}
+		began := time.Now()
+		sure, err := x.to.Commit(ctx, d, manifest, name.Digest)
 		switch {
 		case errors.Is(err, ErrChanged):
 			if err := pause(ctx, jitter(minLook/2, try)); err != nil {
@@ -289,8 +296,7 @@ func (x *Exporter) commit(ctx context.Context, entries []Entry, mounts []mount, 
 			continue
 		case err != nil:
 			return err
-		}
-		if s.Manifest = d; sure {
+		case sure:
 			return nil
 		}
 		if old, name, err = x.settle(ctx, b, d, time.Since(began), try); err != nil {
@@ -304,9 +310,9 @@ func (x *Exporter) commit(ctx context.Context, entries []Entry, mounts []mount, 
 }
 
 // settle looks at a store that knows no conditions a while after it was written.
-// Whoever read it before we wrote, and has not written yet, will take what we wrote
-// away; from reading to writing takes others about as long as it took us. So after
-// several times as long those have written, and the later ones have kept ours. Only
+// Whoever looked at it before we wrote, and has not written yet, will take what we
+// wrote away; from the look to the writing, Target.Commit, takes others about as long
+// as it took us, which is the window. So after several times as long those have written, and the later ones have kept ours. Only
 // those who have met others once wait for as long as it comes, so as not to meet them
 // again: most are alone, and wait at the end of a build.
 func (x *Exporter) settle(ctx context.Context, b *builder, d blob.Descriptor, window time.Duration, try int) (*index, blob.Descriptor, error) {
@@ -357,18 +363,18 @@ func (x *Exporter) reread(ctx context.Context, old *index, name blob.Descriptor)
 	return nil, name, err
 }
 
-// write writes the index and the manifest in place of the one that is called old;
-// sure says that it was that which they took the place of.
-func (x *Exporter) write(ctx context.Context, b *builder, old blob.Descriptor) (d blob.Descriptor, sure bool, err error) {
+// write puts the index and what it holds of builds into the store, and gives the
+// manifest that is to be committed.
+func (x *Exporter) write(ctx context.Context, b *builder) (d blob.Descriptor, manifest []byte, err error) {
 	data, err := json.Marshal(&b.index)
 	if err != nil {
-		return d, false, err
+		return d, nil, err
 	}
 	if len(data) > maxIndex {
-		return d, false, fmt.Errorf("the index would have %d bytes, and %d at most are read", len(data), maxIndex)
+		return d, nil, fmt.Errorf("the index would have %d bytes, and %d at most are read", len(data), maxIndex)
 	}
 	if data, err = packSmall(data); err != nil {
-		return d, false, err
+		return d, nil, err
 	}
 	config := descriptor(IndexType, data)
 	blobs := b.holds()
@@ -382,14 +388,10 @@ func (x *Exporter) write(ctx context.Context, b *builder, old blob.Descriptor) (
 	}
 	mediaType, manifest, err := x.opt.Envelope.manifest(config, blobs)
 	if err != nil {
-		return d, false, err
+		return d, nil, err
 	}
 	if len(manifest) > maxManifest {
-		return d, false, fmt.Errorf("the manifest would have %d bytes, and registries take %d at most", len(manifest), maxManifest)
-	}
-	d = descriptor(mediaType, manifest)
-	if d.Digest == old.Digest {
-		return d, true, nil
+		return d, nil, fmt.Errorf("the manifest would have %d bytes, and registries take %d at most", len(manifest), maxManifest)
 	}
 	if x.packed != nil {
 		descs, put[x.packed.Blob.Digest] = append(descs, x.packed.Blob), x.packed.blob
@@ -398,11 +400,7 @@ func (x *Exporter) write(ctx context.Context, b *builder, old blob.Descriptor) (
 	for _, c := range descs {
 		group.Go(func() error { return x.to.Put(gctx, c, nil, opener(put[c.Digest])) })
 	}
-	if err := group.Wait(); err != nil {
-		return d, false, err
-	}
-	sure, err = x.to.Commit(ctx, d, manifest, old.Digest)
-	return d, sure, err
+	return descriptor(mediaType, manifest), manifest, group.Wait()
 }
 
 // holds lists the blobs that the cache holds itself, each once.
