@@ -99,12 +99,12 @@ func (b *build) forms(t cacheTarget) remote.Forms {
 	o.Method = t.aside
 	aside := image.NewBlobs(env, o)
 	return func(ctx context.Context, chain cache.ChainID, l cache.Layer) (remote.Form, error) {
-		blobs := inside
-		if b.isAside(l) {
+		blobs, isAside := inside, b.isAside(l)
+		if isAside {
 			blobs = aside
 		}
 		made, err := blobs.Layer(ctx, chain, l)
-		return remote.Form{DiffID: made.DiffID, Blob: made.Desc, Origins: made.Origins, Open: made.Open}, err
+		return remote.Form{DiffID: made.DiffID, Blob: made.Desc, Origins: made.Origins, Aside: isAside, Open: made.Open}, err
 	}
 }
 

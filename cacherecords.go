@@ -92,10 +92,10 @@ func (r *records) Holds(id cache.LayerID) bool {
 	return slices.ContainsFunc(r.open(), func(i imported) bool { return i.Holds(id) })
 }
 
-// Copy gives a copy that a remote cache holds of an image's layer.
-func (r *records) Copy(l cache.Layer) (blob.Descriptor, bool) {
+// Passing gives a blob of a layer that a remote cache holds for those who need its files.
+func (r *records) Passing(l cache.Layer) (blob.Descriptor, bool) {
 	for _, i := range r.open() {
-		if d, ok := i.Copy(l); ok {
+		if d, ok := i.Passing(l); ok {
 			return d, true
 		}
 	}

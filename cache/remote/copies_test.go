@@ -60,7 +60,7 @@ func TestCopyOfAnImagesLayer(t *testing.T) {
 		}
 		i := importFrom(t, openCache(t), store, Options{Copies: test.open, Verify: test.verify})
 		<-i.loaded
-		d, ok := i.Copy(l)
+		d, ok := i.Passing(l)
 		if ok != test.want || ok && d.Digest != copied.Digest {
 			t.Errorf("%s: got %v, %v", test.what, d, ok)
 		}
@@ -76,7 +76,7 @@ func TestCopyOfAnImagesLayer(t *testing.T) {
 		}
 		body.Close()
 		if other := (cache.Layer{ID: l.ID, DiffID: own.Digest}); ok {
-			if _, ok := i.Copy(other); ok {
+			if _, ok := i.Passing(other); ok {
 				t.Errorf("%s: a layer of another stream has it too", test.what)
 			}
 		}

@@ -32,6 +32,7 @@ type Form struct {
 	DiffID  blob.Digest
 	Blob    blob.Descriptor
 	Origins []string
+	Aside   bool // no image of the build has the layer
 	Open    func(context.Context) (io.ReadCloser, error)
 }
 
@@ -315,7 +316,7 @@ func (x *Exporter) send(ctx context.Context, p *place) error {
 	p.out = layer{ID: id(p.known.ID), DiffID: p.known.DiffID, Size: p.known.Size, Blobs: p.known.Blobs, Origins: p.known.Origins}
 	if held, ok := x.held[p.out.ID]; ok {
 		p.out.DiffID, p.out.Blobs, p.out.Held, p.out.Created = held.DiffID, held.Blobs, true, held.Created
-		p.out.Variants = held.Variants
+		p.out.Variants, p.out.Aside = held.Variants, held.Aside
 		return nil
 	}
 	if p.out.isImage() && len(p.known.Origins) > 0 {
@@ -395,6 +396,6 @@ func (x *Exporter) put(ctx context.Context, p *place, f Form) error {
 		return err
 	}
 	f.Blob.Annotations = nil
-	p.out.DiffID, p.out.Blobs, p.out.Held, p.sent = f.DiffID, []blob.Descriptor{f.Blob}, true, true
+	p.out.DiffID, p.out.Blobs, p.out.Held, p.out.Aside, p.sent = f.DiffID, []blob.Descriptor{f.Blob}, true, f.Aside, true
 	return nil
 }

@@ -55,8 +55,8 @@ type Options struct {
 	Created func(id cache.LayerID, at time.Time)
 	// Variant takes variants of layers that become known; may be nil.
 	Variant func(of blob.Digest, v Variant)
-	// Copies lets Copy give what it has.
-	Copies bool
+	// Copies lets Passing give copies of images' layers, and Aside layers that no image has.
+	Copies, Aside bool
 	// Verify are the keys one of which has to have signed what is taken; none takes all.
 	Verify []ed25519.PublicKey
 }
@@ -261,15 +261,22 @@ func (i *Import) Holds(id cache.LayerID) bool {
 	return ok && !lost && !i.dead
 }
 
-// Copy gives another blob of an image's layer, which the cache holds, and which takes
-// less to be unpacked than the layer's own.
-func (i *Import) Copy(l cache.Layer) (d blob.Descriptor, ok bool) {
-	if !i.opt.Copies || !i.Holds(l.ID) {
+// Passing gives a blob of a layer that the cache holds for those who need the layer's
+// files and will hardly want the blob again: a copy of an image's layer, which takes
+// less to be unpacked than the layer's own, or that of a layer that no image has.
+func (i *Import) Passing(l cache.Layer) (d blob.Descriptor, ok bool) {
+	if !i.Holds(l.ID) {
 		return d, false
 	}
 	has := i.index.Layers[i.layers[l.ID]]
+	if has.DiffID != l.DiffID {
+		return d, false
+	}
+	if i.opt.Aside && has.Aside && has.Held && len(has.Blobs) > 0 {
+		return has.Blobs[0], true
+	}
 	c := has.Copy
-	if c == nil || has.DiffID != l.DiffID || len(i.opt.Verify) > 0 && !verifiedByAny(i.opt.Verify, c.Signatures, c.message(l.DiffID)) {
+	if !i.opt.Copies || c == nil || len(i.opt.Verify) > 0 && !verifiedByAny(i.opt.Verify, c.Signatures, c.message(l.DiffID)) {
 		return d, false
 	}
 	return c.Blob, true

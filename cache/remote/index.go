@@ -63,6 +63,8 @@ type layer struct {
 	Origins []string          `json:"origins,omitempty"`
 	// Held says that the cache holds the blobs itself.
 	Held bool `json:"held,omitempty"`
+	// Aside says that no image of the build that exported it had the layer.
+	Aside bool `json:"aside,omitempty"`
 	// Created is when the layer was first exported in an image, in nanoseconds since
 	// 1970, for the history of the images that have it.
 	Created int64 `json:"created,omitempty"`

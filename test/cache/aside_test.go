@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -80,7 +82,13 @@ func TestAside(t *testing.T) {
 	if aside != 3 {
 		t.Errorf("the cache holds %d layers that the image does not have, want the 2 of the stage tool, and a copy of the base", aside)
 	}
-	var index struct{ Layers []struct{ Variants []any } }
+	var index struct {
+		Layers []struct {
+			Aside    bool
+			Blobs    []ocispecs.Descriptor
+			Variants []any
+		}
+	}
 	document(t, r.Addr+"/v2/cache/blobs/"+held.Config.Digest.String(), &index)
 	for i, l := range index.Layers {
 		if len(l.Variants) > 0 {
@@ -104,4 +112,23 @@ func TestAside(t *testing.T) {
 	}
 	// Who has no such image, and reads the cache, is given the same bytes.
 	newRunner(t).must(dir, push("other", "--target", "tool")...).check(t, nil, second.digest)
+
+	// Those layers are read again by nobody, but for who writes another cache.
+	elsewhere := []string{"--cache-to", "type=local,mode=max,dest=" + filepath.Join(t.TempDir(), "cache")}
+	for n, more := range [][]string{nil, elsewhere} {
+		if err := os.WriteFile(filepath.Join(dir, "app.txt"), []byte{'2' + byte(n)}, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		edited := newRunner(t)
+		edited.must(dir, push("app", more...)...)
+		kept := 0
+		for _, l := range index.Layers {
+			if l.Aside && edited.keeps(l.Blobs[0].Digest) {
+				kept++
+			}
+		}
+		if want := len(more); kept != want { // both of the stage tool, or none
+			t.Errorf("with %q %d blobs of layers that no image has were kept, want %d", more, kept, want)
+		}
+	}
 }

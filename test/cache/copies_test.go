@@ -94,6 +94,9 @@ func TestCopies(t *testing.T) {
 	}
 	pushed := newRunner(t)
 	check("a push", pushed.must(dir, append(push, "--cache-from", from)...), copied, "")
+	if pushed.keeps(copied) {
+		t.Error("the copy was kept, which nothing reads again")
+	}
 	check("no push", newRunner(t).must(dir, append(tarball(t), "--cache-from", from)...), own, copied)
 	// What was unpacked from a copy has all that a later output wants.
 	pushed.must(dir, tarball(t)...).check(t, nil, want)

@@ -21,6 +21,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/kiln-build/kiln/test/internal/peer"
 )
 
@@ -127,6 +129,12 @@ func (r runner) build(dir string, flags ...string) outcome {
 		o.digest, _ = m["containerimage.digest"].(string)
 	}
 	return o
+}
+
+// keeps reports whether the machine keeps a blob.
+func (r runner) keeps(d digest.Digest) bool {
+	_, err := os.Stat(filepath.Join(r.root, "blobs/sha256", d.Encoded()))
+	return err == nil
 }
 
 // must builds, and fails the test where that fails.

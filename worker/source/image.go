@@ -97,9 +97,10 @@ type Remote interface {
 	Holds(id cache.LayerID) bool
 	// Blob reads a blob from offset on, unverified. Nobody's wraps fs.ErrNotExist.
 	Blob(ctx context.Context, d blob.Descriptor, offset int64) (io.ReadCloser, error)
-	// Copy gives another blob of an image's layer that one of them holds, and that takes
-	// less to be unpacked than the layer's own.
-	Copy(l cache.Layer) (d blob.Descriptor, ok bool)
+	// Passing gives a blob of a layer that one of them holds for those who need the
+	// layer's files, which is not worth keeping: a copy of an image's layer, which takes
+	// less to be unpacked than the layer's own, or that of a layer that no image has.
+	Passing(l cache.Layer) (d blob.Descriptor, ok bool)
 }
 
 // NewImages makes the image source of a state folder.

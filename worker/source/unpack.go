@@ -97,7 +97,7 @@ func (s *Images) unpackLayer(ctx context.Context, cred registry.Credentials, l c
 	if len(l.Blobs) == 0 {
 		return pulled{}, &cache.GoneError{Layer: l.ID, Err: errors.New("no registry is known that has it")}
 	}
-	if p, ok := s.unpackCopy(ctx, l, report); ok {
+	if p, ok := s.unpackPassing(ctx, l, report); ok {
 		if len(p.implicit) > 0 {
 			return p, nil
 		}
@@ -130,20 +130,28 @@ func (s *Images) unpackLayer(ctx context.Context, cred registry.Credentials, l c
 	return pulled{}, s.goneIfMade(ctx, l, first)
 }
 
-// unpackCopy unpacks the copy that a remote cache holds of an image's layer, of which no
-// blob is here; ok is false where there is none, or it is of no use. The blob is not
-// one of the layer's: images have those that their manifests name.
-func (s *Images) unpackCopy(ctx context.Context, l cache.Layer, report Progress) (p pulled, ok bool) {
-	if s.remote == nil || isMade(l) || slices.ContainsFunc(l.Blobs, func(d blob.Descriptor) bool { return s.cache.Blobs().Has(d.Digest) }) {
+// unpackPassing unpacks the blob that a remote cache holds for the files of a layer of
+// which no blob is here; ok is false where there is none, or it is of no use. The blob
+// is not kept, and so need not be hashed: it is the stream in it that has to be the layer.
+func (s *Images) unpackPassing(ctx context.Context, l cache.Layer, report Progress) (p pulled, ok bool) {
+	if s.remote == nil || slices.ContainsFunc(l.Blobs, func(d blob.Descriptor) bool { return s.cache.Blobs().Has(d.Digest) }) {
 		return p, false
 	}
-	d, ok := s.remote.Copy(l)
+	d, ok := s.remote.Passing(l)
 	if !ok {
 		return p, false
 	}
-	l.Origins = nil // they do not have it
-	p, err := s.unpackBlob(ctx, registry.Credentials(nil), l, d, report)
-	return p, err == nil
+	body, err := s.remote.Blob(ctx, d, 0)
+	if err != nil {
+		return p, false
+	}
+	defer body.Close()
+	in := &incoming{r: io.LimitReader(body, d.Size), w: io.Discard, meter: newMeter(report, d.Digest.String(), "downloading", 0, d.Size)}
+	if p, err = s.unpackStream(ctx, l, d, in, report); err != nil {
+		return p, false
+	}
+	in.meter.done()
+	return p, true
 }
 
 // goneIfMade makes a failure to fetch a layer that can be built, or that came from
