@@ -71,6 +71,7 @@ type build struct {
 	attests      attests
 	chronicle    chronicle
 	made         *made           // by the last run
+	finishing    *finishing      // of the caches; nil where it has not begun
 	roots        []cache.ChainID // of its images
 	guard        guard           // its set and check never change
 	used         *measured       // nil where nobody wants to know
@@ -126,12 +127,13 @@ func (e *Engine) Build(ctx context.Context, r Request) (*Result, error) {
 		}
 		b.tellAgain(gone)
 		e.worker.Doubt()
+		b.refinishCaches(ctx)
 		if err := e.solver.ForgetLayer(gone.Layer); err != nil {
 			return nil, err
 		}
 	}
 	if err == nil && !b.chronicle.dryRun {
-		err = b.exportCaches(ctx)
+		err = b.cachesFinished(ctx)
 	}
 	if err == nil && r.Exported != nil {
 		err = r.Exported(ctx, b.result.Metadata)
@@ -304,12 +306,17 @@ func (b *build) run(ctx context.Context, r *Request, req frontend.Request, expor
 	}
 	result := b.exported(ctx, m)
 	b.addInline(ctx, &result)
-	for _, x := range exporters {
+	for i, x := range exporters {
+		if i == len(exporters)-1 {
+			result.Assembled = func() { b.finishCaches(ctx) }
+		}
 		told, err := x.Export(ctx, result, steps{b})
 		if err != nil {
 			return err
 		}
+		b.mu.Lock()
 		maps.Copy(b.result.Metadata, told)
+		b.mu.Unlock()
 	}
 	return nil
 }

@@ -39,8 +39,8 @@ type cacheExport struct {
 	ended []llb.Digest
 }
 
-// beginCaches begins the exports of the build; end cuts short those that go on.
-func (b *build) beginCaches(ctx context.Context, imports []*remote.Import) (end func()) {
+// beginCaches begins the exports of the build.
+func (b *build) beginCaches(ctx context.Context, imports []*remote.Import) {
 	var list []*cacheExport
 	packed := sync.OnceValue(b.packed) // by the first that has something to write, at the end
 	for _, t := range b.caches.targets {
@@ -71,13 +71,19 @@ func (b *build) beginCaches(ctx context.Context, imports []*remote.Import) (end 
 	b.mu.Lock()
 	b.exports = list
 	b.mu.Unlock()
-	return func() {
-		for _, x := range list {
-			x.close()
-			x.export.Cancel(context.Canceled)
-			x.fed.Wait()
-			x.export.Close()
-		}
+}
+
+// leaveCaches cuts short the exports that go on.
+func (b *build) leaveCaches() {
+	if b.finishing != nil {
+		b.finishing.cancel()
+		<-b.finishing.done
+	}
+	for _, x := range b.exports {
+		x.close()
+		x.export.Cancel(context.Canceled)
+		x.fed.Wait()
+		x.export.Close()
 	}
 }
 
@@ -284,8 +290,52 @@ func onTheWay(edges []llb.Edge) map[llb.Digest]bool {
 	return on
 }
 
-// exportCaches ends the exports of the build: it waits for what is in flight, and
-// writes the records down.
+// finishing is the end of a build's exports, which is written while the build's last
+// output is still being sent.
+type finishing struct {
+	cancel context.CancelFunc
+	done   chan struct{} // closed when err is set
+	err    error
+}
+
+// finishCaches begins to end the exports. What an image is made of has to be known by
+// then: the cache has it too.
+func (b *build) finishCaches(ctx context.Context) {
+	if b.finishing != nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	f := &finishing{cancel: cancel, done: make(chan struct{})}
+	b.finishing = f
+	go func() {
+		defer close(f.done)
+		defer cancel()
+		f.err = b.exportCaches(ctx)
+	}()
+}
+
+// cachesFinished waits for the end of the exports.
+func (b *build) cachesFinished(ctx context.Context) error {
+	b.finishCaches(ctx)
+	<-b.finishing.done
+	return b.finishing.err
+}
+
+// refinishCaches begins the exports anew where their end has begun, for a build that is
+// solved again.
+func (b *build) refinishCaches(ctx context.Context) {
+	if b.finishing == nil {
+		return
+	}
+	b.leaveCaches()
+	b.finishing = nil
+	b.imports.mu.Lock()
+	list := slices.Clip(b.imports.list)
+	b.imports.mu.Unlock()
+	b.beginCaches(ctx, list)
+}
+
+// exportCaches waits for what is in flight of the exports, and writes the records down.
 func (b *build) exportCaches(ctx context.Context) error {
 	var group errgroup.Group
 	for _, x := range b.exports {

@@ -47,9 +47,9 @@ func (b *build) openCaches(ctx context.Context, from []RemoteCache) (close func(
 	}
 	list := slices.Clip(b.imports.list)
 	b.imports.mu.Unlock()
-	end := b.beginCaches(ctx, list)
+	b.beginCaches(ctx, list)
 	return func() {
-		end()
+		b.leaveCaches()
 		b.engine.records.endMounts(b.session)
 		b.imports.mu.Lock()
 		defer b.imports.mu.Unlock()

@@ -31,6 +31,9 @@ type Result struct {
 	// a layer that is known in several forms an image has that one, so that who has
 	// the base image has the layer. It is asked when there is a choice; may be nil.
 	Came func(ctx context.Context) map[blob.Digest]bool
+	// Assembled is called once the image is known, with all its layers, while it is
+	// still on its way. Exporters that write no image do not call it; it may be nil.
+	Assembled func()
 }
 
 // Index reports whether the result is written as an index of images, or as

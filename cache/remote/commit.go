@@ -345,19 +345,18 @@ func pause(ctx context.Context, d time.Duration) error {
 // reread gives what the cache has now, given what its name stood for before.
 func (x *Exporter) reread(ctx context.Context, old *index, name blob.Descriptor) (*index, blob.Descriptor, error) {
 	data, err := x.to.Manifest(ctx, blob.Digest{})
-	if err == nil && sha256.Sum256(data) == name.Digest {
+	switch {
+	case isMissing(err):
+		return nil, blob.Descriptor{}, nil
+	case err == nil && sha256.Sum256(data) == name.Digest:
 		return old, name, nil
-	}
-	if err == nil {
-		var newer *index
-		if newer, name, err = loadManifest(ctx, x.to, data); err == nil {
-			return newer, name, nil
+	case err == nil:
+		// A manifest whose index is gone is what is to be replaced all the same.
+		if old, name, err = loadManifest(ctx, x.to, data); err == nil {
+			return old, name, nil
 		}
 	}
 	if isReplaceable(err) {
-		if isMissing(err) {
-			name = blob.Descriptor{}
-		}
 		return nil, name, nil
 	}
 	return nil, name, err

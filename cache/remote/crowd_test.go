@@ -2,8 +2,11 @@ package remote
 
 import (
 	"context"
+	"encoding/hex"
+	"encoding/json"
 	"io"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -144,6 +147,40 @@ func TestRival(t *testing.T) {
 				t.Errorf("%d records, want %d", len(x.Records), want)
 			}
 		})
+	}
+}
+
+// TestRivalLeavesNoIndex has another export come between, whose index is gone by then:
+// its manifest is replaced.
+func TestRivalLeavesNoIndex(t *testing.T) {
+	c, other := openCache(t), openCache(t)
+	one, two := step(t, c, cache.ChainID{}, "one", nil), step(t, other, cache.ChainID{}, "two", nil)
+	dir := filepath.Join(t.TempDir(), "c")
+	store := NewLayout(dir, "", blob.Digest{})
+	var read atomic.Int64
+	o := ExportOptions{Forms: forms(&read)}
+	to := &rival{Target: store, sure: true, first: func() {
+		if _, err := Export(t.Context(), other, store, o, []Entry{entry(2, two)}, time.Unix(1000, 0)); err != nil {
+			t.Error(err)
+		}
+		manifest, err := store.Manifest(t.Context(), blob.Digest{})
+		var m document
+		if err == nil {
+			err = json.Unmarshal(manifest, &m)
+		}
+		if err == nil {
+			err = os.Remove(filepath.Join(dir, "blobs/sha256", hex.EncodeToString(m.index().Digest[:])))
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}}
+	if _, err := Export(t.Context(), c, to, o, []Entry{entry(1, one)}, time.Unix(1000, 0)); err != nil {
+		t.Fatal(err)
+	}
+	x, _, err := load(t.Context(), store)
+	if err != nil || len(x.Records) != 1 {
+		t.Errorf("got %+v, %v; want the one record", x, err)
 	}
 }
 

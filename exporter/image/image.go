@@ -146,6 +146,9 @@ func (a *assembly) run(ctx context.Context, p exporter.Progress, ready func(Laye
 		return nil, err
 	}
 	img.keep(a.env)
+	if a.result.Assembled != nil {
+		a.result.Assembled()
+	}
 	return img, nil
 }
 
