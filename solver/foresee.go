@@ -2,6 +2,7 @@ package solver
 
 import (
 	"context"
+	"slices"
 
 	"github.com/kiln-build/kiln/cache"
 )
@@ -19,11 +20,11 @@ type Fetcher interface {
 // foresight is what an attempt fetches before somebody reads it. A task that waits for
 // one input may know another, an image's layers or those of a remote cache, which it
 // need not read if what it waits for turns out to be as it was before. Once a process
-// runs that is unlikely, and there is time: from then on, those chains are fetched, one
-// after the other. It is guarded by Solver.mu.
+// runs, or files are written that one will read, that is unlikely, and there is time:
+// from then on, those chains are fetched, one after the other. It is guarded by Solver.mu.
 type foresight struct {
 	tasks []*task // that wait while they know a chain; in the order in which they came
-	begun bool    // a process of the attempt has run
+	begun bool    // a process of the attempt has run, or is to
 	busy  bool    // a goroutine fetches
 	// now is the task that is fetched for, and cancel ends that.
 	now    *task
@@ -47,7 +48,8 @@ func (s *Solver) foresee(t *task) {
 
 // runs notes that a task runs which an attempt wants. s.mu is held.
 func (s *Solver) runs(a *attempt, t *task) {
-	if t.vertex.Kind() == "exec" {
+	k := t.vertex.Kind()
+	if k == "exec" || k == "file" && slices.ContainsFunc(t.readers, func(r *task) bool { return r.vertex.Kind() == "exec" }) {
 		a.foresight.begun = true
 		s.fetchAhead(a)
 	}

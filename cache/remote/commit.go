@@ -27,7 +27,7 @@ const (
 	usedGrain = 24 * time.Hour
 	// minLook is the least time before a store that knows no conditions is looked
 	// at again, see Exporter.settle.
-	minLook = 50 * time.Millisecond
+	minLook = 30 * time.Millisecond
 )
 
 // Changed reports whether a cache's name stands for another manifest than the one
