@@ -33,6 +33,7 @@ import (
 
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/internal/guard"
+	"github.com/kiln-build/kiln/cache/internal/placement"
 	"github.com/kiln-build/kiln/cache/pool"
 	"github.com/kiln-build/kiln/cache/tree"
 	"golang.org/x/sync/singleflight"
@@ -308,7 +309,16 @@ func (c *Cache) emptyTemp() error {
 	for _, t := range trash {
 		c.removals.Go(func() { c.remove(t) })
 	}
-	return os.Mkdir(tmp, 0o700)
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		return err
+	}
+	dir, err := os.Open(tmp)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	placement.Spread(dir) // the folders of layers and of steps begin here
+	return nil
 }
 
 // discard moves a file or folder away, to be removed in the background.

@@ -30,6 +30,7 @@ import (
 	"sync/atomic"
 
 	"github.com/kiln-build/kiln/cache/internal/guard"
+	"github.com/kiln-build/kiln/cache/internal/placement"
 	"github.com/kiln-build/kiln/cache/internal/tmpfile"
 	"github.com/kiln-build/kiln/cache/tree"
 	"golang.org/x/sys/unix"
@@ -102,26 +103,12 @@ func Open(path string, o Options) (*Pool, error) {
 		return nil, fmt.Errorf("opening the pool: %w", err)
 	}
 	if made == nil {
-		spread(root)
+		placement.Spread(root) // folders named by a hash have nothing to do with each other
 	}
 	if o.Guard == nil {
 		o.Guard = new(guard.Guard)
 	}
 	return &Pool{opt: o, guard: o.Guard, root: root, alternates: map[FileID]int{}}, nil
-}
-
-// spread tells ext4 that the folders of root have nothing to do with each other,
-// as is true of folders named by a hash, so that it lays them, and the inodes in
-// them, over the whole disk. In one place it would pass over all inodes there that
-// were freed in the last minutes one by one, wherever it keeps no journal (disks of
-// small virtual machines often have none): a file made after a large removal took
-// 40 to 190 us then, and takes 13 to 28 us so. Other file systems refuse the flag,
-// and do not need it.
-func spread(root *os.File) {
-	if flags, err := unix.IoctlGetInt(int(root.Fd()), unix.FS_IOC_GETFLAGS); err == nil {
-		const topDir = 0x20000 // FS_TOPDIR_FL, chattr +T
-		_ = unix.IoctlSetPointerInt(int(root.Fd()), unix.FS_IOC_SETFLAGS, flags|topDir)
-	}
 }
 
 // Close lets the folder go.

@@ -110,7 +110,7 @@ func (in *Incoming) Commit(e tree.Entry) error {
 // inodes beside each other are written to the disk together.
 const together = 64
 
-// create makes a file near one of the folders, one after the other (see spread).
+// create makes a file near one of the folders, one after the other (see placement.Spread).
 func (p *Pool) create() (*tmpfile.File, error) {
 	n := byte(p.made.Add(1) / together)
 	d := &p.dirs[n]
