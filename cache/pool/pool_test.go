@@ -229,11 +229,18 @@ func TestHoles(t *testing.T) {
 	all := make([]byte, 1<<20) // zeros to the end
 	z := entry("zeros", all)
 	put(t, p, z, all)
+	bytesOf := tree.Entry{Name: "bytes", Mode: 0o640, MTime: 12345}
+	if err := p.PutBytes(&bytesOf, data); err != nil {
+		t.Fatal(err)
+	}
+	if bytesOf.Kind != tree.File || bytesOf.Size != e.Size || bytesOf.Content != e.Content {
+		t.Errorf("the entry is %+v, want the content of %+v", bytesOf, e)
+	}
 	for i, row := range []struct {
 		e    tree.Entry
 		data []byte
 		most int64
-	}{{e, data, 400_000}, {same, data, 400_000}, {z, all, 4096}} {
+	}{{e, data, 400_000}, {same, data, 400_000}, {z, all, 4096}, {bytesOf, data, 400_000}} {
 		if !bytes.Equal(read(t, p, row.e), row.data) {
 			t.Errorf("%d: the content differs", i)
 		}

@@ -57,6 +57,26 @@ func (p *Pool) Put(ctx context.Context, e tree.Entry, r io.Reader) error {
 	return nil
 }
 
+// PutBytes makes the file of e with the content data, whose digest and size it sets.
+func (p *Pool) PutBytes(e *tree.Entry, data []byte) error {
+	e.Kind, e.Size, e.Content = tree.File, int64(len(data)), sha256.Sum256(data)
+	id := IDOf(*e)
+	if p.has(&id, e.Size) {
+		return nil
+	}
+	err := p.add(&id, *e, func(f *tmpfile.File) error {
+		hole, err := writeSparse(f.File, data, 0)
+		if err == nil && hole {
+			err = f.Truncate(e.Size)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("putting %s into the pool: %w", e.Name, err)
+	}
+	return nil
+}
+
 // add makes the file called id by write, and gives it its name.
 func (p *Pool) add(id *FileID, e tree.Entry, write func(*tmpfile.File) error) error {
 	f, err := p.make(e, write)

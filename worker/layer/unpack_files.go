@@ -76,9 +76,10 @@ func (w *fileWriter) work() error {
 }
 
 func (w *fileWriter) putSmall(s smallContent) error {
-	data := s.buf[:s.entry.Size]
-	s.entry.Content = sha256.Sum256(data)
-	return w.pool.Put(w.ctx, *s.entry, bytes.NewReader(data))
+	if w.ctx.Err() != nil {
+		return context.Cause(w.ctx)
+	}
+	return w.pool.PutBytes(s.entry, s.buf[:s.entry.Size])
 }
 
 // write takes the content of e, whose digest it sets, now or before the workers
