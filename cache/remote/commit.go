@@ -312,9 +312,10 @@ func (x *Exporter) commit(ctx context.Context, entries []Entry, mounts []mount, 
 // settle looks at a store that knows no conditions a while after it was written.
 // Whoever looked at it before we wrote, and has not written yet, will take what we
 // wrote away; from the look to the writing, Target.Commit, takes others about as long
-// as it took us, which is the window. So after several times as long those have written, and the later ones have kept ours. Only
-// those who have met others once wait for as long as it comes, so as not to meet them
-// again: most are alone, and wait at the end of a build.
+// as it took us, which is the window. So after several times as long those have
+// written, and the later ones have kept ours. Only those who have met others once wait
+// for as long as it comes, so as not to meet them again: most are alone, and wait at
+// the end of a build.
 func (x *Exporter) settle(ctx context.Context, b *builder, d blob.Descriptor, window time.Duration, try int) (*index, blob.Descriptor, error) {
 	wait := minLook + 2*window
 	if try > 0 {
