@@ -105,12 +105,13 @@ func (b *build) forms(t cacheTarget) remote.Forms {
 	o.Method = t.aside
 	aside := image.NewBlobs(env, o)
 	return func(ctx context.Context, chain cache.ChainID, l cache.Layer) (remote.Form, error) {
-		blobs, isAside := inside, b.isAside(l)
-		if isAside {
+		blobs, has := inside, b.inResult(l.ID)
+		apart := isAside(l, has)
+		if apart {
 			blobs = aside
 		}
 		made, err := blobs.Layer(ctx, chain, l)
-		return remote.Form{DiffID: made.DiffID, Blob: made.Desc, Origins: made.Origins, Aside: isAside, Open: made.Open}, err
+		return remote.Form{DiffID: made.DiffID, Blob: made.Desc, Origins: made.Origins, Aside: apart && !has, Open: made.Open}, err
 	}
 }
 
@@ -125,20 +126,23 @@ func (b *build) copies() func(context.Context, cache.ChainID, cache.Layer) (remo
 	}
 }
 
-// isAside says of a layer that the result does not have it, as far as is known. One
-// that has a blob already is taken as it is: it may be on another machine.
-func (b *build) isAside(l cache.Layer) bool {
-	aside := false
+// isAside says of a layer that it is compressed as one that the result does not have.
+// One that has a blob already is taken as it is: it may be on another machine.
+func isAside(l cache.Layer, inResult bool) bool {
 	for _, d := range l.Blobs {
 		if d.MediaType != layer.Zstd.MediaType() {
 			return false
 		}
-		aside = true
 	}
+	return len(l.Blobs) > 0 || !inResult
+}
+
+// inResult says of a layer that the result has it, as far as is known.
+func (b *build) inResult(id cache.LayerID) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	_, ok := b.results.layers[l.ID]
-	return aside || !ok
+	_, ok := b.results.layers[id]
+	return ok
 }
 
 // resultLayers are the layers of a build's result, as far as they are known.
