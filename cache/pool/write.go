@@ -94,6 +94,7 @@ func (p *Pool) keep(f *tmpfile.File, id *FileID, e tree.Entry) error {
 		return err
 	}
 	defer in.RUnlock()
+	defer p.guard.Use((*[32]byte)(id)).RUnlock()
 	return p.name(f, e, dirfd, name)
 }
 
