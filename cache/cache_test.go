@@ -238,6 +238,36 @@ func TestPutLayerMerges(t *testing.T) {
 	}
 }
 
+// TestPutLayerOfOtherTimes: a layer that two machines built has two streams. What one
+// cache says of it is not mixed with what another does.
+func TestPutLayerOfOtherTimes(t *testing.T) {
+	c := open(t, t.TempDir(), Options{})
+	defer closeCache(t, c)
+	root := putTree(t, c, map[string]string{"a": "1"})
+	id := TreeLayerID(root)
+	of := func(n byte) Layer {
+		d := blob.Descriptor{MediaType: "application/vnd.oci.image.layer.v1.tar+gzip", Digest: blob.Digest{n, 1}, Size: 3}
+		return Layer{ID: id, DiffID: blob.Digest{n}, Blobs: []blob.Descriptor{d}}
+	}
+	check := func(what string, put, want Layer) {
+		t.Helper()
+		if err := c.PutLayer(put); err != nil {
+			t.Fatal(err)
+		}
+		got, err := c.Layer(id)
+		if err != nil || got.DiffID != want.DiffID || len(got.Blobs) != 1 || got.Blobs[0].Digest != want.Blobs[0].Digest {
+			t.Errorf("%s: got %+v, %v", what, got, err)
+		}
+	}
+	check("the first", of(1), of(1))
+	check("another's", of(2), of(2))
+	unpacked := of(2)
+	unpacked.Root, unpacked.Blobs = root, nil
+	check("unpacked", unpacked, of(2))
+	// The folder has the times of the second by now.
+	check("another's, of what is unpacked", of(3), of(2))
+}
+
 func TestStateWithMissingNodes(t *testing.T) {
 	c := open(t, t.TempDir(), Options{})
 	defer closeCache(t, c)

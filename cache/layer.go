@@ -102,6 +102,15 @@ func (c *Cache) putLayer(l Layer) (tree.Entry, error) {
 
 // merge adds what is new of a layer to what is known.
 func (c *Cache) merge(old, l Layer) Layer {
+	// A layer that was built has other times on each machine that built it, and so
+	// other streams: a manifest must not list a blob of one beside the DiffID of another.
+	if !old.DiffID.IsZero() && !l.DiffID.IsZero() && old.DiffID != l.DiffID {
+		if l.Root.Kind == tree.None && old.Root.Kind != tree.None {
+			l.DiffID, l.Blobs = old.DiffID, nil // the folder has the times of old
+		} else {
+			old.Blobs = nil
+		}
+	}
 	switch {
 	case l.Root.Kind == tree.None:
 		l.Root = old.Root
