@@ -280,8 +280,8 @@ func checkForeign(dir string) error {
 	}
 	for _, n := range names {
 		switch n.Name() {
-		case "lock", "version.new", "lost+found":
-			continue
+		case "lock", "version.new", "lost+found", "daemon.log":
+			continue // a daemon's log is made before it opens the folder
 		case "tmp":
 			// Whoever sets a daemon up may have made it already, to be its TMPDIR.
 			if inside, err := os.ReadDir(filepath.Join(dir, "tmp")); err == nil && len(inside) == 0 {
@@ -332,7 +332,7 @@ func (c *Cache) discard(path string) error {
 }
 
 func (c *Cache) remove(path string) {
-	if err := os.RemoveAll(path); err != nil {
+	if err := RemoveAll(path); err != nil {
 		c.opt.Warn(fmt.Errorf("removing what is not needed any more: %w", err))
 	}
 }

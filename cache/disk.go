@@ -34,14 +34,22 @@ func (c *Cache) DiskUsage() (int64, error) {
 	return n, nil
 }
 
+// usageDepth is how many folders inside each other diskUsage goes through, all of which
+// it has open: as many as a path of 4,096 bytes. A step can make more in a cache mount,
+// until there are no descriptors for them.
+const usageDepth = 2048
+
 // diskUsage adds up the blocks of path and what is below. What vanishes meanwhile
-// is left out.
+// is left out, and what is deeper than usageDepth.
 func diskUsage(path string) (int64, error) {
 	type inode struct{ dev, ino uint64 }
 	seen := map[inode]struct{}{}
 	var total int64
-	var walk func(dirfd int, name string) error
-	walk = func(dirfd int, name string) error {
+	var walk func(dirfd int, name string, level int) error
+	walk = func(dirfd int, name string, level int) error {
+		if level > usageDepth {
+			return nil
+		}
 		fd, err := unix.Openat(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err
@@ -71,13 +79,13 @@ func diskUsage(path string) (int64, error) {
 			}
 			if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 				total += st.Blocks * 512
-			} else if err := walk(fd, n); err != nil && !errors.Is(err, unix.ENOENT) {
+			} else if err := walk(fd, n, level+1); err != nil && !errors.Is(err, unix.ENOENT) {
 				return fmt.Errorf("%s: %w", n, err)
 			}
 		}
 		return nil
 	}
-	err := walk(unix.AT_FDCWD, path)
+	err := walk(unix.AT_FDCWD, path, 0)
 	return total, err
 }
 
