@@ -32,7 +32,11 @@ func changed(n Nodes, path string, a, b Entry, by By, fn func(path string, old, 
 		if p == nil {
 			name = new.Name
 		}
-		return changed(n, join(path, name), old, new, by, fn)
+		at, err := inside(path, name)
+		if err != nil {
+			return err
+		}
+		return changed(n, at, old, new, by, fn)
 	})
 }
 

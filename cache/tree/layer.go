@@ -12,11 +12,15 @@ func Apply(n Nodes, lower, layer Entry) (Entry, error) {
 	if lower.Kind != Dir && lower.Kind != None || layer.Kind != Dir {
 		return Entry{}, fmt.Errorf("tree: applying a layer of kind %d to kind %d: %w", layer.Kind, lower.Kind, ErrBadEntry)
 	}
-	return apply(n, lower, layer)
+	return apply(n, lower, layer, 0)
 }
 
-// apply gives what the directory layer makes of lower, which may be of any kind.
-func apply(n Nodes, lower, layer Entry) (Entry, error) {
+// apply gives what the directory layer makes of lower, which may be of any kind. Level
+// is how many directories they are inside of.
+func apply(n Nodes, lower, layer Entry, level int) (Entry, error) {
+	if err := checkLevel(level); err != nil {
+		return Entry{}, err
+	}
 	if lower.Kind != Dir || layer.Opaque {
 		lower.Children = Ref{}
 	}
@@ -41,7 +45,7 @@ func apply(n Nodes, lower, layer Entry) (Entry, error) {
 			if err != nil {
 				return err
 			}
-			if up, err = apply(n, low, up); err != nil {
+			if up, err = apply(n, low, up, level+1); err != nil {
 				return err
 			}
 			c.rec = newRecord(&up)
@@ -76,10 +80,13 @@ func Diff(n Nodes, lower, upper Entry, by By) (Entry, error) {
 	if lower.Kind != Dir && lower.Kind != None || upper.Kind != Dir {
 		return Entry{}, fmt.Errorf("tree: difference of kind %d to kind %d: %w", upper.Kind, lower.Kind, ErrBadEntry)
 	}
-	return diff(n, lower, upper, by)
+	return diff(n, lower, upper, by, 0)
 }
 
-func diff(n Nodes, lower, upper Entry, by By) (Entry, error) {
+func diff(n Nodes, lower, upper Entry, by By, level int) (Entry, error) {
+	if err := checkLevel(level); err != nil {
+		return Entry{}, err
+	}
 	if lower.Kind != Dir || lower.Children == (Ref{}) {
 		return upper, nil
 	}
@@ -98,7 +105,7 @@ func diff(n Nodes, lower, upper Entry, by By) (Entry, error) {
 		if err != nil {
 			return err
 		}
-		if up, err = diff(n, low, up, by); err != nil {
+		if up, err = diff(n, low, up, by, level+1); err != nil {
 			return err
 		}
 		changes = append(changes, change{name: up.Name, rec: newRecord(&up)})
@@ -113,9 +120,14 @@ func diff(n Nodes, lower, upper Entry, by By) (Entry, error) {
 
 // HasOpaque reports whether a directory of a layer is opaque, the root left out.
 // Directories without marks are not looked into.
-func HasOpaque(n Nodes, layer Entry) (bool, error) {
+func HasOpaque(n Nodes, layer Entry) (bool, error) { return hasOpaque(n, layer, 0) }
+
+func hasOpaque(n Nodes, layer Entry, level int) (bool, error) {
 	if layer.Kind != Dir || !layer.Children.ID.marked() {
 		return false, nil
+	}
+	if err := checkLevel(level); err != nil {
+		return false, err
 	}
 	for e, err := range ReadDir(n, layer.Children) {
 		if err != nil {
@@ -127,7 +139,7 @@ func HasOpaque(n Nodes, layer Entry) (bool, error) {
 		if e.Opaque {
 			return true, nil
 		}
-		if found, err := HasOpaque(n, e); found || err != nil {
+		if found, err := hasOpaque(n, e, level+1); found || err != nil {
 			return found, err
 		}
 	}
@@ -148,7 +160,7 @@ func Squash(n Nodes, layers ...Entry) (Entry, error) {
 	}
 	for _, l := range layers[1:] {
 		var err error
-		if sum, err = squash(n, sum, l); err != nil {
+		if sum, err = squash(n, sum, l, 0); err != nil {
 			return Entry{}, err
 		}
 	}
@@ -156,7 +168,10 @@ func Squash(n Nodes, layers ...Entry) (Entry, error) {
 }
 
 // squash puts the directory upper over lower, both of them in layers.
-func squash(n Nodes, lower, upper Entry) (Entry, error) {
+func squash(n Nodes, lower, upper Entry, level int) (Entry, error) {
+	if err := checkLevel(level); err != nil {
+		return Entry{}, err
+	}
 	switch {
 	case lower.Kind == None || upper.Opaque:
 		return upper, nil
@@ -173,7 +188,7 @@ func squash(n Nodes, lower, upper Entry) (Entry, error) {
 			if err != nil {
 				return err
 			}
-			if up, err = squash(n, low, up); err != nil {
+			if up, err = squash(n, low, up, level+1); err != nil {
 				return err
 			}
 			c.rec = newRecord(&up)

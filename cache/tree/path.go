@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 )
 
 // Bounds of what a tree takes, so that hostile archives cannot make nodes or
@@ -57,6 +58,30 @@ func CheckPath(p string) error {
 	return nil
 }
 
+// CheckLength reports that p is longer than a path can be, or nil; the error wraps
+// syscall.ENAMETOOLONG. CheckPath is for a path that somebody names. A tree may hold
+// a deeper place all the same: a process can make folders in each other without ever
+// naming a whole path, and a tree can be put into another. So whoever goes down a tree
+// asks at every step, and neither the recursion nor the paths grow without bound.
+func CheckLength(p string) error {
+	if len(p) <= maxPath {
+		return nil
+	}
+	return fmt.Errorf("the path %.64q… has %d bytes and may have %d: use shorter names, or fewer folders inside each other: %w", p, len(p), maxPath, syscall.ENAMETOOLONG)
+}
+
+// maxLevels is how many folders a path of maxPath bytes can go through. It bounds the
+// recursions that need no path.
+const maxLevels = maxPath / 2
+
+// checkLevel is CheckLength where only the number of folders above is known.
+func checkLevel(level int) error {
+	if level <= maxLevels {
+		return nil
+	}
+	return fmt.Errorf("more than %d folders lie inside each other, which no path can lead through: %w", maxLevels, syscall.ENAMETOOLONG)
+}
+
 func isRoot(p string) bool { return p == "" || p == "." }
 
 // split cuts a checked path that is not the root into its directory, "" for
@@ -74,6 +99,12 @@ func join(dir, name string) string {
 		return name
 	}
 	return dir + "/" + name
+}
+
+// inside is join for whoever goes down a tree.
+func inside(dir, name string) (string, error) {
+	p := join(dir, name)
+	return p, CheckLength(p)
 }
 
 // Check reports why e cannot stand in a tree, or nil. The name of a tree's root

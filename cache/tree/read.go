@@ -78,7 +78,8 @@ func eachRecord(n Nodes, ref Ref, fn func(*record) error) error {
 // Walk calls fn for root, whose path is "", and for everything below it: a
 // directory before its entries, and those in name order. As in io/fs,
 // fs.SkipDir from a directory passes over what is in it, from anything else over
-// the rest of the directory that it is in; fs.SkipAll ends the walk.
+// the rest of the directory that it is in; fs.SkipAll ends the walk. A path that is
+// longer than one can be is an error (CheckLength).
 func Walk(n Nodes, root Entry, fn func(path string, e Entry) error) error {
 	err := walk(n, "", root, fn)
 	if err == fs.SkipDir || err == fs.SkipAll {
@@ -96,7 +97,11 @@ func walk(n Nodes, path string, e Entry, fn func(path string, e Entry) error) er
 		if err != nil {
 			return fmt.Errorf("reading %q: %w", path, err)
 		}
-		if err = walk(n, join(path, e.Name), e, fn); err == fs.SkipDir && e.Kind == Dir {
+		at, err := inside(path, e.Name)
+		if err != nil {
+			return err
+		}
+		if err = walk(n, at, e, fn); err == fs.SkipDir && e.Kind == Dir {
 			err = nil
 		}
 		return err

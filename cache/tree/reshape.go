@@ -76,7 +76,11 @@ func remake(n Nodes, path string, dir Entry, fn func(path string, e Entry) (Entr
 		if err != nil {
 			return fmt.Errorf("reading %q: %w", path, err)
 		}
-		to, err := fn(join(path, e.Name), e)
+		at, err := inside(path, e.Name)
+		if err != nil {
+			return err
+		}
+		to, err := fn(at, e)
 		if err != nil || to.Kind == None {
 			return err
 		}

@@ -72,6 +72,8 @@ func Verify(n Nodes, root Entry) error {
 type verifier struct {
 	n    Nodes
 	seen map[Addr]ID // directories that were found whole
+	// named says that the error, which ends all, tells its directory: the innermost one.
+	named bool
 }
 
 func (v *verifier) dir(path string, ref Ref) error {
@@ -82,7 +84,11 @@ func (v *verifier) dir(path string, ref Ref) error {
 		return nil
 	}
 	if _, _, err := v.node(path, ref, -1); err != nil {
-		return fmt.Errorf("directory %q: %w", path, err)
+		if !v.named {
+			v.named = true
+			err = fmt.Errorf("directory %q: %w", path, err)
+		}
+		return err
 	}
 	v.seen[ref.Addr] = ref.ID
 	return nil
@@ -112,7 +118,11 @@ func (v *verifier) node(path string, ref Ref, level int) (first, last string, er
 			return "", "", err
 		}
 		if d.level == 0 {
-			if err := v.dir(join(path, string(it.name)), it.children()); err != nil {
+			at, err := inside(path, string(it.name))
+			if err != nil {
+				return "", "", err
+			}
+			if err := v.dir(at, it.children()); err != nil {
 				return "", "", err
 			}
 			last = string(it.name)

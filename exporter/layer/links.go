@@ -85,7 +85,11 @@ func (l *links) each(dir tree.Ref, path string, fn func(id inode, path string)) 
 		case tree.File:
 			fn(inodeOf(&e), path+e.Name)
 		case tree.Dir:
-			if err := l.each(e.Children, path+e.Name+"/", fn); err != nil {
+			sub := path + e.Name
+			if err := tree.CheckLength(sub[len(l.path):]); err != nil {
+				return fmt.Errorf("writing a layer: %w", err)
+			}
+			if err := l.each(e.Children, sub+"/", fn); err != nil {
 				return err
 			}
 		}

@@ -65,6 +65,9 @@ func (w *walker) marker(path string) error {
 
 func (w *walker) entry(dir string, e tree.Entry) error {
 	path := dir + e.Name
+	if err := tree.CheckLength(path[len(w.prefix):]); err != nil {
+		return fmt.Errorf("writing a layer: %w", err)
+	}
 	if e.Kind == tree.Whiteout {
 		return w.marker(dir + whiteoutPrefix + e.Name)
 	}

@@ -244,6 +244,28 @@ func TestGone(t *testing.T) {
 	}
 }
 
+// A tree that is deeper than any path leads is not written, and the error is short.
+func TestTooDeep(t *testing.T) {
+	c := fixture.New(t)
+	deep := tree.Entry{Kind: tree.Dir, Mode: 0o755}
+	for range 20 {
+		deep.Name = strings.Repeat("n", 255)
+		ref, err := tree.PutDir(c, []tree.Entry{deep})
+		if err != nil {
+			t.Fatal(err)
+		}
+		deep = tree.Entry{Kind: tree.Dir, Mode: 0o755, Children: ref}
+	}
+	l := cache.Layer{ID: cache.TreeLayerID(deep), Root: deep}
+	if err := c.PutLayer(l); err != nil {
+		t.Fatal(err)
+	}
+	err := export(t, c, t.TempDir(), nil, fixture.Result(c.Chain(l.ID), nil))
+	if !errors.Is(err, unix.ENAMETOOLONG) || len(err.Error()) > 1000 {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestAttributesThatAreWrong(t *testing.T) {
 	for _, attrs := range []map[string]string{{"mode": "move"}, {"platform-split": "perhaps"}, {"source-date-epoch": "now"}} {
 		if _, err := New(exporter.Env{}, attrs); err == nil {

@@ -112,8 +112,14 @@ func (w *writer) children(ctx context.Context, d *folder, of tree.Entry, path st
 		if path != "" {
 			full = path + "/" + e.Name
 		}
+		if err := tree.CheckLength(full); err != nil {
+			return err
+		}
 		if err := w.entry(ctx, d, of, full, e); err != nil {
-			return fmt.Errorf("writing %q: %w", full, err)
+			if e.Kind != tree.Dir { // which says itself what of it could not be written
+				err = fmt.Errorf("writing %q: %w", full, err)
+			}
+			return err
 		}
 	}
 	return nil
@@ -159,11 +165,11 @@ func (w *writer) dir(ctx context.Context, parent *folder, path string, e tree.En
 		}
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("writing %q: %w", path, err)
 	}
 	fd, err := unix.Openat(parent.fd, e.Name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return fmt.Errorf("writing %q: %w", path, err)
 	}
 	parent.refs.Add(1)
 	d := &folder{fd: fd}
@@ -172,7 +178,10 @@ func (w *writer) dir(ctx context.Context, parent *folder, path string, e tree.En
 		return errors.Join(w.setMeta(fd, parent.fd, e.Name, e), parent.Close())
 	}
 	err = w.children(ctx, d, e, path, e.Children)
-	return errors.Join(err, d.Close())
+	if failed := d.Close(); failed != nil {
+		err = errors.Join(err, fmt.Errorf("writing %q: %w", path, failed))
+	}
+	return err
 }
 
 // setMeta sets what a file or directory has beside its contents. Attributes that

@@ -44,7 +44,7 @@ func (f *Folders) Adopt(ctx context.Context, upper string, below tree.Entry) (ca
 	case err == nil:
 	case errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOTEMPTY):
 		// The same files with the same times are there already.
-		if err := os.RemoveAll(upper); err != nil {
+		if err := cache.RemoveAll(upper); err != nil {
 			return l, err
 		}
 	default:
@@ -178,6 +178,9 @@ func (a *adopter) each(names []dirfd.Name, items []adopted, one func(int) error)
 func (a *adopter) name(dir *os.File, rel string, n dirfd.Name, out *adopted, below tree.Entry) error {
 	fd, name := int(dir.Fd()), n.Name
 	rel = path.Join(rel, name)
+	if err := tree.CheckLength(rel); err != nil {
+		return err
+	}
 	under, err := a.under(below, name)
 	if err != nil {
 		return err

@@ -122,7 +122,7 @@ func (f *Folders) make(ctx context.Context, path string, l cache.Layer) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(tmp)
+	defer cache.RemoveAll(tmp)
 	root := filepath.Join(tmp, "fs")
 	if err := os.Mkdir(root, 0o700); err != nil {
 		return err
@@ -231,12 +231,16 @@ func (b *filler) dir(fd int, rel string, e tree.Entry) error {
 }
 
 func (b *filler) sub(fd int, rel string, e tree.Entry) error {
+	rel = filepath.Join(rel, e.Name)
+	if err := tree.CheckLength(rel); err != nil {
+		return err
+	}
 	sub, err := dirfd.Dir(fd, e.Name)
 	if err != nil {
-		return fmt.Errorf("opening %q: %w", filepath.Join(rel, e.Name), err)
+		return fmt.Errorf("opening %q: %w", rel, err)
 	}
 	defer unix.Close(sub)
-	return b.dir(sub, filepath.Join(rel, e.Name), e)
+	return b.dir(sub, rel, e)
 }
 
 // make makes anything that is not a directory.

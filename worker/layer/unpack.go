@@ -139,10 +139,22 @@ func (u *unpacker) read(ctx context.Context, r io.Reader) error {
 		}
 	}
 	// What follows the end of the archive belongs to the stream, and to its digest.
-	if _, err := io.Copy(io.Discard, r); err != nil {
+	if err := drain(ctx, r); err != nil {
 		return fmt.Errorf("reading past the end of the archive: %w", err)
 	}
 	return nil
+}
+
+// drain reads r to its end. That may be far: a terabyte of zeros is small when it is packed.
+func drain(ctx context.Context, r io.Reader) error {
+	for ctx.Err() == nil {
+		if _, err := io.CopyN(io.Discard, r, 1<<20); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+	return context.Cause(ctx)
 }
 
 // entry takes one entry of the stream.

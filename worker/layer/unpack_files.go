@@ -79,7 +79,12 @@ func (w *fileWriter) putSmall(s smallContent) error {
 	if w.ctx.Err() != nil {
 		return context.Cause(w.ctx)
 	}
-	return w.pool.PutBytes(s.entry, s.buf[:s.entry.Size])
+	// The entry is in the tree, and may be looked at for hard links to it; its Content is
+	// what nobody asks for before the end.
+	e := *s.entry
+	err := w.pool.PutBytes(&e, s.buf[:e.Size])
+	s.entry.Content = e.Content
+	return err
 }
 
 // write takes the content of e, whose digest it sets, now or before the workers

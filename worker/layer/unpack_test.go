@@ -358,6 +358,30 @@ func TestUnpackReadsToTheEnd(t *testing.T) {
 	}
 }
 
+// A stream that goes on behind its archive is read until it ends, or its build does.
+func TestUnpackIsCancelledBehindTheEnd(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	why := errors.New("the build was cancelled")
+	read := 0
+	tail := readerFunc(func(p []byte) (int, error) {
+		if read += len(p); read > 100<<20 {
+			return 0, io.EOF
+		}
+		if read > 10<<20 {
+			cancel(why)
+		}
+		return len(p), nil
+	})
+	stream := io.MultiReader(bytes.NewReader(makeTar(t, "-\ta\tx")), tail)
+	if _, _, err := Unpack(ctx, openCache(t), stream, UnpackOptions{}); !errors.Is(err, why) {
+		t.Errorf("got %v after %d bytes", err, read)
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
 func FuzzUnpack(f *testing.F) {
 	for _, test := range unpackTests {
 		f.Add(makeTar(f, test.in...), false)
