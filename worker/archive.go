@@ -5,12 +5,12 @@ import (
 	"bufio"
 	"bytes"
 	"compress/bzip2"
+	"errors"
 	"fmt"
 	"io"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
 )
 
 // What compressed streams begin with.
@@ -21,8 +21,9 @@ var (
 	magicZstd  = []byte{0x28, 0xb5, 0x2f, 0xfd}
 )
 
-// What a compressed stream may make its reader allocate: 128 MiB, the most that
-// the zstd command accepts without being told to, and twice what xz -9 needs.
+// maxWindow is how much of what was unpacked a stream may refer back to, which its
+// reader keeps: 128 MiB, the most that the zstd command accepts without being told to,
+// and twice what xz -9 needs. That of gzip and bzip2 is less than a megabyte.
 const maxWindow = 128 << 20
 
 // decompress gives what is packed in r: by gzip, bzip2, xz or zstd, or nothing.
@@ -38,7 +39,7 @@ func decompress(r io.Reader) (io.Reader, error) {
 	case bytes.HasPrefix(magic, magicBzip2):
 		return bzip2.NewReader(br), nil
 	case bytes.HasPrefix(magic, magicXz):
-		return xz.ReaderConfig{DictCap: 8 << 20}.NewReader(br)
+		return newXzReader(br, maxWindow)
 	case bytes.HasPrefix(magic, magicZstd):
 		// No concurrency: the decoder then has no goroutines that a Close must end.
 		return zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
@@ -51,6 +52,9 @@ func decompress(r io.Reader) (io.Reader, error) {
 func isArchive(r io.Reader) (bool, error) {
 	limited := &io.LimitedReader{R: r, N: 8 << 20}
 	stream, err := decompress(limited)
+	if errors.Is(err, errXzMemory) {
+		return false, err // it may well be one, and would stay packed without a word
+	}
 	if err != nil {
 		return false, nil
 	}
