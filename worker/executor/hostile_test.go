@@ -62,6 +62,51 @@ func TestEnterWithDeviceAsUserFile(t *testing.T) {
 	}
 }
 
+// A file of the kernel's that stands where /etc/passwd should is not read, whatever it
+// would say: some never end. The one of /proc says here what the sandbox wants it to.
+func TestEnterWithKernelsUserFile(t *testing.T) {
+	n := newNative(t)
+	for _, c := range []struct{ name, target, want string }{
+		{"of /proc", "/proc/1/cmdline", `user "mallory" is not in the image's /etc/passwd`},
+		{"of /sys", "/sys/devices/system/cpu/online", "reading the image's /etc/passwd: not a regular file"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s, _ := startShared(t, n, func(s *Spec) {
+				script := "ln -sf " + c.target + " /etc/passwd; mkfifo /tmp/go; read x < /tmp/go\nmallory:x:7:7::/:/bin/sh\n"
+				s.Args = []string{"/bin/busybox", "sh", "-c", script}
+			})
+			// Where the link is there already, not even root enters by way of /sys.
+			if out, err := enter(t, n, s.ID, "until [ -p /tmp/go ]; do sleep 0.01; done", nil); err != nil && !strings.Contains(err.Error(), c.want) {
+				t.Fatal(err, out)
+			}
+			if _, err := enter(t, n, s.ID, "true", func(s *Spec) { s.User = "mallory" }); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+// Users of a file that is a mount, or in one, are found by those who enter, too.
+func TestEnterWithMountedUserFile(t *testing.T) {
+	n := newNative(t)
+	dir := files(t, map[string]string{"passwd": "bob:x:70:71::/home/bob:/bin/sh\n", "group": "bobs:x:71:\n"})
+	for _, c := range []struct {
+		name  string
+		mount Mount
+	}{
+		{"the file", Mount{Dest: "/etc/passwd", Source: filepath.Join(dir, "passwd"), ReadOnly: true}},
+		{"its folder", Mount{Dest: "/etc", Source: dir, ReadOnly: true}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s, _ := startShared(t, n, func(s *Spec) { s.Mounts = []Mount{c.mount} })
+			got, err := enter(t, n, s.ID, "id -u; id -g", func(s *Spec) { s.User = "bob" })
+			if err != nil || got != "70\n71" {
+				t.Errorf("got %q, %v; want the user of the mount", got, err)
+			}
+		})
+	}
+}
+
 // Where no cgroup keeps a process from devices, those of an image and of a mount
 // cannot be used, and none can be made.
 func TestDevicesWithoutCgroup(t *testing.T) {

@@ -145,15 +145,30 @@ func eachLine(r rootDir, name string, f func(fields []string) bool) error {
 	}
 	defer unix.Close(at)
 	var st unix.Stat_t
-	if err := unix.Fstat(at, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+	if err := unix.Fstat(at, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || ofDevices(at) {
 		return fmt.Errorf("reading the image's %s: not a regular file", name)
 	}
-	file, err := reopen(at, os.O_RDONLY)
+	// A running sandbox has the kernel's own files in it, which call themselves regular
+	// files, and a link may lead there: /proc/kmsg, opened with kiln's rights, would keep
+	// it waiting for ever. Those of /proc have no size, and are not even opened. To stay on
+	// the root's own mount would be no way: /etc may be a mount of the step's.
+	if st.Size == 0 {
+		return nil
+	}
+	// Without O_NONBLOCK it would wait for a process of the sandbox that has a lease.
+	file, err := reopen(at, os.O_RDONLY|unix.O_NONBLOCK)
 	if err != nil {
 		return fmt.Errorf("opening the image's %s: %w", name, err)
 	}
 	defer file.Close()
-	return scanLines(file, name, f)
+	return scanLines(io.LimitReader(file, st.Size), name, f)
+}
+
+// ofDevices reports whether a file is one of /sys, where they have a size, and reading
+// one asks a driver.
+func ofDevices(at int) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(at, &st) == nil && st.Type == unix.SYSFS_MAGIC
 }
 
 func scanLines(file io.Reader, name string, f func(fields []string) bool) error {
