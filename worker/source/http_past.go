@@ -3,7 +3,10 @@ package source
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
+
+	"github.com/kiln-build/kiln/cache/blob"
 )
 
 // httpMemory is what a URL gave when it was asked.
@@ -45,6 +48,14 @@ func (s *HTTP) recall(h *httpOp) httpPast {
 		}
 	}
 	return past
+}
+
+// gave says whether a URL gave these bytes, whatever form it was asked for.
+func (s *HTTP) gave(h *httpOp, d blob.Digest) bool {
+	plain := *h
+	plain.checked = false
+	same := func(m httpMemory) bool { return m.Pin.Digest == d }
+	return slices.ContainsFunc(s.recall(h), same) || slices.ContainsFunc(s.recall(&plain), same)
 }
 
 // remember notes what a URL gave now. Losing it costs a download.

@@ -125,6 +125,11 @@ func TestHTTPChecksum(t *testing.T) {
 			t.Errorf("got %q, %v, requests %q", got, err, w.log)
 		}
 	}
+	// The bytes are here by now, but another URL has to give them itself.
+	other := &pb.SourceOp{Identifier: w.URL + "/b", Attrs: op.Attrs}
+	if got, _, err := file(t, c, s, other); err != nil || got != "b=hello" || len(w.log) != 2 {
+		t.Errorf("got %q, %v, requests %q", got, err, w.log)
+	}
 	w.text = "evil"
 	wrong := blob.Digest(sha256.Sum256([]byte("other"))).String()
 	op.Attrs[pb.AttrHTTPChecksum] = wrong

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 
 	"github.com/containerd/platforms"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
@@ -272,8 +271,8 @@ func (s *Images) read(d blob.Digest) ([]byte, error) {
 // drop removes a blob that was damaged behind kiln's back, so that it is fetched
 // again. The error says that it is not here.
 func (s *Images) drop(d blob.Digest) error {
-	if err := os.Remove(s.cache.Blobs().Path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("removing the damaged blob %s: %w", d, err)
+	if err := s.cache.Blobs().Drop(d); err != nil {
+		return fmt.Errorf("what was damaged: %w", err)
 	}
 	return fmt.Errorf("blob %s was damaged: %w", d, fs.ErrNotExist)
 }

@@ -77,14 +77,30 @@ func parseLayout(op *pb.SourceOp) (l layoutOp, err error) {
 
 // Pin resolves the image.
 func (s *Layout) Pin(ctx context.Context, job *solver.Job, op *pb.SourceOp) (string, error) {
-	img, _, err := s.resolve(ctx, job, op)
-	return img.Manifest.Digest.String(), err
+	img, l, err := s.resolve(ctx, job, op)
+	if err != nil {
+		return "", err
+	}
+	return img.Manifest.Digest.String(), s.lends(ctx, job, l)
 }
 
 // Resolve gives the image, for those who want its config.
 func (s *Layout) Resolve(ctx context.Context, job *solver.Job, op *pb.SourceOp, p ocispecs.Platform) (Image, error) {
-	img, _, err := s.resolveFor(ctx, job, op, p)
-	return img, err
+	img, l, err := s.resolveFor(ctx, job, op, p)
+	if err != nil {
+		return img, err
+	}
+	return img, s.lends(ctx, job, l)
+}
+
+// lends makes sure that the layout has the image, also where its blobs are here: a digest
+// is no right to what it names.
+func (s *Layout) lends(ctx context.Context, job *solver.Job, l layoutOp) error {
+	r, err := s.lent(ctx, job, l, l.digest)
+	if err != nil {
+		return fmt.Errorf("image %s@%s: %w", l.name, l.digest, err)
+	}
+	return r.Close()
 }
 
 func (s *Layout) resolve(ctx context.Context, job *solver.Job, op *pb.SourceOp) (Image, layoutOp, error) {
@@ -140,6 +156,11 @@ func (s *Layout) open(ctx context.Context, job *solver.Job, l layoutOp, d blob.D
 	if err == nil {
 		return r, nil
 	}
+	return s.lent(ctx, job, l, d)
+}
+
+// lent reads a blob from the layout.
+func (s *Layout) lent(ctx context.Context, job *solver.Job, l layoutOp, d blob.Digest) (io.ReadCloser, error) {
 	if s.Store == nil {
 		return nil, errors.New("no image layouts are lent to this build")
 	}

@@ -65,9 +65,12 @@ func TestLayout(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The layout goes; what was copied is enough.
+	// The layout goes; what was copied is enough for who has the pin, and for nobody else.
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
+	}
+	if _, err := s.Pin(t.Context(), job, op); err == nil {
+		t.Error("an image that no layout has, but the blob store, was taken by its digest")
 	}
 	images := NewImages(c, client(), ImagesOptions{})
 	if err := images.Unpack(t.Context(), nil, id, nil); err != nil {

@@ -1,6 +1,7 @@
 package source
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -313,5 +314,72 @@ func TestImplicitDirectories(t *testing.T) {
 	e, err := tree.Lookup(c, layers[1].Root, "tmp")
 	if err != nil || e.Mode != 0o1777 {
 		t.Errorf("in the layer itself it has mode %o, %v", e.Mode, err)
+	}
+}
+
+// remoteBlob is a remote cache that has one blob of every layer, as its server gives it.
+type remoteBlob struct {
+	data  []byte
+	asked []int64 // where from
+}
+
+func (r *remoteBlob) Holds(cache.LayerID) bool { return true }
+
+func (r *remoteBlob) Blob(_ context.Context, d blob.Descriptor, offset int64) (io.ReadCloser, error) {
+	r.asked = append(r.asked, offset)
+	if offset >= d.Size {
+		return nil, errors.New("416 Range Not Satisfiable")
+	}
+	return io.NopCloser(bytes.NewReader(r.data[min(offset, int64(len(r.data))):])), nil
+}
+
+func (r *remoteBlob) Passing(cache.Layer) (blob.Descriptor, bool) { return blob.Descriptor{}, false }
+
+// TestPartialOfARemoteCache: a download that broke off is gone on with once. One that was
+// whole asks for nothing more; a server that has less than the blob is not asked for ever.
+func TestPartialOfARemoteCache(t *testing.T) {
+	tar := testTar(t, "a="+strings.Repeat("z", 5000))
+	d := blob.Descriptor{MediaType: "application/vnd.oci.image.layer.v1.tar", Digest: sha256.Sum256(tar), Size: int64(len(tar))}
+	for _, test := range []struct {
+		name          string
+		partial, data []byte
+		asked         int
+		fails         bool
+	}{
+		{"in the middle", tar[:3000], tar, 1, false},
+		{"whole", tar, tar, 0, false},
+		{"cut off at the server", tar[:3000], tar[:3000], 1, true},
+		{"spoiled", []byte("something else"), tar, 2, false},
+	} {
+		c := openCache(t, t.TempDir())
+		l := cache.Layer{ID: cache.ImageLayerID(d.Digest), DiffID: d.Digest, Blobs: []blob.Descriptor{d}}
+		if err := c.PutLayer(l); err != nil {
+			t.Fatal(err)
+		}
+		id, err := c.Extend(cache.ChainID{}, l.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := c.Blobs().Ingest(t.Context(), d.Digest, d.Size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(test.partial); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		remote := &remoteBlob{data: test.data}
+		err = NewImages(c, client(), ImagesOptions{Remote: remote}).Unpack(t.Context(), nil, id, nil)
+		if (err != nil) != test.fails || len(remote.asked) != test.asked {
+			t.Errorf("%s: got %v after asking for the bytes from %v", test.name, err, remote.asked)
+		}
+		if err != nil {
+			continue
+		}
+		if got := files(t, c, id); !strings.HasPrefix(got, "a=zzz") {
+			t.Errorf("%s: got %s", test.name, got)
+		}
 	}
 }

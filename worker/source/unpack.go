@@ -8,6 +8,7 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	"net/http"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
@@ -217,10 +218,12 @@ func (s *Images) unpackBlob(ctx context.Context, cred registry.Credentials, l ca
 	}
 	defer w.Close()
 	offset := w.Offset()
-	body, err := s.open(ctx, cred, l, d, offset)
-	if err != nil {
-		return pulled{}, err
-	}
+	body := io.ReadCloser(http.NoBody)
+	if offset < d.Size {
+		if body, err = s.open(ctx, cred, l, d, offset); err != nil {
+			return pulled{}, err
+		}
+	} // else an earlier download ended before it was verified, and nothing begins there
 	defer body.Close()
 	in := &incoming{r: body, w: w, meter: newMeter(report, d.Digest.String(), "downloading", offset, d.Size)}
 	if offset > 0 {
@@ -228,10 +231,15 @@ func (s *Images) unpackBlob(ctx context.Context, cred registry.Credentials, l ca
 		if err := in.drain(); err != nil {
 			return pulled{}, err
 		}
-		if err := w.Commit(); err != nil {
+		var other *blob.MismatchError
+		err := w.Commit()
+		if errors.As(err, &other) && other.GotSize == other.WantSize {
 			// What an earlier download left was not the blob's. The store has dropped
 			// it, so this time the blob comes from its beginning.
 			return s.unpackBlob(ctx, cred, l, d, report)
+		}
+		if err != nil {
+			return pulled{}, err // the server has less than the blob
 		}
 		in.meter.done()
 		return s.unpackKept(ctx, l, d, report)
