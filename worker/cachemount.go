@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/kiln-build/kiln/cache"
@@ -38,6 +41,7 @@ type Mounts interface {
 type cacheUse struct {
 	users  int
 	shared bool // by those that all said so
+	held   bool // while it is emptied nobody may come to share it
 }
 
 // slot is the id of the nth folder of a cache mount.
@@ -78,6 +82,8 @@ func (c *cacheMounts) try(key string, sharing pb.CacheSharingOpt) (id string, wa
 		case u == nil:
 			c.used[id] = &cacheUse{users: 1, shared: shared}
 			return id, nil, true
+		case shared && u.shared && u.held:
+			return "", c.freed, false
 		case shared && u.shared:
 			u.users++
 			return id, nil, true
@@ -95,28 +101,45 @@ func (c *cacheMounts) release(id string) {
 		return
 	}
 	delete(c.used, id)
+	c.wake()
+}
+
+// wake has those look again who wait. c.mu is held.
+func (c *cacheMounts) wake() {
 	close(c.freed)
 	c.freed = make(chan struct{})
 }
 
-// alone reports whether a folder has one user.
-func (c *cacheMounts) alone(id string) bool {
+// renew says whether a step is to empty a folder, for which it then holds it until done
+// is called: once for each build, before its first step of those that ignore caches; the
+// others find what that one left. A folder that others use too stays as it is.
+func (c *cacheMounts) renew(id string, builds []*session) (done func(), ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	u := c.used[id]
-	return u != nil && u.users == 1
+	if u.users > 1 || slices.ContainsFunc(builds, func(s *session) bool { return s.renewed[id] }) {
+		return nil, false
+	}
+	u.held = true
+	for _, s := range builds {
+		if s.renewed == nil {
+			s.renewed = map[string]bool{}
+		}
+		s.renewed[id] = true
+	}
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		u.held = false
+		c.wake()
+	}, true
 }
 
 // empty removes what is in a folder.
 func empty(dir string) error {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return fmt.Errorf("emptying a cache mount: %w", err)
-	}
-	defer root.Close()
 	entries, err := os.ReadDir(dir)
 	for _, e := range entries {
-		err = errors.Join(err, root.RemoveAll(e.Name()))
+		err = errors.Join(err, cache.RemoveAll(filepath.Join(dir, e.Name())))
 	}
 	if err != nil {
 		return fmt.Errorf("emptying a cache mount: %w", err)
@@ -124,35 +147,78 @@ func empty(dir string) error {
 	return nil
 }
 
-// cacheMount mounts a folder that outlives the step. An input of the mount is
-// what the folder begins with.
-func (m *mounted) cacheMount(ctx context.Context, mnt *pb.Mount, dest string) error {
+// cacheWant is a cache mount as a step asks for it.
+type cacheWant struct {
+	key     string
+	sharing pb.CacheSharingOpt
+	chain   cache.ChainID      // its input
+	fill    func(string) error // lays out the input; nil where there is none
+}
+
+// cacheWant says what a cache mount asks for. An input of the mount is what the folder
+// begins with.
+func (m *mounted) cacheWant(ctx context.Context, mnt *pb.Mount) (want cacheWant, err error) {
 	if mnt.CacheOpt == nil {
-		return errors.New("missing cache mount options")
+		return want, errors.New("missing cache mount options")
 	}
 	id, err := inputOf(m.job.Vertex, m.job.Inputs, mnt.Input)
 	if err != nil {
-		return err
+		return want, err
 	}
-	key := mnt.CacheOpt.ID
-	var fill func(string) error
+	want.key, want.sharing = mnt.CacheOpt.ID, mnt.CacheOpt.Sharing
 	if mnt.Input != int64(pb.Empty) {
 		if id, err = m.w.solid(ctx, m.job, id); err != nil {
-			return err
+			return want, err
 		}
-		key += ":" + id.String()
-		fill = func(dir string) error {
+		want.key += ":" + id.String()
+		want.chain = id
+		want.fill = func(dir string) error {
 			root, err := m.w.state(ctx, m.job, id)
 			if err != nil {
 				return err
 			}
 			return m.w.lost(ctx, m.w.folders.Copy(ctx, root, dir), []cache.ChainID{id})
 		}
-		if mnt.Output != int64(pb.SkipOutput) {
-			m.outs[mnt.Output] = output{chain: id}
+	}
+	return want, nil
+}
+
+// acquireCaches gets the folders of a step's cache mounts where it has several: in the
+// order of their keys, so that no two steps wait for what the other one has locked.
+func (m *mounted) acquireCaches(ctx context.Context, mounts []*pb.Mount) error {
+	var wants []cacheWant
+	for _, mnt := range mounts {
+		if mnt.MountType != pb.MountType_CACHE {
+			continue
+		}
+		want, err := m.cacheWant(ctx, mnt)
+		if err != nil {
+			return fmt.Errorf("mount %s: %w", mnt.Dest, err)
+		}
+		wants = append(wants, want)
+	}
+	if len(wants) < 2 {
+		return nil
+	}
+	slices.SortStableFunc(wants, func(a, b cacheWant) int { return strings.Compare(a.key, b.key) })
+	for _, want := range wants {
+		if _, err := m.cacheFolder(ctx, want); err != nil {
+			return fmt.Errorf("the cache mount %s: %w", want.key, err)
 		}
 	}
-	dir, err := m.cacheFolder(ctx, key, mnt.CacheOpt.Sharing, fill)
+	return nil
+}
+
+// cacheMount mounts a folder that outlives the step.
+func (m *mounted) cacheMount(ctx context.Context, mnt *pb.Mount, dest string) error {
+	want, err := m.cacheWant(ctx, mnt)
+	if err != nil {
+		return err
+	}
+	if want.fill != nil && mnt.Output != int64(pb.SkipOutput) {
+		m.outs[mnt.Output] = output{chain: want.chain}
+	}
+	dir, err := m.cacheFolder(ctx, want)
 	if err != nil {
 		return err
 	}
@@ -162,28 +228,38 @@ func (m *mounted) cacheMount(ctx context.Context, mnt *pb.Mount, dest string) er
 
 // cacheFolder gives the folder of a cache mount. A step that mounts one twice
 // shares it with itself, however it may be locked.
-func (m *mounted) cacheFolder(ctx context.Context, key string, sharing pb.CacheSharingOpt, fill func(string) error) (string, error) {
-	if dir, ok := m.caches[key]; ok {
+func (m *mounted) cacheFolder(ctx context.Context, want cacheWant) (string, error) {
+	if dir, ok := m.caches[want.key]; ok {
 		return dir, nil
 	}
-	id, release, err := m.w.mounts.acquire(ctx, key, sharing)
+	id, release, err := m.w.mounts.acquire(ctx, want.key, want.sharing)
 	if err != nil {
 		return "", err
 	}
 	m.cleanup = append(m.cleanup, release)
-	if m.w.afar != nil && id == key {
+	// A build without caches is one without what earlier builds left here, or elsewhere.
+	renew := false
+	if m.job.Vertex.Meta().IgnoreCache {
+		var done func()
+		if done, renew = m.w.mounts.renew(id, m.w.of(m.job)); renew {
+			defer done()
+		}
+	}
+	fill := want.fill
+	if m.w.afar != nil && id == want.key {
 		for _, s := range m.job.Sessions() {
 			m.w.afar.Used(s, id)
 		}
-		fill = m.fromAfar(ctx, id, fill)
+		if !renew {
+			fill = m.fromAfar(ctx, id, fill)
+		}
 	}
 	dir, leave, err := m.w.cache.CacheMount(id, fill)
 	if err != nil {
 		return "", err
 	}
 	m.cleanup = append(m.cleanup, leave)
-	if m.job.Vertex.Meta().IgnoreCache && m.w.mounts.alone(id) {
-		// A build without caches is one without what earlier steps left here, too.
+	if renew {
 		if err := empty(dir); err != nil {
 			return "", err
 		}
@@ -193,7 +269,7 @@ func (m *mounted) cacheFolder(ctx context.Context, key string, sharing pb.CacheS
 			}
 		}
 	}
-	m.caches[key] = dir
+	m.caches[want.key] = dir
 	return dir, nil
 }
 

@@ -68,7 +68,7 @@ func seesAll(op *pb.Op, input int) bool {
 			if !reads(m, input) {
 				continue
 			}
-			private := m.Output == int64(pb.SkipOutput) || m.Readonly
+			private := m.Output == int64(pb.SkipOutput) // what is read-only may be handed on whole
 			if m.Dest == pb.RootMount || path.Join("/", m.Selector) == "/" || !private || m.ContentCache == pb.MountContentCache_OFF {
 				return true
 			}

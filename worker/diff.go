@@ -45,12 +45,8 @@ func (w *Worker) suffix(ctx context.Context, job *solver.Job, lower, upper cache
 	if err != nil || !ok {
 		return out, false, err
 	}
-	for _, l := range layers {
-		if out, err = w.cache.Extend(out, l); err != nil {
-			return out, false, err
-		}
-	}
-	return out, true, nil
+	out, err = w.stack(ctx, cache.ChainID{}, layers)
+	return out, err == nil, err
 }
 
 // above gives the layers that upper has on top of lower, bottom first, in a form
@@ -60,6 +56,9 @@ func (w *Worker) above(ctx context.Context, job *solver.Job, lower, upper cache.
 	for at := upper; at != lower; {
 		if at == (cache.ChainID{}) {
 			return nil, false, nil
+		}
+		if ctx.Err() != nil {
+			return nil, false, context.Cause(ctx)
 		}
 		c, err := w.cache.Chain(at)
 		if err != nil {

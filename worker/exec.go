@@ -147,7 +147,7 @@ func (w *Worker) entitled(job *solver.Job, op *pb.ExecOp) error {
 	for _, n := range need {
 		// A step may be shared by builds: one that was granted it runs it for all.
 		if !slices.ContainsFunc(w.of(job), func(s *session) bool { return s.Entitlements[n] }) {
-			return fmt.Errorf("%s is not allowed", n)
+			return fmt.Errorf("%s is not allowed: allow it by --allow %[1]s", n)
 		}
 	}
 	return nil

@@ -155,13 +155,14 @@ func (m *mounted) ssh(ctx context.Context, mnt *pb.Mount, dest string) error {
 	if o == nil {
 		return errors.New("invalid SSH mount options")
 	}
-	agent, err := m.w.agentOf(ctx, m.job, o.ID)
+	there, err := m.w.dialAgent(ctx, m.job, o.ID)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) && o.Optional {
 			return nil
 		}
 		return err
 	}
+	there.Close()
 	p, err := m.keyPath()
 	if err != nil {
 		return err
@@ -183,7 +184,10 @@ func (m *mounted) ssh(ctx context.Context, mnt *pb.Mount, dest string) error {
 			if err != nil {
 				return
 			}
-			group.Go(func() { forward(ctx, c, agent, o.ID) })
+			// Which session lends the agent may change while the step runs.
+			group.Go(func() {
+				forward(ctx, c, func() (net.Conn, error) { return m.w.dialAgent(ctx, m.job, o.ID) })
+			})
 		}
 	})
 	if err := handOver(p, o.Uid, o.Gid, o.Mode); err != nil {
@@ -193,19 +197,15 @@ func (m *mounted) ssh(ctx context.Context, mnt *pb.Mount, dest string) error {
 	return nil
 }
 
-// agentOf finds a session that has an ssh agent of that id.
-func (w *Worker) agentOf(ctx context.Context, job *solver.Job, id string) (SSH, error) {
+// dialAgent connects to the ssh agent of that id that one of a job's sessions has.
+func (w *Worker) dialAgent(ctx context.Context, job *solver.Job, id string) (net.Conn, error) {
 	for _, s := range w.of(job) {
 		if s.SSH == nil {
 			continue
 		}
 		c, err := s.SSH.DialAgent(ctx, id)
-		if err == nil {
-			c.Close()
-			return s.SSH, nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return c, err
 		}
 	}
 	if id == "" {
@@ -213,15 +213,6 @@ func (w *Worker) agentOf(ctx context.Context, job *solver.Job, id string) (SSH, 
 	}
 	// The words in brackets are those of BuildKit's clients, which tools look for.
 	return nil, &MissingError{What: fmt.Sprintf("no SSH key %q forwarded from the client (unset ssh forward key %s)", id, id), hint: fmt.Sprintf("lend one with --ssh %s, or keys with --ssh %s=FILE", id, id)}
-}
-
-// dialAgent connects to an ssh agent of one of a job's sessions.
-func (w *Worker) dialAgent(ctx context.Context, job *solver.Job, id string) (net.Conn, error) {
-	agent, err := w.agentOf(ctx, job, id)
-	if err != nil {
-		return nil, err
-	}
-	return agent.DialAgent(ctx, id)
 }
 
 // layoutOf finds an image layout in the sessions of a job.
@@ -240,9 +231,9 @@ func (w *Worker) layoutOf(ctx context.Context, job *solver.Job, name string) (so
 
 // forward passes bytes between a process of the step and an agent, until either
 // ends or the step does.
-func forward(ctx context.Context, c net.Conn, agent SSH, id string) {
+func forward(ctx context.Context, c net.Conn, dial func() (net.Conn, error)) {
 	defer c.Close()
-	a, err := agent.DialAgent(ctx, id)
+	a, err := dial()
 	if err != nil {
 		return
 	}

@@ -51,13 +51,16 @@ func (w *Worker) mount(ctx context.Context, job *solver.Job, op *pb.ExecOp) (_ *
 		return nil, err
 	}
 	m := &mounted{w: w, job: job, dir: dir, outs: make(map[int64]output), caches: make(map[string]string)}
-	m.cleanup = append(m.cleanup, func() { os.RemoveAll(dir) })
+	m.cleanup = append(m.cleanup, func() { cache.RemoveAll(dir) })
 	defer func() {
 		if err != nil {
 			err = m.failed(ctx, op, err)
 			m.release()
 		}
 	}()
+	if err := m.acquireCaches(ctx, op.Mounts); err != nil {
+		return nil, err
+	}
 	rooted := false
 	for _, mnt := range op.Mounts {
 		if mnt.Dest == pb.RootMount {

@@ -133,6 +133,10 @@ type session struct {
 	mu     sync.Mutex
 	images map[string]source.Image // by reference, platform and pin
 	locals []*localTree
+
+	// renewed are the folders of cache mounts that were emptied for the build; guarded by
+	// cacheMounts.mu.
+	renewed map[string]bool
 }
 
 // OpenSession lends s to the steps of a build, until CloseSession.

@@ -3,9 +3,11 @@ package worker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	"github.com/kiln-build/kiln/llb"
 	"github.com/kiln-build/kiln/worker/executor"
 	"github.com/moby/buildkit/solver/pb"
+	"golang.org/x/sync/errgroup"
 )
 
 func TestEndToEnd(t *testing.T) {
@@ -192,6 +195,36 @@ func TestCacheMountSharing(t *testing.T) {
 	releaseP()
 }
 
+// Two steps that lock the same two cache mounts, each the other way round, do not wait
+// for each other.
+func TestCacheMountsInOneOrder(t *testing.T) {
+	r := newRig(t, Session{})
+	base := r.busybox()
+	below := r.solve(base)
+	mount := func(id, dest string) llb.Mount {
+		return llb.CacheMount(id, dest, pb.CacheSharingOpt_LOCKED, llb.Edge{}, "")
+	}
+	var group errgroup.Group
+	for i := range 8 {
+		ids := [2]string{"x", "y"}
+		if i%2 > 0 {
+			ids = [2]string{"y", "x"}
+		}
+		job := r.job(r.run(base, fmt.Sprint("echo ", i, " >> /a/f"), mount(ids[0], "/a"), mount(ids[1], "/b")).Vertex)
+		job.Inputs = []cache.ChainID{below}
+		group.Go(func() error {
+			defer job.Lease.Release()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			_, err := r.w.Run(ctx, job)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestFailures(t *testing.T) {
 	r := newRig(t, Session{})
 	base := r.busybox()
@@ -213,8 +246,28 @@ func TestFailures(t *testing.T) {
 	}
 	x.Security = pb.SecurityMode_INSECURE
 	v, err = x.Vertex()
-	if _, err := r.try(vertex(r, must(v, err))); err == nil || err.Error() != "security.insecure is not allowed" {
+	if _, err := r.try(vertex(r, must(v, err))); err == nil || err.Error() != "security.insecure is not allowed: allow it by --allow security.insecure" {
 		t.Errorf("a step that asks for more than was granted gives %v", err)
+	}
+}
+
+// A step can go down further than any path leads. What it leaves is no layer, and
+// nothing of it stays; that of one that fails goes as well.
+func TestStepTooDeep(t *testing.T) {
+	r := newRig(t, Session{})
+	base := r.busybox()
+	script := "cd /tmp; n=" + strings.Repeat("n", 255) + "; i=0\n" +
+		"while [ $i -lt 100 ]; do mkdir $n && cd -P $n 2>/dev/null || exit 3; i=$((i+1)); done"
+	_, err := r.try(r.run(base, script))
+	if !errors.Is(err, syscall.ENAMETOOLONG) {
+		t.Errorf("a step that goes too deep gives %v\n%s", err, r.out.take())
+	}
+	var exit *executor.ExitError
+	if _, err := r.try(r.run(base, script+"; exit 7")); !errors.As(err, &exit) || exit.Code != 7 {
+		t.Errorf("a step that goes too deep and fails gives %v\n%s", err, r.out.take())
+	}
+	if left, err := os.ReadDir(r.c.Path("tmp")); err != nil || len(left) != 0 {
+		t.Errorf("left in tmp: %v, %v", left, err)
 	}
 }
 
