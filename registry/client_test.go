@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -264,6 +265,17 @@ func TestPushFaults(t *testing.T) {
 				t.Errorf("after request %d failed once with %d: %v", n, f.Status, err)
 			}
 		}
+	}
+	// The answer is lost every time: what arrived is not sent again.
+	proxy.Break(func(r *http.Request, _ int) registrytest.Fault {
+		return registrytest.Fault{Lost: r.Method == http.MethodPut}
+	})
+	if _, err := (&registry.Client{Limits: patient}).Push(t.Context(), nil, proxy.Host+"/answerless", d, nil, content(data)); err != nil {
+		t.Errorf("pushing without answers: %v", err)
+	}
+	sent := slices.DeleteFunc(proxy.Log(), func(line string) bool { return !strings.HasPrefix(line, "PUT ") })
+	if len(sent) != 1 {
+		t.Errorf("without answers the bytes were sent by %q", sent)
 	}
 	// A server that takes no large requests gets pieces.
 	proxy.Break(func(r *http.Request, _ int) registrytest.Fault {

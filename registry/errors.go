@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/kiln-build/kiln/cache/blob"
 )
@@ -33,6 +34,8 @@ type Error struct {
 	Status int    // its answer; 0 where there was none
 	Kind   error  // ErrNotFound, ErrDenied, ErrDown, ErrCorrupt, or nil
 	Err    error  // what went wrong, and what to do about it
+	// After is how long the server wants not to be asked, as far as that is waited for.
+	After time.Duration
 }
 
 func (e *Error) Error() string { return e.Doing + ": " + e.Err.Error() }

@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -264,8 +265,20 @@ func (p *peer) upload(ctx context.Context, doing string, d blob.Descriptor, sess
 		}
 		// Another attempt is another session: how much of this one arrived is unknown.
 		session = nil
-		if perr := pause(ctx, backoff(p.limits.Backoff, try)); perr != nil {
+		wait := backoff(p.limits.Backoff, try)
+		if e, ok := errors.AsType[*Error](err); ok {
+			wait = max(wait, e.After)
+		}
+		if perr := pause(ctx, wait); perr != nil {
 			return fmt.Errorf("%s: %w", doing, perr)
+		}
+		if status != 0 && status < http.StatusInternalServerError {
+			continue
+		}
+		// The bytes may have arrived, and the answer not: where a blob is large it takes
+		// some registries longer than anybody waits for one.
+		if have, herr := p.has(ctx, doing, p.blobURL(d.Digest)); herr == nil && have {
+			return nil
 		}
 	}
 }

@@ -76,6 +76,9 @@ func (p *peer) do(ctx context.Context, r request) (*http.Response, error) {
 			wait = retryAfter(resp, p.limits.RetryAfter)
 			again := worthRetrying(resp.StatusCode)
 			err = answered(r.doing, p.host, r.what, resp)
+			if e, ok := errors.AsType[*Error](err); ok {
+				e.After = wait
+			}
 			if !again {
 				return nil, err
 			}

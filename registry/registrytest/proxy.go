@@ -23,6 +23,8 @@ type Fault struct {
 	Cut     bool
 	Hang    bool
 	Corrupt bool
+	// Lost lets the request through, and gives no answer.
+	Lost bool
 }
 
 // Proxy forwards to a registry and breaks what Break says. It is safe for
@@ -57,6 +59,10 @@ func NewProxy(t testing.TB, host string) *Proxy {
 			}
 			w.WriteHeader(f.Status)
 			return
+		}
+		if f.Lost {
+			rp.ServeHTTP(httptest.NewRecorder(), r)
+			panic(http.ErrAbortHandler)
 		}
 		if f.Hang && f.After == 0 {
 			select {
