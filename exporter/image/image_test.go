@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -95,21 +96,27 @@ func TestEpoch(t *testing.T) {
 		attrs    map[string]string
 		metadata map[string][]byte
 		id       string // what the frontend calls the platform
+		rewrite  bool   // rewrite-timestamp=true
 		clamped  bool   // the file's time, which is later
 		created  bool   // the config's times
 	}{
-		{attrs: map[string]string{"source-date-epoch": "1800000000"}, clamped: true, created: true},                                 // by attribute
-		{metadata: map[string][]byte{"source.date.epoch": []byte("1800000000")}, clamped: true, created: true},                      // by the frontend
-		{metadata: map[string][]byte{"source.date.epoch/linux/amd64": []byte("1800000000")}, clamped: true, created: true},          // for one platform
-		{metadata: map[string][]byte{"source.date.epoch/mine": []byte("1800000000")}, id: "mine", clamped: true, created: true},     // by its name
-		{attrs: map[string]string{"source-date-epoch": ""}, metadata: map[string][]byte{"source.date.epoch": []byte("1800000000")}}, // the attribute wins
-		{attrs: map[string]string{"source-date-epoch": "1800000000", "rewrite-timestamp": "false"}, created: true},                  // files left alone
-		{}, // none
+		{attrs: map[string]string{"source-date-epoch": "1800000000"}, rewrite: true, clamped: true, created: true},                                 // by attribute
+		{metadata: map[string][]byte{"source.date.epoch": []byte("1800000000")}, rewrite: true, clamped: true, created: true},                      // by the frontend
+		{metadata: map[string][]byte{"source.date.epoch/linux/amd64": []byte("1800000000")}, rewrite: true, clamped: true, created: true},          // for one platform
+		{metadata: map[string][]byte{"source.date.epoch/mine": []byte("1800000000")}, id: "mine", rewrite: true, clamped: true, created: true},     // by its name
+		{attrs: map[string]string{"source-date-epoch": ""}, metadata: map[string][]byte{"source.date.epoch": []byte("1800000000")}, rewrite: true}, // the attribute wins
+		{attrs: map[string]string{"source-date-epoch": "1800000000"}, created: true},                                                               // files left alone
+		{rewrite: true}, // none
 	} {
 		env := c.Env(nil)
 		env.Clock = func() time.Time { return epoch.Add(time.Hour) }
 		r.Metadata, r.Images[0].ID = e.metadata, e.id
-		img := assemble(t, env, e.attrs, r)
+		attrs := maps.Clone(e.attrs)
+		if e.rewrite {
+			attrs = map[string]string{"rewrite-timestamp": "true"}
+			maps.Copy(attrs, e.attrs)
+		}
+		img := assemble(t, env, attrs, r)
 		plain := assemble(t, env, map[string]string{"source-date-epoch": ""}, fixture.Result(r.Images[0].Root, r.Images[0].Config))
 		if got := img.Manifests[0].Layers[0].DiffID != plain.Manifests[0].Layers[0].DiffID; got != e.clamped {
 			t.Errorf("%v %s: the layer's times were changed: %v, want %v", e.attrs, e.metadata, got, e.clamped)

@@ -32,9 +32,10 @@ type Options struct {
 	// that what the frontend says of it does not count.
 	Epoch    *time.Time
 	EpochSet bool
-	// KeepTimes leaves the times of files alone where there is an Epoch;
-	// otherwise none of a new layer is later than that.
-	KeepTimes bool
+	// RewriteTimes lets no file of a layer be later than the Epoch, where there is one.
+	// Without it that bounds the times in the config alone, as in BuildKit: files whose
+	// times stand elsewhere too, in compiled Python for one, stay as they were made.
+	RewriteTimes bool
 	// Artifact has the manifests of attestations as OCI artifacts that name their
 	// image as their subject, rather than as images of the platform "unknown".
 	Artifact bool
@@ -112,9 +113,7 @@ func (o *Options) set(k, v string) (err error) {
 	case attrInline:
 		o.Inline, err = ParseBool(k, v, true)
 	case attrRewriteTimestamp:
-		var rewrite bool
-		rewrite, err = ParseBool(k, v, false)
-		o.KeepTimes = !rewrite
+		o.RewriteTimes, err = ParseBool(k, v, false)
 	case attrEpoch:
 		o.EpochSet = true
 		o.Epoch, err = parseEpoch(v)
@@ -197,7 +196,7 @@ func epoch(attr *time.Time, set bool, metadata map[string][]byte, platform strin
 
 // clamp gives the options of layers whose image has that epoch.
 func (o *Options) clamp(epoch *time.Time) layer.Options {
-	if epoch == nil || o.KeepTimes {
+	if epoch == nil || !o.RewriteTimes {
 		return layer.Options{}
 	}
 	return layer.Options{Clamp: epoch.Unix(), Clamped: true}

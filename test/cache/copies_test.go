@@ -84,7 +84,7 @@ func TestCopies(t *testing.T) {
 	}
 	want := wanted(t, dir)
 	r := registry(t)
-	push := []string{"-o", "type=registry,name=" + r.Addr + "/app:latest"}
+	push := []string{"-o", "type=registry,rewrite-timestamp=true,name=" + r.Addr + "/app:latest"}
 	check := func(what string, o outcome, unpacked, not digest.Digest) {
 		t.Helper()
 		o.check(t, []string{"app"}, want)

@@ -149,7 +149,7 @@ func (r runner) must(dir string, flags ...string) outcome {
 
 // tarball gives the flags of an output whose digest can be compared.
 func tarball(t *testing.T) []string {
-	return []string{"-o", "type=oci,dest=" + filepath.Join(t.TempDir(), "out.tar")}
+	return []string{"-o", "type=oci,rewrite-timestamp=true,dest=" + filepath.Join(t.TempDir(), "out.tar")}
 }
 
 // wanted is the digest of an image that no cache had a part in.
