@@ -136,9 +136,14 @@ func (b bridge) Warn(w frontend.Warning) {
 	b.emit(FrontendWarning{Subject: solver.Subject{Vertex: w.Vertex, Time: b.engine.clock()}, Warning: w})
 }
 
-// SourceTime tells when the content of a git or http source was made.
+// SourceTime tells when the content of a git or http source was made. The policies hold
+// for it as for a graph that reads the source: it is asked about where they have it.
 func (b bridge) SourceTime(ctx context.Context, v *llb.Vertex) (time.Time, error) {
-	return b.engine.worker.SourceTime(ctx, b.session, v)
+	edges, err := b.admit(ctx, nil, []llb.Edge{v.Output(0)})
+	if err != nil {
+		return time.Time{}, err
+	}
+	return b.engine.worker.SourceTime(ctx, b.session, edges[0].Vertex)
 }
 
 var (

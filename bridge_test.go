@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	spb "github.com/moby/buildkit/sourcepolicy/pb"
+
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/llb"
 )
@@ -35,6 +37,31 @@ func ask(t *testing.T, f frontendFunc) {
 	}
 	if got := r.Metadata["result.txt"]; got != "done" {
 		t.Errorf("the answer is %q, want %q", got, "done")
+	}
+}
+
+// A policy holds for the question of a source's time too: a server that a build may not
+// ask is not asked.
+func TestSourceTimeUnderPolicy(t *testing.T) {
+	asked := false
+	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked = true }))
+	defer srv.Close()
+	e, err := Open(t.Context(), Options{Root: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	v, err := llb.Source(srv.URL+"/file", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := frontendFunc(func(ctx context.Context, b frontend.Bridge) error {
+		_, err := b.(frontend.SourceDescriber).SourceTime(ctx, v)
+		return err
+	})
+	policy := &spb.Policy{Rules: []*spb.Rule{{Action: spb.PolicyAction_DENY, Selector: &spb.Selector{Identifier: "http://*"}}}}
+	if _, err := e.Build(t.Context(), Request{Context: t.TempDir(), Frontend: ask, Call: "outline", SourcePolicy: policy}); err == nil || asked {
+		t.Errorf("got %v, and the server was asked: %v", err, asked)
 	}
 }
 
