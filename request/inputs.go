@@ -129,14 +129,19 @@ func (in *Inputs) setContexts(r *Request) error {
 		in.Folders["context"] = context
 	}
 	switch {
+	case len(r.DockerfileText) > 0 && remote:
+		in.Attrs["dockerfilekey"] = "dockerfile" // and not the context's
 	case len(r.DockerfileText) > 0:
+	case filepath.IsAbs(r.Dockerfile) && remote:
+		in.Attrs["dockerfilekey"] = "dockerfile"
+		if err := in.setDockerfile(r.Dockerfile); err != nil {
+			return err
+		}
 	case r.Dockerfile != "" && remote:
 		in.Attrs["filename"] = r.Dockerfile // in the context, as its name is given
 	case r.Dockerfile != "":
-		in.Folders["dockerfile"] = filepath.Dir(r.Dockerfile)
-		in.Attrs["filename"] = filepath.Base(r.Dockerfile)
-		if _, err := os.Stat(r.Dockerfile); err != nil {
-			return fmt.Errorf("reading the Dockerfile: %w", err)
+		if err := in.setDockerfile(r.Dockerfile); err != nil {
+			return err
 		}
 	case !remote:
 		in.Folders["dockerfile"] = context
@@ -145,6 +150,16 @@ func (in *Inputs) setContexts(r *Request) error {
 		if err := in.setContext(name, r.Contexts[name]); err != nil {
 			return fmt.Errorf("the build context %s: %w", name, err)
 		}
+	}
+	return nil
+}
+
+// setDockerfile names a Dockerfile of this machine.
+func (in *Inputs) setDockerfile(path string) error {
+	in.Folders["dockerfile"] = filepath.Dir(path)
+	in.Attrs["filename"] = filepath.Base(path)
+	if _, err := os.Stat(path); err != nil {
+		return fmt.Errorf("reading the Dockerfile: %w", err)
 	}
 	return nil
 }
@@ -159,8 +174,12 @@ func (in *Inputs) setContext(name, value string) error {
 		in.Attrs["context:"+name] = value
 		return nil
 	}
-	in.Attrs["context:"+name] = "local:" + name
-	in.Folders[name] = value
+	local := name
+	for local == "context" || local == "dockerfile" || in.Folders[local] != "" {
+		local = "_" + local // the main ones have these names
+	}
+	in.Attrs["context:"+name] = "local:" + local
+	in.Folders[local] = value
 	return isFolder(value)
 }
 
