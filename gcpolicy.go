@@ -143,6 +143,9 @@ func (p GCPolicy) checkFilters() error {
 			if !slices.Contains(usageNames, term[1]) {
 				return fmt.Errorf("filter %q: there is no field %q; the fields are %s", text, term[1], strings.Join(usageNames, ", "))
 			}
+			if term[2] != "" && slices.Contains(usageStates, term[1]) {
+				return fmt.Errorf("filter %q: %s has no value, and stands alone", text, term[1])
+			}
 			if term[2] != "~=" || strings.Contains(term[3], `\`) {
 				continue // what is escaped in quotes is the library's to read
 			}
@@ -156,6 +159,9 @@ func (p GCPolicy) checkFilters() error {
 
 // usageNames are the fields that filters can ask for.
 var usageNames = []string{"id", "parents", "parent", "description", "type", "inuse", "mutable", "immutable", "shared", "private"}
+
+// usageStates are those fields that are there or not, and have no value.
+var usageStates = []string{"inuse", "mutable", "immutable", "shared", "private"}
 
 // usageFields are what filters can ask of a record.
 func usageFields(u cache.Usage) filters.Adaptor {

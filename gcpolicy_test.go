@@ -72,6 +72,7 @@ func TestBadGCConfig(t *testing.T) {
 		`gcpolicy = [{filters = ["type=regular"]}]`,
 		`gcpolicy = [{filters = ["type==regular"]}, {filters = ["type==regular,kind==x"]}]`,
 		`gcpolicy = [{filters = ["type~=(", "type==regular"]}]`,
+		`gcpolicy = [{filters = ["shared==false"]}]`,
 	} {
 		path := filepath.Join(t.TempDir(), "kiln.toml")
 		if err := os.WriteFile(path, []byte("[worker.oci]\n"+line+"\n"), 0o600); err != nil {
