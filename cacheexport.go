@@ -60,7 +60,7 @@ func (b *build) beginCaches(ctx context.Context, imports []*remote.Import) {
 			o.Copy = b.copies()
 		}
 		for n, s := range b.caches.sources {
-			if s.name == t.name && isNamedWhole(t.store) {
+			if t.is(s) && isNamedWhole(t.store) {
 				o.Import = imports[n] // the same index, which need not be fetched twice
 			}
 		}
@@ -87,7 +87,26 @@ func (b *build) leaveCaches() {
 	}
 }
 
-// isNamedWhole says of a store that its name says all that chooses what is read there.
+// is reports whether a cache is one that the build reads too. Names are for people: those
+// of some leave out the server and folders.
+func (t cacheTarget) is(s cacheSource) bool {
+	if written, ok := t.store.(placed); ok {
+		read, ok := s.store.(placed)
+		return ok && written.Place() == read.Place()
+	}
+	return t.name == s.name
+}
+
+// placed is a store that can be told from others which have its name.
+type placed interface {
+	// Place gives all that chooses what is read there.
+	Place() string
+}
+
+var _, _ placed = (*s3.Store)(nil), (*azblob.Store)(nil)
+
+// isNamedWhole says of a store that its name, or its place, says all that chooses what is
+// read there.
 func isNamedWhole(s remote.Store) bool {
 	switch s.(type) {
 	case *registryStore, *remote.HTTP, *s3.Store, *azblob.Store:

@@ -70,7 +70,7 @@ func (b *build) importCache(ctx context.Context, s cacheSource) {
 		// Where an output wants a layer's own blob too, a copy would be fetched besides.
 		Copies: !b.packs,
 		// Another cache would want the blob.
-		Aside:   !slices.ContainsFunc(b.caches.targets, func(t cacheTarget) bool { return t.name != s.name }),
+		Aside:   !slices.ContainsFunc(b.caches.targets, func(t cacheTarget) bool { return !t.is(s) }),
 		Created: func(id cache.LayerID, at time.Time) { _ = image.SetCreated(b.engine.cache, id, at) },  // a time is not worth a failure
 		Variant: func(of blob.Digest, v remote.Variant) { _ = image.SetVariant(b.engine.cache, of, v) }, // nor is this
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"net/http"
 
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/remote"
@@ -102,5 +103,9 @@ func (s *registryStore) Commit(ctx context.Context, d blob.Descriptor, manifest 
 	if remote.Changed(ctx, s, old) {
 		return false, fmt.Errorf("%s: %w", s.ref, remote.ErrChanged)
 	}
-	return false, s.client.PushManifest(ctx, s.credentials, s.ref.String(), d, manifest)
+	err := s.client.PushManifest(ctx, s.credentials, s.ref.String(), d, manifest)
+	if e, ok := errors.AsType[*registry.Error](err); ok && (e.Status == http.StatusBadRequest || e.Status == http.StatusNotFound) {
+		err = fmt.Errorf("%w: %w", remote.ErrRefused, err) // of blobs that are gone some say the one, some the other
+	}
+	return false, err
 }

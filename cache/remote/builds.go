@@ -33,10 +33,13 @@ const (
 	MaxBuild = 2 << 20
 )
 
-// check finds what the index may not say of a build.
-func (b listedBuild) check() bool {
-	return b.Exported >= 0 && b.Blob.Size >= 0 && b.Blob.Size <= MaxBuild && len(b.Blob.MediaType) <= maxPerItem &&
-		len(b.Signatures) <= maxSignatures
+// check finds what an index may not say of its nth build.
+func (b *listedBuild) check(n int) error {
+	if n >= maxPerItem || b.Exported < 0 || b.Blob.Size < 0 || b.Blob.Size > MaxBuild || len(b.Blob.MediaType) > maxPerItem ||
+		len(b.Signatures) > maxSignatures {
+		return formatf("what its index has on builds makes no sense")
+	}
+	return nil
 }
 
 func (b listedBuild) message() message {

@@ -16,8 +16,16 @@ import (
 	"github.com/kiln-build/kiln/cache/blob"
 )
 
-// ErrChanged says that a cache's name stands for another manifest by now.
-var ErrChanged = errors.New("another export came first")
+var (
+	// ErrChanged says that a cache's name stands for another manifest by now.
+	ErrChanged = errors.New("another export came first")
+	// ErrRefused says that a store does not take a manifest, which registries do where
+	// blobs that it names are gone. Target.Commit wraps it.
+	ErrRefused = errors.New("the manifest was refused")
+	// ErrTaken says that a blob was not put there, since somebody else has begun to write
+	// it and has not come to an end. Target.Put wraps it.
+	ErrTaken = errors.New("somebody else has begun to write it")
+)
 
 const (
 	// maxCommits bounds how often an export begins again because others were quicker.
@@ -43,15 +51,16 @@ func Changed(ctx context.Context, s Store, old blob.Digest) bool {
 func (x *Exporter) Finish(ctx context.Context, entries []Entry, mounts []Mount, now time.Time) (Stats, error) {
 	stop := context.AfterFunc(ctx, func() { x.cancel(context.Cause(ctx)) })
 	defer stop()
-	stats, trusted, err := x.finish(ctx, entries, mounts, now)
-	if err == nil || !trusted || ctx.Err() != nil {
+	stats, err := x.finish(ctx, entries, mounts, now)
+	if !errors.Is(err, ErrRefused) || x.old == nil || ctx.Err() != nil {
 		return stats, err
 	}
-	// What the cache lists may not be there any more, which a registry says when
-	// it is to take the manifest. Nothing of it is counted on the second time.
+	// What the cache lists is not there any more, and which of it the registry does not
+	// tell. Nothing of it is counted on the second time, nor kept; so other errors, which
+	// may pass, are none to begin again for.
 	again := begin(ctx, x.cache, x.to, x.opt, false)
 	defer again.Close()
-	second, _, aerr := again.finish(ctx, entries, mounts, now)
+	second, aerr := again.finish(ctx, entries, mounts, now)
 	if aerr != nil {
 		return stats, err
 	}
@@ -59,34 +68,36 @@ func (x *Exporter) Finish(ctx context.Context, entries []Entry, mounts []Mount, 
 	return second, nil
 }
 
-// finish is Finish once. trusted says that the export counted on what the cache
-// listed, and that what failed may come of that.
-func (x *Exporter) finish(ctx context.Context, entries []Entry, mounts []Mount, now time.Time) (s Stats, trusted bool, err error) {
+// finish is Finish once.
+func (x *Exporter) finish(ctx context.Context, entries []Entry, mounts []Mount, now time.Time) (s Stats, err error) {
 	if err := x.sendAll(entries); err != nil {
-		return s, false, err
+		return s, err
 	}
 	<-x.loaded
 	if x.loadErr != nil {
-		return s, false, x.loadErr
+		return s, x.loadErr
+	}
+	if err := x.askAgain(entries, now); err != nil {
+		return s, err
 	}
 	s.Replaced = x.replaced
 	saved, err := x.sendMounts(ctx, mounts, now, &s)
 	if err != nil {
-		return s, false, err
+		return s, err
 	}
 	if err := x.commit(ctx, entries, saved, now, &s); err != nil {
-		return s, x.old != nil, err
+		return s, err
 	}
 	for _, p := range x.places {
-		if p.sent {
+		if p.standing == isSent {
 			s.Sent++
 		}
 	}
-	return s, false, nil
+	return s, nil
 }
 
-// sendAll waits for what is being sent, and sends what has not been, or could not
-// be made while the build went on.
+// sendAll waits for what is being sent, and sends what has not been: what could not be
+// made while the build went on, and what turned out to be gone from the cache.
 func (x *Exporter) sendAll(entries []Entry) error {
 	for _, e := range entries {
 		for _, o := range e.Record.Outputs {
@@ -99,14 +110,12 @@ func (x *Exporter) sendAll(entries []Entry) error {
 	group, ctx := errgroup.WithContext(x.ctx)
 	group.SetLimit(x.opt.Parallel)
 	for _, p := range x.places {
-		if p.err == nil || exportable(p.known) != nil {
+		if p.err == nil && !x.turnedOutGone(p) {
 			continue
 		}
 		group.Go(func() error {
-			if l, err := x.cache.Layer(p.known.ID); err == nil {
-				p.known = l
-			}
-			return x.send(ctx, p)
+			x.learn(p)
+			return x.send(ctx, p, true)
 		})
 	}
 	return group.Wait()
@@ -491,10 +500,10 @@ func (x *index) covers(b *builder, now time.Time) bool {
 
 // covers reports whether l says all that o says.
 func (l layer) covers(o layer) bool {
-	if l.ID != o.ID || o.Held && (!l.Held || l.DiffID != o.DiffID) || !signaturesCover(l.Signatures, o.Signatures) {
+	if l.ID != o.ID || o.Held && (!l.Held || !l.sameBlobs(o)) || !signaturesCover(l.Signatures, o.Signatures) {
 		return false
 	}
-	if o.Copy != nil && (l.Copy == nil || l.DiffID != o.DiffID || !signaturesCover(l.Copy.Signatures, o.Copy.Signatures)) {
+	if o.Copy != nil && (l.Copy == nil || l.DiffID != o.DiffID || l.Copy.Blob.Digest != o.Copy.Blob.Digest || !signaturesCover(l.Copy.Signatures, o.Copy.Signatures)) {
 		return false
 	}
 	for _, v := range o.Variants {

@@ -212,6 +212,33 @@ func TestNothingNew(t *testing.T) {
 	}
 }
 
+// mute is a store that answers nothing.
+type mute struct{ Target }
+
+func (mute) Manifest(ctx context.Context, _ blob.Digest) ([]byte, error) {
+	<-ctx.Done()
+	return nil, context.Cause(ctx)
+}
+
+// TestCloseDoesNotWait ends an export whose cache is still being read by an import.
+func TestCloseDoesNotWait(t *testing.T) {
+	c, to := openCache(t), mute{}
+	i := Open(t.Context(), c, to, Options{}, func(error) {})
+	x := Begin(t.Context(), c, to, ExportOptions{Import: i})
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		x.Close()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(loadTimeout / 3):
+		t.Error("the export waits for a server that says nothing")
+	}
+	i.Close()
+	<-closed
+}
+
 func TestCutShort(t *testing.T) {
 	c := openCache(t)
 	chain := step(t, c, cache.ChainID{}, "one", func(b *tree.Builder) {})

@@ -160,12 +160,26 @@ type Exporter struct {
 // place is a layer that records lead to. Its fields beyond known are set by the
 // one goroutine that sends it, and read when the group has ended.
 type place struct {
-	chain cache.ChainID
-	known cache.Layer
-	out   layer
-	sent  bool
-	err   error // why the layer cannot be had: records that need it are left out
+	chain    cache.ChainID
+	known    cache.Layer
+	out      layer
+	standing standing
+	err      error // why the layer cannot be had: records that need it are left out
 }
+
+// standing is how a layer stands with the store.
+type standing uint8
+
+const (
+	// isUnsent is none of the others. Exporter.send moves it on.
+	isUnsent standing = iota
+	// isListed is counted on, since the cache lists it. What Exporter.ask does not find is gone.
+	isListed
+	// isGone is listed by the cache and not there. Exporter.send sends it.
+	isGone
+	// isSent was put there by this export, or found by it.
+	isSent
+)
 
 // chainPlan is a chain with its layers bottom first.
 type chainPlan struct {
@@ -213,21 +227,18 @@ func (x *Exporter) load(ctx context.Context, trust bool) {
 	if old == nil || !trust {
 		return
 	}
-	x.old = old
-	for _, l := range old.Layers {
-		if l.Held && (x.opt.Sign == nil || l.signedBy(x.opt.Sign)) {
-			x.held[l.ID] = l
-		}
-		if c := l.Copy; c != nil && (x.opt.Sign == nil || verified(x.opt.Sign.Public().(ed25519.PublicKey), c.Signatures, c.message(l.DiffID))) {
-			x.copies[l.ID] = c
-		}
-	}
+	x.countOn(old)
 }
 
 // read gives what the cache has, from the import that has read it, if one has.
 func (x *Exporter) read(ctx context.Context) (*index, blob.Descriptor, error) {
 	if i := x.opt.Import; i != nil {
-		<-i.loaded
+		select {
+		case <-i.loaded:
+		case <-ctx.Done():
+			// A build that failed does not wait for a server that says nothing.
+			return nil, blob.Descriptor{}, context.Cause(ctx)
+		}
 		if i.index != nil {
 			return i.index, i.manifest, nil
 		}
@@ -258,7 +269,7 @@ func (x *Exporter) Add(at cache.ChainID) {
 	_, fresh := x.plan(at)
 	x.mu.Unlock()
 	for _, p := range fresh {
-		x.group.Go(func() error { return x.send(x.gctx, p) })
+		x.group.Go(func() error { return x.send(x.gctx, p, false) })
 	}
 }
 
@@ -302,8 +313,10 @@ func exportable(l cache.Layer) error {
 }
 
 // send sends one layer unless the cache holds it. Its error is one of the store's;
-// a layer that cannot be made costs the records that need it.
-func (x *Exporter) send(ctx context.Context, p *place) error {
+// a layer that cannot be made, or read, costs the records that need it. While the build
+// goes on, which atEnd is not, a layer that turned out to be gone waits: the step may be
+// running again, and Forms is to be asked for what comes of that.
+func (x *Exporter) send(ctx context.Context, p *place, atEnd bool) error {
 	select {
 	case <-x.loaded:
 	case <-ctx.Done():
@@ -312,11 +325,22 @@ func (x *Exporter) send(ctx context.Context, p *place) error {
 	if x.loadErr != nil {
 		return x.loadErr
 	}
-	p.err = nil
+	if p.err = exportable(p.known); p.err != nil {
+		return nil
+	}
+	if p.standing != isGone {
+		p.standing = isUnsent
+	}
 	p.out = layer{ID: id(p.known.ID), DiffID: p.known.DiffID, Size: p.known.Size, Blobs: p.known.Blobs, Origins: p.known.Origins}
-	if held, ok := x.held[p.out.ID]; ok {
+	held, listed, lacking := x.holds(p)
+	if listed && !lacking {
+		p.standing = isListed
 		p.out.DiffID, p.out.Blobs, p.out.Held, p.out.Created = held.DiffID, held.Blobs, true, held.Created
 		p.out.Variants, p.out.Aside = held.Variants, held.Aside
+		return nil
+	}
+	if lacking && !atEnd && p.known.Root.Kind == tree.None {
+		p.err = errLost
 		return nil
 	}
 	if p.out.isImage() && len(p.known.Origins) > 0 {
@@ -337,8 +361,8 @@ func (x *Exporter) send(ctx context.Context, p *place) error {
 // sendCopy sends another blob of an image's layer, if there is one and the cache
 // lacks it.
 func (x *Exporter) sendCopy(ctx context.Context, p *place) error {
-	if c, ok := x.copies[p.out.ID]; ok {
-		p.out.Copy = c
+	if c, ok := x.holdsCopy(p); ok {
+		p.out.Copy, p.standing = c, isListed
 		return nil
 	}
 	if x.opt.Copy == nil {
@@ -348,11 +372,11 @@ func (x *Exporter) sendCopy(ctx context.Context, p *place) error {
 	if !ok || f.DiffID != p.out.DiffID {
 		return context.Cause(ctx)
 	}
-	sent := *p
-	if err := x.put(ctx, &sent, f); err != nil || sent.err != nil {
+	copied := *p
+	if err := x.put(ctx, &copied, f); err != nil || copied.err != nil {
 		return err // a copy that could not be read is none
 	}
-	c := &layerCopy{Blob: sent.out.Blobs[0]}
+	c := &layerCopy{Blob: copied.out.Blobs[0]}
 	if x.opt.Sign != nil {
 		c.Signatures = []signature{sign(x.opt.Sign, c.message(f.DiffID))}
 	}
@@ -375,27 +399,14 @@ func (x *Exporter) fits(ctx context.Context, l cache.Layer) error {
 
 // put puts a layer's blob into the store.
 func (x *Exporter) put(ctx context.Context, p *place, f Form) error {
-	var mu sync.Mutex // guards unreadable
-	var unreadable error
-	open := func(ctx context.Context) (io.ReadCloser, error) {
-		r, err := f.Open(ctx)
-		if err != nil {
-			mu.Lock()
-			defer mu.Unlock()
-			unreadable = err
-		}
-		return r, err
-	}
-	if err := x.to.Put(ctx, f.Blob, f.Origins, open); err != nil {
-		mu.Lock()
-		defer mu.Unlock()
-		if unreadable != nil && ctx.Err() == nil {
-			p.err = unreadable
+	s := &supply{form: f}
+	if err := x.to.Put(ctx, f.Blob, f.Origins, s.open); err != nil {
+		if p.err = s.fault(ctx, err); p.err != nil {
 			return nil
 		}
 		return err
 	}
 	f.Blob.Annotations = nil
-	p.out.DiffID, p.out.Blobs, p.out.Held, p.out.Aside, p.sent = f.DiffID, []blob.Descriptor{f.Blob}, true, f.Aside, true
+	p.out.DiffID, p.out.Blobs, p.out.Held, p.out.Aside, p.standing = f.DiffID, []blob.Descriptor{f.Blob}, true, f.Aside, isSent
 	return nil
 }

@@ -106,14 +106,28 @@ func BodyFrom(resp *http.Response, offset int64) (io.ReadCloser, error) {
 
 // Put makes an HTTP a Target.
 func (h *HTTP) Put(ctx context.Context, d blob.Descriptor, _ []string, open func(context.Context) (io.ReadCloser, error)) error {
-	if resp, err := h.exchange(ctx, http.MethodHead, "cas", d.Digest, 0, nil); err == nil {
-		// A server may know no HEAD; and one that says another size has another blob.
-		if resp.ContentLength < 0 || resp.ContentLength == d.Size {
-			return nil
-		}
+	if h.has(ctx, d) {
+		return nil
 	}
 	_, err := h.exchange(ctx, http.MethodPut, "cas", d.Digest, d.Size, open)
 	return err
+}
+
+// has reports whether the server says that it has a blob. One that says another size has
+// another blob.
+func (h *HTTP) has(ctx context.Context, d blob.Descriptor) bool {
+	resp, err := h.exchange(ctx, http.MethodHead, "cas", d.Digest, 0, nil)
+	if errors.Is(err, errors.ErrUnsupported) {
+		// It knows no HEAD: what it begins to send, it has.
+		resp, err = h.do(ctx, http.MethodGet, "cas", d.Digest, http.Header{"Range": {"bytes=0-0"}}, 0, nil)
+		if err == nil {
+			resp.Body.Close()
+		}
+		if err == nil && resp.StatusCode == http.StatusPartialContent {
+			return true // of which it sends a byte, and says no size
+		}
+	}
+	return err == nil && (resp.ContentLength < 0 || resp.ContentLength == d.Size)
 }
 
 // Commit makes an HTTP a Target. The protocol has no conditions: what is there is
@@ -175,8 +189,11 @@ func (h *HTTP) do(ctx context.Context, method, folder string, d blob.Digest, hea
 	}
 	resp.Body.Close()
 	err = fmt.Errorf("%s %s: the server answered %s", method, u.Redacted(), resp.Status)
-	if resp.StatusCode == http.StatusNotFound {
+	switch resp.StatusCode {
+	case http.StatusNotFound:
 		err = fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	case http.StatusMethodNotAllowed, http.StatusNotImplemented:
+		err = fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
 	}
 	return nil, err
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -61,6 +62,45 @@ func TestHTTPRanges(t *testing.T) {
 		}
 		if err := r.Close(); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// TestHTTPHas has servers find out in several ways that a blob is there, which is then
+// neither read nor sent.
+func TestHTTPHas(t *testing.T) {
+	data := strings.Repeat("0123456789", 100)
+	d := blob.Descriptor{Digest: sha256.Sum256([]byte(data)), Size: int64(len(data))}
+	for name, row := range map[string]struct {
+		head, ranges bool
+		has          string
+		sent         bool
+	}{
+		"by HEAD":            {true, true, data, false},
+		"by GET":             {false, true, data, false},
+		"by GET, all of it":  {false, false, data, false},
+		"not by HEAD":        {true, true, "", true},
+		"not by GET":         {false, true, "", true},
+		"another one by GET": {false, false, "other", true},
+	} {
+		var sent atomic.Bool
+		h := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			switch {
+			case r.Method == http.MethodPut:
+				sent.Store(true)
+			case r.Method == http.MethodHead && !row.head:
+				w.WriteHeader(http.StatusMethodNotAllowed)
+			case row.has == "":
+				w.WriteHeader(http.StatusNotFound)
+			case row.ranges:
+				http.ServeContent(w, r, "", time.Time{}, strings.NewReader(row.has))
+			default:
+				_, _ = io.WriteString(w, row.has)
+			}
+		})
+		err := h.Put(t.Context(), d, nil, opener([]byte(data)))
+		if err != nil || sent.Load() != row.sent {
+			t.Errorf("%s: sent %v, %v; want %v", name, sent.Load(), err, row.sent)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,7 +43,10 @@ type Import struct {
 	signed map[int]bool // layers whose signatures were looked at
 	// refused are the records that were not taken since nobody vouches for them.
 	refused map[int]struct{}
-	dead    bool
+	missing map[blob.Digest]struct{} // blobs that the store said it does not have
+	// lostMounts are the cache mounts that could not be brought back.
+	lostMounts map[string]struct{}
+	dead       bool
 }
 
 // Options are the settings of an import; the zero value works.
@@ -68,6 +72,7 @@ func Open(ctx context.Context, c *cache.Cache, s Store, o Options, done func(err
 		cache: c, store: s, opt: o, cancel: cancel, loaded: make(chan struct{}),
 		chains: map[int]cache.ChainID{-1: {}}, lost: map[cache.LayerID]struct{}{},
 		signed: map[int]bool{}, refused: map[int]struct{}{},
+		missing: map[blob.Digest]struct{}{}, lostMounts: map[string]struct{}{},
 	}
 	go func() {
 		defer close(i.loaded)
@@ -261,6 +266,21 @@ func (i *Import) Holds(id cache.LayerID) bool {
 	return ok && !lost && !i.dead
 }
 
+// mayLack reports whether something of what the cache lists of a layer was found missing:
+// the layer, one of the blobs, or so much that nothing is counted on any more. A nil
+// Import knows of nothing.
+func (i *Import) mayLack(id cache.LayerID, blobs ...blob.Descriptor) bool {
+	if i == nil || !i.ready() {
+		return false
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if _, lost := i.lost[id]; lost || i.dead {
+		return true
+	}
+	return slices.ContainsFunc(blobs, func(d blob.Descriptor) bool { _, ok := i.missing[d.Digest]; return ok })
+}
+
 // Passing gives a blob of a layer that the cache holds for those who need the layer's
 // files and will hardly want the blob again: a copy of an image's layer, which takes
 // less to be unpacked than the layer's own, or that of a layer that no image has.
@@ -287,7 +307,13 @@ func (i *Import) Passing(l cache.Layer) (d blob.Descriptor, ok bool) {
 func (i *Import) Blob(ctx context.Context, d blob.Descriptor, offset int64) (io.ReadCloser, error) {
 	if i.ready() {
 		if _, ok := i.blobs[d.Digest]; ok {
-			return i.store.Blob(ctx, d, offset)
+			r, err := i.store.Blob(ctx, d, offset)
+			if isMissing(err) {
+				i.mu.Lock()
+				defer i.mu.Unlock()
+				i.missing[d.Digest] = struct{}{}
+			}
+			return r, err
 		}
 	}
 	return nil, fmt.Errorf("blob %s is in no remote cache: %w", d.Digest, fs.ErrNotExist)

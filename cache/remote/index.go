@@ -1,10 +1,8 @@
 package remote
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
@@ -113,53 +111,20 @@ type record struct {
 	Signatures []signature `json:"signatures,omitempty"`
 }
 
-// decode reads an index and checks it.
-func decode(data []byte) (*index, error) {
-	var v struct {
-		Version int `json:"version"`
-	}
-	if err := json.Unmarshal(data, &v); err != nil {
-		return nil, formatf("its index cannot be read: %v", err)
-	}
-	if v.Version != version {
-		return nil, formatf("its index has version %d, and this kiln reads version %d", v.Version, version)
-	}
-	x := new(index)
-	if err := json.NewDecoder(bytes.NewReader(data)).Decode(x); err != nil {
-		return nil, formatf("its index cannot be read: %v", err)
-	}
-	if err := x.check(-1); err != nil {
-		return nil, err
-	}
-	return x, nil
-}
-
 // check finds what an index may not say. lowest is the least number that an output
 // may have.
 func (x *index) check(lowest int) error {
-	for i, l := range x.Layers {
-		if len(l.Blobs) > maxPerItem || len(l.Origins) > maxPerItem || l.DiffID.IsZero() || l.Size < 0 || l.Created < 0 ||
-			len(l.Variants) > maxVariants || len(l.Signatures) > maxSignatures {
-			return formatf("layer %d of its index makes no sense", i)
-		}
-		for _, b := range l.Blobs {
-			if b.Size < 0 || b.Size > maxBlob || len(b.MediaType) > maxPerItem || len(b.Annotations) > maxPerItem {
-				return formatf("a blob of layer %d of its index makes no sense", i)
-			}
-		}
-		if c := l.Copy; c != nil && (c.Blob.Size < 0 || c.Blob.Size > maxBlob || len(c.Blob.MediaType) > maxPerItem || len(c.Signatures) > maxSignatures) {
-			return formatf("the copy of layer %d of its index makes no sense", i)
-		}
-		for _, v := range l.Variants {
-			if v.Blob.Size < 0 || v.Blob.Size > maxBlob || len(v.How) > maxPerItem || len(v.Blob.MediaType) > maxPerItem ||
-				v.DiffID.IsZero() || len(v.Signatures) > maxSignatures {
-				return formatf("a variant of layer %d of its index makes no sense", i)
-			}
+	for i := range x.Layers {
+		if err := x.Layers[i].check(i); err != nil {
+			return err
 		}
 	}
 	depth := make([]int, len(x.Chains))
 	for i, c := range x.Chains {
-		if c.Parent < -1 || c.Parent >= i || c.Layer < 0 || c.Layer >= len(x.Layers) {
+		if err := c.check(i); err != nil {
+			return err
+		}
+		if c.Layer >= len(x.Layers) {
 			return formatf("chain %d of its index makes no sense", i)
 		}
 		if depth[i] = 1; c.Parent >= 0 {
@@ -169,26 +134,60 @@ func (x *index) check(lowest int) error {
 			return formatf("chain %d of its index has more than %d layers", i, maxDepth)
 		}
 	}
-	if len(x.Mounts) > maxMounts {
-		return formatf("its index has %d cache mounts, and %d at most are read", len(x.Mounts), maxMounts)
-	}
-	for i, m := range x.Mounts {
-		if !m.check() {
-			return formatf("cache mount %d of its index makes no sense", i)
+	for i := range x.Mounts {
+		if err := x.Mounts[i].check(i); err != nil {
+			return err
 		}
 	}
-	if len(x.Builds) > maxPerItem || slices.ContainsFunc(x.Builds, func(b listedBuild) bool { return !b.check() }) {
-		return formatf("what its index has on builds makes no sense")
+	for i := range x.Builds {
+		if err := x.Builds[i].check(i); err != nil {
+			return err
+		}
 	}
-	for i, r := range x.Records {
-		if len(r.Signatures) > maxPerItem || len(r.Keys) == 0 || len(r.Keys) > maxPerItem || len(r.Outputs) > maxPerItem || r.Created < 0 || r.Duration < 0 {
+	for i := range x.Records {
+		r := &x.Records[i]
+		if err := r.check(i); err != nil {
+			return err
+		}
+		if slices.ContainsFunc(r.Outputs, func(o int) bool { return o < lowest || o >= len(x.Chains) }) {
 			return formatf("record %d of its index makes no sense", i)
 		}
-		for _, o := range r.Outputs {
-			if o < lowest || o >= len(x.Chains) {
-				return formatf("record %d of its index makes no sense", i)
-			}
+	}
+	return nil
+}
+
+func (l *layer) check(n int) error {
+	if len(l.Blobs) > maxPerItem || len(l.Origins) > maxPerItem || l.DiffID.IsZero() || l.Size < 0 || l.Created < 0 ||
+		len(l.Variants) > maxVariants || len(l.Signatures) > maxSignatures {
+		return formatf("layer %d of its index makes no sense", n)
+	}
+	for _, b := range l.Blobs {
+		if b.Size < 0 || b.Size > maxBlob || len(b.MediaType) > maxPerItem || len(b.Annotations) > maxPerItem {
+			return formatf("a blob of layer %d of its index makes no sense", n)
 		}
+	}
+	if c := l.Copy; c != nil && (c.Blob.Size < 0 || c.Blob.Size > maxBlob || len(c.Blob.MediaType) > maxPerItem || len(c.Signatures) > maxSignatures) {
+		return formatf("the copy of layer %d of its index makes no sense", n)
+	}
+	for _, v := range l.Variants {
+		if v.Blob.Size < 0 || v.Blob.Size > maxBlob || len(v.How) > maxPerItem || len(v.Blob.MediaType) > maxPerItem ||
+			v.DiffID.IsZero() || len(v.Signatures) > maxSignatures {
+			return formatf("a variant of layer %d of its index makes no sense", n)
+		}
+	}
+	return nil
+}
+
+func (l *link) check(n int) error {
+	if l.Parent < -1 || l.Parent >= n || l.Layer < 0 || n >= maxLinks {
+		return formatf("chain %d of its index makes no sense", n)
+	}
+	return nil
+}
+
+func (r *record) check(n int) error {
+	if len(r.Signatures) > maxPerItem || len(r.Keys) == 0 || len(r.Keys) > maxPerItem || len(r.Outputs) > maxPerItem || r.Created < 0 || r.Duration < 0 {
+		return formatf("record %d of its index makes no sense", n)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package remote
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -11,7 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"sync/atomic"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -223,6 +224,7 @@ func (l *Layout) Commit(ctx context.Context, d blob.Descriptor, manifest []byte,
 			return false, fmt.Errorf("the layout %s: %w", l.dir, ErrChanged)
 		}
 	}
+	sweep(root)
 	return true, l.name(root, d)
 }
 
@@ -278,13 +280,14 @@ func (l *Layout) open() (*os.Root, error) {
 
 func blobPath(d blob.Digest) string { return "blobs/sha256/" + hex.EncodeToString(d[:]) }
 
-// parts numbers the files that are being written.
-var parts atomic.Int64
+// partSuffix ends the names of files that are being written.
+const partSuffix = ".part"
 
 // replace writes a file beside its place and gives it its name when it is whole.
 func replace(root *os.Root, path string, write func(*os.File) error) error {
-	// Two exports may write the same blob: each has a file of its own.
-	temp := fmt.Sprintf("%s.%d-%d.part", path, os.Getpid(), parts.Add(1))
+	// Two exports may write the same blob: each has a file of its own. A number of the
+	// process would not tell them apart: in containers it is the same each time.
+	temp := path + "." + rand.Text() + partSuffix
 	f, err := root.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
@@ -297,4 +300,32 @@ func replace(root *os.Root, path string, write func(*os.File) error) error {
 		return errors.Join(fmt.Errorf("writing %s: %w", path, err), root.Remove(temp))
 	}
 	return nil
+}
+
+// abandoned is the age from which on a file that is being written is taken for that of an
+// export which was killed: one that writes changes its time.
+const abandoned = 24 * time.Hour
+
+// sweep removes what exports have left behind. It does what it can: what stays takes
+// room, and no name that anybody wants.
+func sweep(root *os.Root) {
+	dir, err := root.Open("blobs/sha256")
+	if err != nil {
+		return
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return
+	}
+	for _, name := range names {
+		of, _, ok := strings.Cut(name, ".")
+		if !ok || len(of) != hex.EncodedLen(sha256.Size) || !strings.HasSuffix(name, partSuffix) {
+			continue
+		}
+		path := "blobs/sha256/" + name
+		if info, err := root.Lstat(path); err == nil && info.Mode().IsRegular() && time.Since(info.ModTime()) > abandoned {
+			_ = root.Remove(path)
+		}
+	}
 }

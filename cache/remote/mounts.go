@@ -1,8 +1,10 @@
 package remote
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -59,15 +61,19 @@ const (
 	maxListBlob = 64 << 20
 )
 
-// check finds what a snapshot may not say.
-func (m mount) check() bool {
-	if m.ID == "" || len(m.ID) > maxMountID || len(m.Pieces) > maxPieces || m.Size < 0 || m.Used < 0 || m.Created < 0 ||
-		len(m.Signatures) > maxSignatures || m.List.Size < 0 || m.List.Size > maxListBlob || len(m.List.MediaType) > maxPerItem {
-		return false
+// check finds what a snapshot, the nth of an index, may not say.
+func (m *mount) check(n int) error {
+	if n >= maxMounts {
+		return formatf("its index has more than the %d cache mounts that are read", maxMounts)
 	}
-	return !slices.ContainsFunc(m.Pieces, func(p piece) bool {
+	bad := m.ID == "" || len(m.ID) > maxMountID || len(m.Pieces) > maxPieces || m.Size < 0 || m.Used < 0 || m.Created < 0 ||
+		len(m.Signatures) > maxSignatures || m.List.Size < 0 || m.List.Size > maxListBlob || len(m.List.MediaType) > maxPerItem
+	if bad || slices.ContainsFunc(m.Pieces, func(p piece) bool {
 		return p.Blob.Size < 0 || p.Blob.Size > 2*maxPiece || len(p.Blob.MediaType) > maxPerItem
-	})
+	}) {
+		return formatf("cache mount %d of its index makes no sense", n)
+	}
+	return nil
 }
 
 // same reports whether two snapshots hold the same.
@@ -82,22 +88,37 @@ func (m mount) covers(o mount, now time.Time) bool {
 	return m.same(o) && m.Used >= now.Add(-usedGrain).Unix() && signaturesCover(m.Signatures, o.Signatures)
 }
 
+// listedMounts gives the snapshots that the cache lists and the export may keep, and the
+// blobs of their pieces, as far as those are counted on.
+func (x *Exporter) listedMounts() (old map[string]mount, known map[id]blob.Descriptor) {
+	old, known = map[string]mount{}, map[id]blob.Descriptor{}
+	if x.old == nil {
+		return old, known
+	}
+	for _, m := range x.old.Mounts {
+		if x.opt.Sign != nil && !verified(x.opt.Sign.Public().(ed25519.PublicKey), m.Signatures, m.message()) {
+			continue
+		}
+		old[m.ID] = m
+		for _, p := range m.Pieces {
+			known[p.ID] = p.Blob
+		}
+	}
+	for _, m := range old {
+		if !x.opt.Import.lostMount(m.ID) {
+			continue
+		}
+		for _, p := range m.Pieces {
+			delete(known, p.ID) // nobody knows how many of them are gone
+		}
+	}
+	return old, known
+}
+
 // sendMounts saves mounts: it sends the pieces that the cache does not have.
 // One that cannot be saved is left as it was, and s says why.
 func (x *Exporter) sendMounts(ctx context.Context, mounts []Mount, now time.Time, s *Stats) (saved []mount, err error) {
-	known := map[id]blob.Descriptor{}
-	old := map[string]mount{}
-	if x.old != nil {
-		for _, m := range x.old.Mounts {
-			if x.opt.Sign != nil && !verified(x.opt.Sign.Public().(ed25519.PublicKey), m.Signatures, m.message()) {
-				continue
-			}
-			old[m.ID] = m
-			for _, p := range m.Pieces {
-				known[p.ID] = p.Blob
-			}
-		}
-	}
+	old, known := x.listedMounts()
 	for _, m := range mounts {
 		before, have := old[m.ID]
 		snapshot := before
@@ -107,7 +128,7 @@ func (x *Exporter) sendMounts(ctx context.Context, mounts []Mount, now time.Time
 		}
 		switch {
 		case m.Dir != "":
-			if snapshot, err = x.saveMount(ctx, m, known); err != nil {
+			if snapshot, err = x.saveMount(ctx, m, known, have && before.isDue(now)); err != nil {
 				if ctx.Err() != nil {
 					return nil, context.Cause(ctx)
 				}
@@ -118,11 +139,15 @@ func (x *Exporter) sendMounts(ctx context.Context, mounts []Mount, now time.Time
 			}
 		case !have:
 			continue
+		case before.isDue(now):
+			if err := x.askMount(ctx, before); err != nil {
+				return nil, err
+			}
 		}
 		snapshot.Created, snapshot.Used = now.Unix(), now.Unix()
 		if have && before.same(snapshot) {
 			snapshot.Created = before.Created
-			if before.Used > now.Add(-usedGrain).Unix() {
+			if !before.isDue(now) {
 				snapshot.Used = before.Used
 			}
 		}
@@ -134,8 +159,35 @@ func (x *Exporter) sendMounts(ctx context.Context, mounts []Mount, now time.Time
 	return saved, nil
 }
 
-// saveMount packs a folder and sends what is new of it.
-func (x *Exporter) saveMount(ctx context.Context, m Mount, known map[id]blob.Descriptor) (mount, error) {
+// isDue reports whether no export has met a snapshot for a day: then its blobs are asked
+// for, as those of layers are.
+func (m mount) isDue(now time.Time) bool { return m.Used <= now.Add(-usedGrain).Unix() }
+
+// askMount asks for the blobs of a snapshot that is kept as it is. What is gone cannot be
+// made here: whoever is to be brought the mount finds out, and saves it anew.
+func (x *Exporter) askMount(ctx context.Context, m mount) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(x.opt.Parallel)
+	absent := func(context.Context) (io.ReadCloser, error) { return nil, errors.New("the cache mount is not here") }
+	ask := func(d blob.Descriptor) {
+		group.Go(func() error {
+			s := &supply{form: Form{Blob: d, Open: absent}}
+			if err := x.to.Put(ctx, d, nil, s.open); err != nil && s.fault(ctx, err) == nil {
+				return err
+			}
+			return nil
+		})
+	}
+	ask(m.List)
+	for _, p := range m.Pieces {
+		ask(p.Blob)
+	}
+	return group.Wait()
+}
+
+// saveMount packs a folder and sends what is new of it. Where ask is set it asks for what
+// is known.
+func (x *Exporter) saveMount(ctx context.Context, m Mount, known map[id]blob.Descriptor, ask bool) (mount, error) {
 	out := mount{ID: m.ID, Pieces: []piece{}}
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(x.opt.Parallel)
@@ -151,11 +203,11 @@ func (x *Exporter) saveMount(ctx context.Context, m Mount, known map[id]blob.Des
 		n := len(out.Pieces)
 		out.Pieces = append(out.Pieces, p)
 		mu.Unlock()
-		if have {
+		if have && !ask {
 			return nil
 		}
 		group.Go(func() error {
-			d, err := x.putSmall(gctx, pieceType, raw)
+			d, err := x.putPiece(gctx, p.Blob, raw)
 			mu.Lock()
 			defer mu.Unlock()
 			out.Pieces[n].Blob, known[p.ID] = d, d
@@ -175,6 +227,29 @@ func (x *Exporter) saveMount(ctx context.Context, m Mount, known map[id]blob.Des
 		err = fmt.Errorf("the listing of its files would have %d bytes, and %d at most are read", out.List.Size, maxListBlob)
 	}
 	return out, err
+}
+
+// putPiece puts a piece into the store. One that the cache lists, as have, is compressed
+// only where it is gone.
+func (x *Exporter) putPiece(ctx context.Context, have blob.Descriptor, raw []byte) (blob.Descriptor, error) {
+	if have.Digest.IsZero() {
+		return x.putSmall(ctx, pieceType, raw)
+	}
+	s := &supply{form: Form{Blob: have, Open: func(context.Context) (io.ReadCloser, error) {
+		packed, err := packSmall(raw)
+		if err == nil && sha256.Sum256(packed) != have.Digest {
+			err = errors.New("it was compressed in another way")
+		}
+		if err != nil {
+			return nil, err
+		}
+		return io.NopCloser(bytes.NewReader(packed)), nil
+	}}}
+	err := x.to.Put(ctx, have, nil, s.open)
+	if err != nil && s.fault(ctx, err) != nil {
+		return x.putSmall(ctx, pieceType, raw)
+	}
+	return have, err
 }
 
 // putSmall compresses data and puts it into the store.
@@ -211,20 +286,42 @@ func (i *Import) Mount(ctx context.Context, name, dir string) (bool, error) {
 	if len(i.opt.Verify) > 0 && !verifiedByAny(i.opt.Verify, m.Signatures, m.message()) {
 		return false, errors.New("its snapshot is not signed by a key that is asked for")
 	}
+	if err := i.restore(ctx, m, dir); err != nil {
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		i.lostMounts[name] = struct{}{}
+		return false, err
+	}
+	return true, nil
+}
+
+// lostMount reports whether a cache mount could not be brought back. A nil Import knows of none.
+func (i *Import) lostMount(name string) bool {
+	if i == nil {
+		return false
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	_, lost := i.lostMounts[name]
+	return lost
+}
+
+// restore fills an empty folder with a snapshot.
+func (i *Import) restore(ctx context.Context, m mount, dir string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	list, err := readSmall(ctx, i.store, m.List, maxList)
 	if err != nil {
-		return false, err
+		return err
 	}
 	contents := i.contents(ctx, m.Pieces)
 	defer contents.close(cancel)
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer root.Close()
-	return true, unpack(ctx, root, list, contents)
+	return unpack(ctx, root, list, contents)
 }
 
 // readSmall reads a compressed blob and verifies it.

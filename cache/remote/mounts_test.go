@@ -178,6 +178,67 @@ func TestMountRoundTrip(t *testing.T) {
 	}
 }
 
+// TestLostMount has pieces of a snapshot vanish. The export of a build that could not be
+// brought the mount sends them again, and once a day any export that has the mount.
+func TestLostMount(t *testing.T) {
+	dir := t.TempDir()
+	fillMount(t, dir)
+	os.Remove(filepath.Join(dir, "fifo")) // which is not saved
+	c, store := openCache(t), NewLayout(filepath.Join(t.TempDir(), "c"), "", blob.Digest{})
+	save := func(at int64, dir string, i *Import) {
+		t.Helper()
+		x := Begin(t.Context(), c, store, ExportOptions{Import: i})
+		defer x.Close()
+		s, err := x.Finish(t.Context(), nil, []Mount{{ID: "m", Dir: dir}}, time.Unix(at, 0))
+		if err != nil || len(s.Unsaved) > 0 {
+			t.Fatal(s.Unsaved, err)
+		}
+	}
+	lose := func() {
+		t.Helper()
+		x, _, err := load(t.Context(), store)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range x.Mounts[0].Pieces[1:3] {
+			if err := os.Remove(filepath.Join(store.dir, blobPath(p.Blob.Digest))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	restore := func() (*Import, error) {
+		t.Helper()
+		i := importFrom(t, openCache(t), store, Options{})
+		_, err := i.Mount(t.Context(), "m", t.TempDir())
+		return i, err
+	}
+	const day = 24 * 3600
+	save(day, dir, nil)
+	lose()
+	i, err := restore()
+	if err == nil {
+		t.Fatal("a snapshot was brought back that is not there")
+	}
+	save(day+60, dir, i)
+	if _, err := restore(); err != nil {
+		t.Errorf("after a build that found out: %v", err)
+	}
+	lose()
+	save(day+120, dir, nil)
+	if _, err := restore(); err == nil {
+		t.Error("all pieces were asked for within a day")
+	}
+	save(2*day+180, dir, nil)
+	if _, err := restore(); err != nil {
+		t.Errorf("a day later: %v", err)
+	}
+	lose()
+	save(4*day, "", nil) // it asks, and has nothing to send
+	if _, err := restore(); err == nil {
+		t.Error("pieces came from nowhere")
+	}
+}
+
 // TestHostileListing has snapshots reach out of their folder, and lie about sizes.
 func TestHostileListing(t *testing.T) {
 	outside := t.TempDir()

@@ -68,12 +68,14 @@ type Store interface {
 // Target is a Store that can be written.
 type Target interface {
 	Store
-	// Put puts a blob there unless it is there; origins are repositories that have it.
+	// Put puts a blob there unless it is there; origins are repositories that have it. Where
+	// it is left to somebody else who may not come to an end, the error wraps ErrTaken.
 	Put(ctx context.Context, d blob.Descriptor, origins []string, open func(context.Context) (io.ReadCloser, error)) error
 	// Commit makes the cache's name stand for a manifest, in the place of the one
 	// called old; zero is none. Where it stands for another by now, and the store can
 	// tell, the error wraps ErrChanged and nothing was changed. sure says that the
-	// store can tell.
+	// store can tell. Where blobs that the manifest names are gone, and the store says so,
+	// the error wraps ErrRefused.
 	Commit(ctx context.Context, d blob.Descriptor, manifest []byte, old blob.Digest) (sure bool, err error)
 }
 

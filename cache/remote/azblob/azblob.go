@@ -88,6 +88,9 @@ func New(o Options) (*Store, error) {
 // Name gives what people call the cache.
 func (s *Store) Name() string { return s.base.JoinPath(s.nameKey()).String() }
 
+// Place gives all that chooses which objects are the cache's.
+func (s *Store) Place() string { return s.Name() + "\x00" + s.opt.BlobsPrefix }
+
 func (s *Store) blobKey(d blob.Digest) string { return path.Join(s.opt.BlobsPrefix, d.String()) }
 
 func (s *Store) nameKey() string { return path.Join(s.opt.ManifestsPrefix, s.opt.Name) }

@@ -102,10 +102,12 @@ type Store struct {
 	opt    Options
 	base   *url.URL
 	client *http.Client
+	look   time.Duration // firstLook, but for tests
 
-	mu        sync.Mutex // guards what follows
-	number    int        // of the entry that the name stood for when it was last read; -1 is unknown
-	conflicts int        // since the number was another
+	mu        sync.Mutex    // guards what follows
+	waited    time.Duration // for entries of others
+	number    int           // of the entry that the name stood for when it was last read; -1 is unknown
+	conflicts int           // since the number was another
 	// addresses are those that blobs were last had from.
 	addresses map[string]string
 }
@@ -118,7 +120,10 @@ func New(o Options) (*Store, error) {
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
 		return nil, errors.New("url_v2: want the address that ACTIONS_RESULTS_URL has")
 	}
-	return &Store{opt: o, base: u, client: &http.Client{Transport: pace.New(o.Patience)}, number: -1, addresses: map[string]string{}}, nil
+	return &Store{
+		opt: o, base: u, client: &http.Client{Transport: pace.New(o.Patience)}, look: firstLook,
+		number: -1, addresses: map[string]string{},
+	}, nil
 }
 
 // Name gives what people call the cache.

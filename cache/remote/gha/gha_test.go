@@ -2,6 +2,7 @@ package gha
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/xml"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/remote"
@@ -138,6 +140,65 @@ func TestNumbers(t *testing.T) {
 	if last := s.order[len(s.order)-1]; !strings.HasSuffix(last, "#3") {
 		t.Errorf("the last entry is %s, want number 3", last)
 	}
+}
+
+// TestTaken has others begin to write blobs, who come to an end or do not.
+func TestTaken(t *testing.T) {
+	ours, theirs := describe("ours"), describe("theirs")
+	taken := map[string]bool{blobKey(ours.Digest): true, blobKey(theirs.Digest): true}
+	s, store := start(t, func(key string) bool { return taken[key] })
+	store.look = 20 * time.Millisecond
+	closed := 0
+	put := func(d blob.Descriptor) error {
+		return store.Put(t.Context(), d, nil, func(context.Context) (io.ReadCloser, error) {
+			return &counted{strings.NewReader("x"), &closed}, nil
+		})
+	}
+	if err := put(ours); !errors.Is(err, remote.ErrTaken) {
+		t.Errorf("a blob that nobody finishes: %v", err)
+	}
+	time.AfterFunc(store.look, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.order = append(s.order, blobKey(theirs.Digest))
+	})
+	if err := put(theirs); err != nil {
+		t.Errorf("a blob that somebody else finishes: %v", err)
+	}
+	if closed != 2 {
+		t.Errorf("%d blobs were closed, want both", closed)
+	}
+	// Who has waited for long in vain waits no more.
+	store.waited, store.look = maxWaited, time.Minute
+	if err := put(ours); !errors.Is(err, remote.ErrTaken) {
+		t.Errorf("once more: %v", err)
+	}
+}
+
+// TestNothingIsBegun has a blob that cannot be read: its key is left to others.
+func TestNothingIsBegun(t *testing.T) {
+	begun := 0
+	_, store := start(t, func(string) bool { begun++; return false })
+	gone := errors.New("it is gone")
+	err := store.Put(t.Context(), describe("x"), nil, func(context.Context) (io.ReadCloser, error) { return nil, gone })
+	if !errors.Is(err, gone) || begun != 0 {
+		t.Errorf("%d entries were begun, %v", begun, err)
+	}
+}
+
+func describe(data string) blob.Descriptor {
+	return blob.Descriptor{Digest: sha256.Sum256([]byte(data)), Size: int64(len(data))}
+}
+
+// counted counts the readers that were closed.
+type counted struct {
+	io.Reader
+	closed *int
+}
+
+func (c *counted) Close() error {
+	*c.closed++
+	return nil
 }
 
 type zeros struct{}

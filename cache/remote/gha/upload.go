@@ -10,11 +10,22 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
 
 	"github.com/kiln-build/kiln/cache/blob"
 	"github.com/kiln-build/kiln/cache/remote"
 	"github.com/kiln-build/kiln/cache/remote/internal/blocks"
 	"github.com/kiln-build/kiln/cache/remote/internal/pace"
+)
+
+const (
+	// firstLook is when an entry that somebody else has begun is looked for again. Each
+	// wait after that is twice as long; with four of them it is four seconds in all.
+	firstLook = 250 * time.Millisecond
+	looks     = 4
+	// maxWaited bounds what a Store waits for all entries of others together. A job that
+	// died leaves as many behind as it sent at once, and they are never finished.
+	maxWaited = 20 * time.Second
 )
 
 // Put makes a Store a remote.Target.
@@ -24,11 +35,58 @@ func (s *Store) Put(ctx context.Context, d blob.Descriptor, _ []string, open fun
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	err = s.write(ctx, key, d.Size, open)
+	// A key that was begun is nobody else's to write, so there has to be something to
+	// write before it is.
+	first, err := open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if first != nil {
+			first.Close()
+		}
+	}()
+	err = s.write(ctx, key, d.Size, func(ctx context.Context) (io.ReadCloser, error) {
+		if r := first; r != nil {
+			first = nil
+			return r, nil
+		}
+		return open(ctx)
+	})
 	if isTaken(err) {
-		return nil // another job is writing the same bytes
+		return s.await(ctx, key)
 	}
 	return err
+}
+
+// await waits a while for an entry that another job has begun: it may be writing the same
+// bytes, or may have died.
+func (s *Store) await(ctx context.Context, key string) error {
+	for n := 0; ; n++ {
+		_, err := s.find(ctx, key, false)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		wait := s.look << n
+		if n == looks || !s.mayWait(wait) {
+			return fmt.Errorf("the entry %s is not there: %w", key, remote.ErrTaken)
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// mayWait takes a time from what may be waited for entries of others.
+func (s *Store) mayWait(d time.Duration) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.waited += d
+	return s.waited <= maxWaited
 }
 
 // isTaken reports whether the service said that there is an entry of that key.

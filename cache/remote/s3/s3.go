@@ -19,6 +19,7 @@ import (
 	"io/fs"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -104,6 +105,12 @@ func New(o Options) (*Store, error) {
 // Name gives what people call the cache.
 func (s *Store) Name() string {
 	return "s3://" + s.opt.Bucket + "/" + s.opt.ManifestsPrefix + s.opt.Name
+}
+
+// Place gives all that chooses which objects are the cache's.
+func (s *Store) Place() string {
+	o := s.opt
+	return strings.Join([]string{o.Endpoint, o.Region, o.Bucket, o.BlobsPrefix, o.ManifestsPrefix, o.Name}, "\x00")
 }
 
 func (s *Store) client() (*s3.Client, error) {

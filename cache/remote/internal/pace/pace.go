@@ -1,5 +1,6 @@
 // Package pace ends HTTP requests that stand still: those whose server neither
-// takes nor sends a byte for a while. A limit on the whole of a request would cut
+// takes nor sends a byte for a while. How long we take to read what it sends, or to
+// make what it is sent, does not count. A limit on the whole of a request would cut
 // large blobs off on slow lines; none at all would let a dead server hang a build.
 //
 // It also knows of a server that stood still, and gives it up: requests that
@@ -14,6 +15,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -67,16 +69,26 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	})
 	req = req.Clone(ctx)
 	if req.Body != nil && req.Body != http.NoBody {
-		req.Body = &body{req.Body, s, ctx, false}
+		req.Body = &sentBody{req.Body, s}
+		if again := req.GetBody; again != nil {
+			req.GetBody = func() (io.ReadCloser, error) {
+				b, err := again()
+				if err != nil {
+					return nil, err
+				}
+				return &sentBody{b, s}, nil
+			}
+		}
 	}
 	resp, err := t.Base.RoundTrip(req)
 	if err != nil {
 		err = s.explain(ctx, err)
-		s.stop()
+		s.enter(over)
+		cancel(nil)
 		return nil, err
 	}
-	s.timer.Reset(after)
-	resp.Body = &body{resp.Body, s, ctx, true}
+	s.enter(receiving)
+	resp.Body = &receivedBody{resp.Body, s, ctx}
 	return resp, nil
 }
 
@@ -93,16 +105,50 @@ func (t *Transport) CloseIdleConnections() {
 	}
 }
 
-// stall ends a request that stands still.
+// phase is how far a request has come.
+type phase uint8
+
+const (
+	// sending is until the header of the answer is there. The clock runs, but while the
+	// request's body is read: what that takes is ours.
+	sending phase = iota
+	// receiving is until the answer's body is closed. The clock runs while that is read:
+	// between two reads it is we who stand still. What is left of the request's body may
+	// still be read, and tells nothing.
+	receiving
+	// over is the end; the clock runs no more.
+	over
+)
+
+// stall ends a request that stands still: its clock runs while it is the server's turn.
 type stall struct {
-	timer  *time.Timer
 	after  time.Duration
 	cancel context.CancelCauseFunc
+
+	mu    sync.Mutex // guards what follows
+	phase phase
+	timer *time.Timer
 }
 
-func (s *stall) stop() {
+// clock starts or stops the clock, for whoever belongs to a phase.
+func (s *stall) clock(of phase, on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.phase != of:
+	case on:
+		s.timer.Reset(s.after)
+	default:
+		s.timer.Stop()
+	}
+}
+
+// enter begins a phase, with the clock stopped.
+func (s *stall) enter(p phase) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.phase = p
 	s.timer.Stop()
-	s.cancel(nil)
 }
 
 // explain gives the reason why a request was ended, where that was here.
@@ -113,29 +159,37 @@ func (s *stall) explain(ctx context.Context, err error) error {
 	return err
 }
 
-// body is one of a request or a response, with each of whose reads the clock
-// begins anew.
-type body struct {
+// sentBody is the body of a request.
+type sentBody struct {
 	io.ReadCloser
-	stall    *stall
-	ctx      context.Context // of the request
-	response bool
+	stall *stall
 }
 
-func (b *body) Read(p []byte) (int, error) {
+func (b *sentBody) Read(p []byte) (int, error) {
+	b.stall.clock(sending, false)
+	defer b.stall.clock(sending, true)
+	return b.ReadCloser.Read(p)
+}
+
+// receivedBody is the body of an answer.
+type receivedBody struct {
+	io.ReadCloser
+	stall *stall
+	ctx   context.Context // of the request
+}
+
+func (b *receivedBody) Read(p []byte) (int, error) {
+	b.stall.clock(receiving, true)
 	n, err := b.ReadCloser.Read(p)
-	if n > 0 {
-		b.stall.timer.Reset(b.stall.after)
-	}
+	b.stall.clock(receiving, false)
 	if err != nil && err != io.EOF {
 		err = b.stall.explain(b.ctx, err)
 	}
 	return n, err
 }
 
-func (b *body) Close() error {
-	if b.response {
-		b.stall.stop()
-	}
+func (b *receivedBody) Close() error {
+	b.stall.enter(over)
+	b.stall.cancel(nil)
 	return b.ReadCloser.Close()
 }

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -64,6 +65,78 @@ func TestStandsStill(t *testing.T) {
 	if _, err := get(c, url+"/slow"); !errors.Is(err, ErrStalled) || asked.Load() != before {
 		t.Errorf("after two: %v", err)
 	}
+}
+
+// TestOursIsNotTheServers takes longer than the server may to read an answer, to make what
+// is sent, and to find that what is sent is not wanted any more.
+func TestOursIsNotTheServers(t *testing.T) {
+	const long = patience + patience/2
+	large := strings.Repeat("x", 16<<20) // more than lies between the two
+	c, url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/large":
+			_, _ = io.WriteString(w, large)
+		case "/take":
+			_, _ = io.Copy(io.Discard, r.Body)
+		default:
+			w.WriteHeader(http.StatusRequestEntityTooLarge)
+		}
+	})
+	t.Run("reading", func(t *testing.T) {
+		resp, err := c.Get(url + "/large")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		first, err := io.ReadFull(resp.Body, make([]byte, 1<<20))
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(long)
+		if rest, err := io.Copy(io.Discard, resp.Body); err != nil || int(rest)+first != len(large) {
+			t.Errorf("%d and %d bytes, %v; want %d", first, rest, err, len(large))
+		}
+	})
+	t.Run("making", func(t *testing.T) {
+		slow := io.MultiReader(strings.NewReader("a"), wait(time.After(long)), strings.NewReader("b"))
+		if resp, err := c.Post(url+"/take", "text/plain", slow); err != nil || resp.Body.Close() != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("unwanted", func(t *testing.T) {
+		var group sync.WaitGroup
+		for range maxStalls {
+			group.Go(func() {
+				goOn := make(chan time.Time)
+				req, err := http.NewRequest(http.MethodPut, url, io.MultiReader(strings.NewReader("a"), wait(goOn), strings.NewReader("b")))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				req.ContentLength = 1 << 20 // more than a server reads before it refuses it
+				resp, err := c.Do(req)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				resp.Body.Close()
+				close(goOn) // the read returns after all is over
+			})
+		}
+		group.Wait()
+		time.Sleep(long)
+	})
+	if _, err := get(c, url+"/take"); err != nil {
+		t.Errorf("the server was given up: %v", err)
+	}
+}
+
+// wait is a reader of nothing, whose end comes when the channel gives something.
+type wait <-chan time.Time
+
+func (w wait) Read([]byte) (int, error) {
+	<-w
+	return 0, io.EOF
 }
 
 // TestDo counts the requests that an answer is worth.
