@@ -30,6 +30,23 @@ type clock struct{ now time.Time }
 
 func (c *clock) Now() time.Time { return c.now }
 
+// A record is for every client: of the caches that a build reads it has the names, and
+// not the keys.
+func TestRecordNamesCaches(t *testing.T) {
+	r := newRecord(&controlapi.SolveRequest{FrontendAttrs: map[string]string{
+		"target": "all",
+		"cache-imports": `[{"Type":"s3","Attrs":{"bucket":"b","name":"main","secret_access_key":"hidden"}},null,` +
+			`{"Type":"registry","Attrs":{"ref":"r/cache"}}]`,
+	}}, time.Unix(1e9, 0))
+	want := `[{"Type":"s3","Attrs":{"bucket":"b","name":"main"}},null,{"Type":"registry","Attrs":{"ref":"r/cache"}}]`
+	if got := r.FrontendAttrs["cache-imports"]; got != want || r.FrontendAttrs["target"] != "all" {
+		t.Errorf("got %s", got)
+	}
+	if got := namedImports("{"); got != "" {
+		t.Errorf("of what cannot be read: %s", got)
+	}
+}
+
 func TestWatchSeesAllHoweverLate(t *testing.T) {
 	all := newBuilds((&clock{now: time.Unix(1e9, 0)}).Now, nil, func(error) {})
 	b, err := all.add(&controlapi.SolveRequest{Ref: "r"})

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"cmp"
+	"encoding/json"
 	"io"
 	"maps"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/kiln-build/kiln"
+	"github.com/kiln-build/kiln/daemon/gateway"
 	"github.com/kiln-build/kiln/daemon/history"
 	"github.com/kiln-build/kiln/daemon/internal/fault"
 	"github.com/kiln-build/kiln/exporter/attest"
@@ -74,10 +76,34 @@ func (c *steps) count(r *controlapi.BuildHistoryRecord) {
 	}
 }
 
-// newRecord begins the record of a build. Names and passwords in URLs are left out.
+// namedImports keeps of the caches that a build reads, as clients list them in JSON, what
+// they are called by: other attributes may be keys and tokens, and a record is for all
+// clients. A list that cannot be read is empty.
+func namedImports(list string) string {
+	var imports []*controlapi.CacheOptionsEntry
+	if err := json.Unmarshal([]byte(list), &imports); err != nil {
+		return ""
+	}
+	for _, i := range imports {
+		maps.DeleteFunc(i.GetAttrs(), func(name, _ string) bool {
+			return !slices.Contains([]string{"ref", "name", "scope", "bucket", "region", "src"}, name)
+		})
+	}
+	named, err := json.Marshal(imports)
+	if err != nil {
+		return ""
+	}
+	return string(named)
+}
+
+// newRecord begins the record of a build. Names and passwords in URLs are left out, and the
+// keys of caches.
 func newRecord(req *controlapi.SolveRequest, now time.Time) *controlapi.BuildHistoryRecord {
 	attrs := make(map[string]string, len(req.FrontendAttrs))
 	for k, v := range req.FrontendAttrs {
+		if k == gateway.CacheImports {
+			v = namedImports(v)
+		}
 		attrs[k] = provenance.Redact(v)
 	}
 	return &controlapi.BuildHistoryRecord{

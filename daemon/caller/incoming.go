@@ -83,7 +83,7 @@ func describe(f *os.File, st *types.Stat) error {
 
 // describe gives a folder its mode and time.
 func (r *receiver) describe(st *types.Stat) error {
-	f, err := r.root.Open(st.Path)
+	f, err := r.openDir(st.Path)
 	if err != nil {
 		return err
 	}
@@ -91,9 +91,16 @@ func (r *receiver) describe(st *types.Stat) error {
 	return describe(f, st)
 }
 
+// openDir opens a folder of the mirror. What else may have got its name is not opened:
+// a pipe would keep the daemon waiting for somebody who writes to it, and a device
+// would run a driver.
+func (r *receiver) openDir(name string) (*os.File, error) {
+	return r.root.OpenFile(name, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
+}
+
 // inParent calls fn with the open folder of a path, and the name in it.
 func (r *receiver) inParent(name string, fn func(dir int, base string) error) error {
-	f, err := r.root.Open(path.Dir(name))
+	f, err := r.openDir(path.Dir(name))
 	if err != nil {
 		return err
 	}

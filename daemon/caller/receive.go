@@ -17,6 +17,7 @@ import (
 	"github.com/moby/buildkit/session/filesync"
 	"github.com/tonistiigi/fsutil"
 	"github.com/tonistiigi/fsutil/types"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kiln-build/kiln/worker"
@@ -37,6 +38,7 @@ type receiver struct {
 	known  map[string]*types.Stat // of the mirror, what the filter lets through and the list has not named yet
 
 	next    uint32 // number of the next entry
+	last    string // path of the entry before that
 	dir     string // the folder that the list is in
 	dirs    []*types.Stat
 	touched map[string]bool // folders whose times are to be set again
@@ -166,9 +168,18 @@ func (r *receiver) entry(st *types.Stat) error {
 	if r.next++; r.next > maxEntries {
 		return fmt.Errorf("the folder holds more than %d entries", maxEntries)
 	}
+	if len(st.Path) >= unix.PathMax {
+		return fmt.Errorf("the client listed %.64q…, which has %d bytes, and no folder can hold", st.Path, len(st.Path))
+	}
 	if !filepath.IsLocal(st.Path) || path.Clean(st.Path) != st.Path || st.Path == "." || strings.ContainsRune(st.Path, 0) || st.Size < 0 {
 		return fmt.Errorf("the client listed %q, which no folder can hold", st.Path)
 	}
+	// BuildKit asks for this order of its clients too. It leaves no name twice: what was
+	// a folder at first could be something else when finish comes to it.
+	if fsutil.ComparePath(r.last, st.Path) >= 0 {
+		return fmt.Errorf("the client listed %q after %q: a list must be in the order of its names, and have each once", st.Path, r.last)
+	}
+	r.last = st.Path
 	parent := path.Dir(st.Path)
 	for r.dir != parent {
 		if r.dir == "." {

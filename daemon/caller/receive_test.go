@@ -1,6 +1,7 @@
 package caller
 
 import (
+	"errors"
 	"io"
 	"io/fs"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/tonistiigi/fsutil/types"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
@@ -123,6 +125,10 @@ func TestReceiveRefuses(t *testing.T) {
 		{"the root itself", []*types.Packet{stat(".", fs.ModeDir|0o755, 0)}, "no folder can hold"},
 		{"a zero byte", []*types.Packet{stat("a\x00b", 0o644, 0)}, "no folder can hold"},
 		{"a negative size", []*types.Packet{stat("a", 0o644, -1)}, "no folder can hold"},
+		{"a path that is too long", []*types.Packet{stat(strings.Repeat("n", 4096), 0o644, 0)}, "no folder can hold"},
+		{"a folder that is a pipe later", []*types.Packet{stat("d", fs.ModeDir|0o755, 0), stat("d", fs.ModeNamedPipe|0o644, 0), endOfList, fin}, "each once"},
+		{"a name before one that was listed", []*types.Packet{stat("b", 0o644, 0), stat("a", 0o644, 0)}, "in the order"},
+		{"a name twice, with a folder between", []*types.Packet{stat("a", fs.ModeDir|0o755, 0), stat("a/b", 0o644, 0), stat("a", 0o644, 0)}, "in the order"},
 		{"a file before its folder", []*types.Packet{stat("a/b", 0o644, 0)}, "before its folder"},
 		{"a file through a link to the outside", []*types.Packet{link("a", "..", fs.ModeSymlink|0o777), stat("a/outside", 0o644, 3)}, "before its folder"},
 		{"a hard link to the outside", []*types.Packet{link("a", "../outside", 0o644), endOfList, fin}, "outside"},
@@ -146,6 +152,40 @@ func TestReceiveRefuses(t *testing.T) {
 			checkOutside(t, root)
 		})
 	}
+}
+
+// What comes behind a folder in the alphabet comes behind all that is in it.
+func TestReceiveOrder(t *testing.T) {
+	err := receive(t.Context(), &scripted{packets: []*types.Packet{
+		stat("a", fs.ModeDir|0o755, 0), stat("a/z", fs.ModeDir|0o755, 0), stat("a/z/z", fs.ModeDir|0o755, 0), stat("a/z!", fs.ModeDir|0o755, 0),
+		stat("a ", fs.ModeDir|0o755, 0), stat("a-b", fs.ModeDir|0o755, 0), stat("ab", fs.ModeDir|0o755, 0), endOfList, fin,
+	}}, mirrorOf(t), worker.Filter{}, func(int) {})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// A pipe is not opened in the place of a folder, which would take until somebody
+// writes to it.
+func TestPipeIsNoFolder(t *testing.T) {
+	root := mirrorOf(t)
+	if err := unix.Mkfifo(filepath.Join(root.Name(), "d"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := &receiver{root: root}
+	if err := r.describe(stat("d", fs.ModeDir|0o755, 0).Stat); !errors.Is(err, unix.ENOTDIR) {
+		t.Errorf("describing a folder that is a pipe gives %v", err)
+	}
+	if err := r.makeNode(stat("d/n", fs.ModeNamedPipe|0o600, 0).Stat); !errors.Is(err, unix.ENOTDIR) {
+		t.Errorf("making something in a pipe gives %v", err)
+	}
+	if err := os.Symlink("..", filepath.Join(root.Name(), "l")); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.describe(stat("l", fs.ModeDir|0o755, 0).Stat); err == nil {
+		t.Error("a folder outside was described by way of a link")
+	}
+	checkOutside(t, root)
 }
 
 // TestReceiveKeepsOtherFilters sends a part of a folder, then another part.

@@ -212,7 +212,7 @@ func (f *Function) runIn(ctx context.Context, req frontend.Request, b frontend.B
 	var said tail
 	ended := make(chan error, 1)
 	go func() {
-		err := program(ctx, theirs, &said)
+		err := guarded(func() error { return program(ctx, theirs, &said) })
 		ended <- err
 		if err == nil {
 			err = errors.New("the frontend ended without a result")
@@ -244,18 +244,31 @@ func (f *Function) server() *grpc.Server {
 	g := grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
-			if resp, err = handle(ctx, req); err != nil {
-				err = fault.Status(err).Err()
-			}
-			return resp, err
+			err = guarded(func() error {
+				resp, err = handle(ctx, req)
+				return err
+			})
+			return resp, fault.Status(err).Err()
 		}),
 		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-			return fault.Status(handle(srv, stream)).Err()
+			return fault.Status(guarded(func() error { return handle(srv, stream) })).Err()
 		}),
 	)
 	(&Forwarder{only: f, Workers: f.workers}).Register(g)
 	grpc_health_v1.RegisterHealthServer(g, health.NewServer())
 	return g
+}
+
+// guarded calls f, and makes an error of a panic: what goes wrong with one frontend is
+// not to end the builds of all others. The daemon's own server does the same; this one,
+// and goroutines, are not behind it.
+func guarded(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fault.New(codes.Internal, fmt.Sprintf("the daemon panicked: %v", p))
+		}
+	}()
+	return f()
 }
 
 // oneConn is a listener that accepts one connection.

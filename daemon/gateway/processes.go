@@ -261,7 +261,7 @@ func (ps *processes) start(id string, init *gwpb.InitMessage) {
 	ps.group.Go(func() {
 		err := refused
 		if err == nil {
-			err = container.Run(ps.ctx, run)
+			err = guarded(func() error { return container.Run(ps.ctx, run) })
 		}
 		close(p.done)
 		begin()

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/moby/buildkit/client"
+	"golang.org/x/sys/unix"
 )
 
 // authority is a certificate authority of a test's, with a folder of its files.
@@ -247,7 +248,7 @@ func TestConfigurationIsRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	sock := filepath.Join(dir, "here.sock")
+	sock := filepath.Join(dir, "shared", "here.sock")
 	config := filepath.Join(dir, "kiln.toml")
 	text := fmt.Sprintf("root = %q\n[grpc]\naddress = [%q]\ngid = 65534\n[worker.oci]\nsnapshotter = \"auto\"\nmax-paralelism = 2\n", filepath.Join(dir, "root"), "unix://"+sock)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
@@ -266,5 +267,10 @@ func TestConfigurationIsRead(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "root", "lock")); err != nil {
 		t.Errorf("the state folder of the configuration: %v", err)
+	}
+	// The group gets through the folder that was made for the socket.
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Dir(sock), &st); err != nil || st.Mode&0o777 != 0o750 || st.Gid != 65534 {
+		t.Errorf("the folder of the socket: mode %o, group %d, %v", st.Mode&0o777, st.Gid, err)
 	}
 }
