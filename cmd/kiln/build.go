@@ -64,15 +64,15 @@ func newBuildCommand() *cli.Command {
 			listFlag("build-arg", "value of an ARG, NAME=VALUE; NAME alone takes the environment's"),
 			listFlag("build-context", "a further context, NAME=PATH or NAME=docker-image://IMAGE and the like"),
 			listFlag("label", "label of the image, NAME=VALUE"),
-			listFlag("annotation", "annotation of the image, [TYPE:]NAME=VALUE"),
+			listFlag("annotation", "annotation of the image, [TYPE[,TYPE…]:]NAME=VALUE, where TYPE is manifest, index, manifest-descriptor or index-descriptor, and may end in a platform, [linux/arm64]"),
 			&cli.BoolFlag{Name: "no-cache", Usage: "run every step", Destination: &o.noCache},
 			listFlag("no-cache-filter", "run every step of these stages"),
 			&cli.BoolFlag{Name: "pull", Usage: "ask registries what tags stand for now", Destination: &o.pull},
-			listFlag("output", "what to write: type=oci|docker|image|registry|local|tar[,dest=FILE][,name=…]…; a path alone is a folder, - a tarball on standard output", "o"),
+			listFlag("output", "what to write: type=oci|docker|image|registry|local|tar|cacheonly[,dest=FILE][,name=…]…; a path alone is a folder, - a tarball on standard output", "o"),
 			&cli.BoolFlag{Name: "push", Usage: "shorthand for --output type=registry", Destination: &o.push},
-			listFlag("platform", "platform to build for, linux/arm64 for one"),
-			&cli.StringFlag{Name: "progress", Usage: "auto, plain, tty, rawjson or quiet", Value: "auto", EnvVars: []string{"BUILDKIT_PROGRESS"}, Destination: &o.progress},
-			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print the image's digest only", Destination: &o.quiet},
+			&cli.StringSliceFlag{Name: "platform", Usage: "platform to build for, linux/arm64 for one", EnvVars: []string{"DOCKER_DEFAULT_PLATFORM"}},
+			&cli.StringFlag{Name: "progress", Usage: "auto, plain, tty, rawjson, quiet (as --quiet) or none", Value: "auto", EnvVars: []string{"BUILDKIT_PROGRESS"}, Destination: &o.progress},
+			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print the image's id only: the digest of its configuration, or of its index", Destination: &o.quiet},
 			listFlag("secret", "secret for RUN --mount=type=secret, id=ID[,src=FILE|,env=NAME]"),
 			listFlag("ssh", "agent or keys for RUN --mount=type=ssh, default|ID[=SOCKET|KEY[,KEY…]]"),
 			&cli.StringFlag{Name: "network", Usage: "network of RUN steps: default, host or none", Value: "default", Destination: &o.network},
@@ -81,8 +81,8 @@ func newBuildCommand() *cli.Command {
 			&cli.StringFlag{Name: "shm-size", Usage: "size of /dev/shm in steps, 128m for one", Destination: &o.shmSize},
 			listFlag("ulimit", "limit of steps, nofile=1024:2048 for one"),
 			&cli.StringFlag{Name: "cgroup-parent", Usage: "cgroup that steps run below", Destination: &o.cgroupParent},
-			listFlag("allow", "entitlement: network.host, security.insecure or device"),
-			&cli.StringFlag{Name: "iidfile", Usage: "write the image's digest to this file", Destination: &o.iidfile},
+			listFlag("allow", "entitlement: network.host, security.insecure, device or device=NAME"),
+			&cli.StringFlag{Name: "iidfile", Usage: "write the image's id to this file", Destination: &o.iidfile},
 			&cli.StringFlag{Name: "metadata-file", Usage: "write what is known of the result to this file, as JSON", Destination: &o.metadataFile},
 			&cli.StringFlag{Name: "call", Usage: "build, or answer from the Dockerfile: check, outline or targets[,format=json][,ignorestatus]", Value: "build", Destination: &o.call},
 			&cli.StringFlag{Name: "frontend", Usage: "what reads the build description: dockerfile.v0, gateway.v0 for the image that --opt source=IMAGE names, or exec:PATH for a program of this machine", Destination: &o.frontend},
@@ -96,6 +96,11 @@ func newBuildCommand() *cli.Command {
 			return runBuild(c.Context, o, c.Args().Slice())
 		},
 	}
+}
+
+// forPrograms reports whether no more is to be shown than what was asked for.
+func (o *buildOptions) forPrograms() bool {
+	return o.progress == progressQuiet || o.progress == progressNone || o.progress == "rawjson"
 }
 
 // lists reads the flags that may be repeated.
@@ -115,6 +120,10 @@ func runBuild(ctx context.Context, o buildOptions, args []string) error {
 	if len(args) != 1 {
 		return usagef("kiln build takes one argument, the build context: a path, a URL or -; got %d", len(args))
 	}
+	if o.quiet {
+		o.progress = progressQuiet
+	}
+	o.quiet = o.progress == progressQuiet
 	asked, err := o.question()
 	if err != nil {
 		return err
@@ -139,7 +148,7 @@ func runBuild(ctx context.Context, o buildOptions, args []string) error {
 		return err
 	}
 	req.Provenance = o.metadataFile != "" && req.Call == "" && metadataProvenance() != provenanceNone
-	display, err := newDisplay(o.progress, o.quiet, o.stderr)
+	display, err := newDisplay(o.progress, o.stderr)
 	if err != nil {
 		return err
 	}
@@ -148,7 +157,7 @@ func runBuild(ctx context.Context, o buildOptions, args []string) error {
 	}
 	letInterrupt(ctx, req.Outputs)
 	result, err := buildAt(ctx, o.place, &req, display.status, o.stderr)
-	display.close(o.quiet || o.progress == "rawjson")
+	display.close(o.forPrograms())
 	if cause := context.Cause(ctx); cause != nil && err != nil {
 		return cause
 	}
@@ -161,7 +170,7 @@ func runBuild(ctx context.Context, o buildOptions, args []string) error {
 	if req.Call != "" {
 		return asked.answer(o.stdout, result)
 	}
-	if len(req.Outputs) == 0 && !o.quiet {
+	if len(req.Outputs)+len(o.outputs) == 0 && !o.quiet && o.progress != progressNone {
 		fmt.Fprintln(o.stderr, "No output was asked for: the result stays in the cache. Write it with --output, or push it with --push.")
 	}
 	return o.report(result, req.Ref, display.warnings)

@@ -15,6 +15,12 @@ func newDebugCommand() *cli.Command {
 		Name:        "debug",
 		Usage:       "look into builds",
 		Subcommands: []*cli.Command{newDebugLLBCommand()},
+		Action: func(c *cli.Context) error {
+			if c.NArg() > 0 {
+				return usagef("kiln debug has no command %q; `kiln debug --help` lists them", c.Args().First())
+			}
+			return cli.ShowSubcommandHelp(c)
+		},
 	}
 }
 

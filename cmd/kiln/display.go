@@ -23,14 +23,21 @@ type display struct {
 	tails    *tails                 // nil where the display shows output itself
 }
 
+// Ways to show progress that show nothing, as buildx has them. progressQuiet is
+// --quiet, which prints the image's id in the end.
+const (
+	progressNone  = "none"
+	progressQuiet = "quiet"
+)
+
 // newDisplay makes the display of that mode. It has shown everything when close returns.
-func newDisplay(mode string, quiet bool, stderr io.Writer) (*display, error) {
-	if quiet {
+func newDisplay(mode string, stderr io.Writer) (*display, error) {
+	if mode == progressNone || mode == progressQuiet {
 		mode = string(progressui.QuietMode)
 	}
 	ui, err := progressui.NewDisplay(stderr, progressui.DisplayMode(mode))
 	if err != nil {
-		return nil, usagef("--progress %s: %v; the ways to show progress are auto, plain, tty, rawjson and quiet", mode, err)
+		return nil, usagef("--progress %s: %v; the ways to show progress are auto, plain, tty, rawjson, quiet and none", mode, err)
 	}
 	d := &display{out: stderr, ch: make(chan *client.SolveStatus, 64), done: make(chan struct{})}
 	if mode == string(progressui.QuietMode) || mode == string(progressui.RawJSONMode) {

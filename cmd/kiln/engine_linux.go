@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -53,7 +54,7 @@ func enterUserNamespace(args []string) (done bool, code int, err error) {
 // platformEngine gives the engine of a state folder: that of the process that has
 // the folder, if it serves others, and else one in this process.
 func platformEngine(ctx context.Context, p place, stderr io.Writer) (engine, error) {
-	root, err := stateFolder(p.root)
+	root, err := stateFolder(p)
 	if err != nil {
 		return nil, err
 	}
@@ -83,10 +84,16 @@ func platformEngine(ctx context.Context, p place, stderr io.Writer) (engine, err
 	return &here{engine: e, stderr: stderr, root: root}, nil
 }
 
-// stateFolder gives the path of the state folder.
-func stateFolder(root string) (string, error) {
+// stateFolder gives the path of the state folder: that of the flag, else the
+// configuration's, as kiln.Open has it. The socket of whoever has the folder is there.
+func stateFolder(p place) (string, error) {
+	root := p.root
 	if root == "" {
-		root = kiln.DefaultRoot()
+		config, err := kiln.LoadConfig(p.config)
+		if err != nil {
+			return "", err
+		}
+		root = cmp.Or(config.Root, kiln.DefaultRoot())
 	}
 	return filepath.Abs(root)
 }

@@ -184,7 +184,7 @@ func (w *why) say(ctx context.Context, o *buildOptions, r *request.Request, resu
 		case err == nil:
 			return printExplanation(o.stdout, x, w.format)
 		}
-	case r.Ref == "" || o.quiet || o.progress == "rawjson" || o.progress == "quiet":
+	case r.Ref == "" || o.forPrograms():
 	case how == nil && result.Metadata[request.AttrBuild] != "", how != nil && remembered(ctx, o.place, r.Ref):
 		fmt.Fprintf(o.stderr, "Build %s: `kiln explain %[1]s` says what was cached, and why the rest ran.\n", r.Ref[:shortBuild])
 	}

@@ -33,9 +33,6 @@ type guests struct {
 	served chan struct{} // closed when grpc has ended
 }
 
-// entitlements are all that there are.
-var entitlements = []string{"network.host", "security.insecure", "device"}
-
 // expectGuests has the engine serve the socket of the state folder from a moment
 // from now on.
 func expectGuests(e *kiln.Engine, root string, stderr io.Writer) *guests {

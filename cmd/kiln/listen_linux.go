@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -78,11 +79,14 @@ func (d *door) listen(ctx context.Context, addr string) ([]net.Listener, error) 
 		l, err := listenState(ctx, d.root)
 		return []net.Listener{l}, err
 	case scheme == "unix":
+		if err := d.folder(filepath.Dir(rest)); err != nil {
+			return nil, err
+		}
 		l, err := listenUnix(ctx, rest)
 		if err != nil {
 			return nil, err
 		}
-		return []net.Listener{l}, d.give(rest)
+		return []net.Listener{l}, d.give(rest, 0o600, 0o660)
 	case scheme == "fd" && rest == "":
 		return d.inherit()
 	case scheme == "tcp":
@@ -107,19 +111,37 @@ func (d *door) mayServe(hostPort string) error {
 	return usagef("others can reach it, and without TLS whoever does rules this machine: give --tlscacert, --tlscert and --tlskey, or say --allow-tcp-without-tls")
 }
 
-// give makes a socket that of the user and group that the configuration names. A
-// group's members may connect, and do as this process can.
-func (d *door) give(path string) error {
+// folder makes the folder of a socket that is given to others, who have to get
+// through it. One that is there stays as it is.
+func (d *door) folder(dir string) error {
+	if d.uid == nil && d.gid == nil {
+		return nil // listenUnix makes it
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	return d.give(dir, 0o700, 0o750)
+}
+
+// give makes a socket, or its folder, that of the user and group that the
+// configuration names: with mode own, or shared where there is a group, whose members
+// may connect, and do as this process can.
+func (d *door) give(path string, own, shared os.FileMode) error {
 	if d.uid == nil && d.gid == nil {
 		return nil
 	}
-	uid, gid := -1, -1
+	uid, gid, mode := -1, -1, own
 	if d.uid != nil {
 		uid = *d.uid
 	}
-	mode := os.FileMode(0o600)
 	if d.gid != nil {
-		gid, mode = *d.gid, 0o660
+		gid, mode = *d.gid, shared
 	}
 	return errors.Join(os.Lchown(path, uid, gid), os.Chmod(path, mode))
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -90,7 +91,54 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return app.RunContext(ctx, args)
+	var unknown error
+	app.CommandNotFound = func(_ *cli.Context, name string) { unknown = noCommand(name) } // of `kiln help NAME`
+	if err := app.RunContext(ctx, args); err != nil {
+		return err
+	}
+	return unknown
+}
+
+func noCommand(name string) error {
+	return usagef("kiln has no command %q; `kiln help` lists them", name)
+}
+
+// instead says what to write for flags of `docker buildx build` that kiln has not.
+var instead = map[string]string{
+	"load":        "write -o type=docker,dest=- | docker load",
+	"builder":     "--addr names the daemon to build at",
+	"compress":    "contexts of this machine are read in place",
+	"squash":      "COPY the files into a stage FROM scratch",
+	"memory":      "--opt memory=BYTES bounds the steps",
+	"m":           "--opt memory=BYTES bounds the steps",
+	"memory-swap": "--opt memswap=BYTES bounds the steps",
+	"cpu-period":  "--opt cpuperiod=MICROSECONDS bounds the steps",
+	"cpu-quota":   "--opt cpuquota=MICROSECONDS bounds the steps",
+	"cpu-shares":  "--opt cpushares=NUMBER bounds the steps",
+	"c":           "--opt cpushares=NUMBER bounds the steps",
+	"cpuset-cpus": "--opt cpusetcpus=LIST bounds the steps",
+	"cpuset-mems": "--opt cpusetmems=LIST bounds the steps",
+	"isolation":   "steps have kiln's own sandbox, or worker.oci.binary's in kiln.toml",
+}
+
+// unknownFlag is what the flag package says of a flag that is not there, before its name.
+const unknownFlag = "flag provided but not defined: -"
+
+// usage makes of what the flag package says an error that says what to do.
+func usage(c *cli.Context, err error, _ bool) error {
+	name, unknown := strings.CutPrefix(err.Error(), unknownFlag)
+	if !unknown {
+		return usageError{err}
+	}
+	dashes := "--"
+	if len(name) == 1 {
+		dashes = "-"
+	}
+	advice := fmt.Sprintf("`%s --help` lists the flags", c.Command.HelpName)
+	if other := instead[name]; other != "" && c.Command.Name == "build" {
+		advice = other
+	}
+	return usagef("there is no flag %s%s: %s", dashes, name, advice)
 }
 
 func newApp(stdout, stderr io.Writer) *cli.App {
@@ -106,7 +154,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Writer:                    stdout,
 		ErrWriter:                 stderr,
 		ExitErrHandler:            func(*cli.Context, error) {}, // exitCode does it
-		OnUsageError:              func(_ *cli.Context, err error, _ bool) error { return usageError{err} },
+		OnUsageError:              usage,
 		Commands: []*cli.Command{
 			newBuildCommand(),
 			newDiskUsageCommand(),
@@ -115,19 +163,19 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			newDebugCommand(),
 			newVersionCommand(),
 		},
-		CommandNotFound: func(c *cli.Context, name string) {},
 	}
 	app.Commands = slices.Insert(app.Commands, 5, platformCommands()...)
 	app.Action = func(c *cli.Context) error {
 		if c.NArg() > 0 {
-			return usagef("kiln has no command %q; `kiln help` lists them", c.Args().First())
+			return noCommand(c.Args().First())
 		}
 		return cli.ShowAppHelp(c)
 	}
 	for _, cmd := range app.Commands {
 		cmd.OnUsageError = app.OnUsageError
+		cmd.HideHelpCommand = len(cmd.Subcommands) == 0 // help may be the name of a context
 		for _, sub := range cmd.Subcommands {
-			sub.OnUsageError = app.OnUsageError
+			sub.OnUsageError, sub.HideHelpCommand = app.OnUsageError, true
 		}
 	}
 	return app

@@ -20,6 +20,9 @@ func parseOutputs(o *buildOptions) ([]request.Output, error) {
 		if err != nil {
 			return nil, err
 		}
+		if out.Type == "cacheonly" { // buildx's name for none
+			continue
+		}
 		outputs = append(outputs, out)
 	}
 	if o.push {
@@ -34,10 +37,17 @@ func parseOutputs(o *buildOptions) ([]request.Output, error) {
 			outputs = append(outputs, request.Output{Type: "registry", Attrs: map[string]string{}})
 		}
 	}
+	written := 0
 	for i := range outputs {
 		if err := completeOutput(&outputs[i], o); err != nil {
 			return nil, err
 		}
+		if outputs[i].Writer != nil {
+			written++
+		}
+	}
+	if written > 1 {
+		return nil, usagef("%d outputs go to standard output, which takes one; give the others dest=FILE", written)
 	}
 	return outputs, nil
 }
@@ -102,15 +112,17 @@ func completeOutput(out *request.Output, o *buildOptions) error {
 	if out.Attrs["name"] == "" && len(o.tags) > 0 && out.Type != "local" && out.Type != "tar" {
 		out.Attrs["name"] = strings.Join(o.tags, ",")
 	}
-	if out.Type == "registry" && out.Attrs["name"] == "" {
+	if (out.Type == "registry" || out.Attrs["push"] == "true") && out.Attrs["name"] == "" {
 		return usagef("pushing needs a name: give --tag REGISTRY/NAME:TAG")
 	}
 	for _, a := range o.annotations {
-		key, value, err := annotation(a)
+		keys, value, err := annotation(a)
 		if err != nil {
 			return err
 		}
-		out.Attrs[key] = value
+		for _, key := range keys {
+			out.Attrs[key] = value
+		}
 	}
 	return nil
 }
@@ -118,19 +130,28 @@ func completeOutput(out *request.Output, o *buildOptions) error {
 // annotationTypes are what an annotation can be put on, before a colon.
 var annotationTypes = []string{"manifest", "index", "manifest-descriptor", "index-descriptor"}
 
-// annotation gives the exporter attribute of [TYPE:]NAME=VALUE, where TYPE may
-// carry a platform in brackets.
-func annotation(s string) (key, value string, err error) {
-	name, value, ok := strings.Cut(s, "=")
+// annotation gives the exporter attributes of [TYPE[,TYPE…]:]NAME=VALUE, where each
+// TYPE may carry a platform in brackets, and which all have that value.
+func annotation(s string) (keys []string, value string, err error) {
+	what, value, ok := strings.Cut(s, "=")
+	types, name, typed := strings.Cut(what, ":")
+	if !typed {
+		types, name = "", what
+	}
 	if !ok || name == "" {
-		return "", "", usagef("--annotation %q: want [TYPE:]NAME=VALUE", s)
+		return nil, "", usagef("--annotation %q: want [TYPE:]NAME=VALUE", s)
 	}
-	kind, rest, ok := strings.Cut(name, ":")
-	base, _, _ := strings.Cut(kind, "[")
-	if !ok || !slices.Contains(annotationTypes, base) {
-		return "annotation." + name, value, nil
+	if !typed {
+		return []string{"annotation." + name}, value, nil
 	}
-	return "annotation-" + kind + "." + rest, value, nil
+	for t := range strings.SplitSeq(types, ",") {
+		base, platform, limited := strings.Cut(t, "[")
+		if !slices.Contains(annotationTypes, base) || limited && !strings.HasSuffix(platform, "]") {
+			return nil, "", usagef("--annotation %q: there is no type %q; the types are %s, or one with a platform, manifest[linux/arm64]", s, t, strings.Join(annotationTypes, ", "))
+		}
+		keys = append(keys, "annotation-"+t+"."+name)
+	}
+	return keys, value, nil
 }
 
 // sortedKeys gives the keys of a map in order.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -11,17 +12,20 @@ import (
 	"github.com/kiln-build/kiln/request"
 )
 
-// report writes the image's digest and the metadata where the flags say. The build
+// imageID gives the digest by which buildx calls an image: its configuration's, or its
+// index's where it has several. It is empty where there is no image.
+func imageID(r *request.Result) string {
+	return cmp.Or(r.Metadata["containerimage.config.digest"], r.Digest)
+}
+
+// report writes the image's id and the metadata where the flags say. The build
 // has that name at its daemon, and warned of that.
 func (o *buildOptions) report(r *request.Result, ref string, warnings []client.VertexWarning) error {
-	if o.quiet && r.Digest != "" {
-		fmt.Fprintln(o.stdout, r.Digest)
+	id := imageID(r)
+	if o.quiet && id != "" {
+		fmt.Fprintln(o.stdout, id)
 	}
 	if o.iidfile != "" {
-		id := r.Metadata["containerimage.config.digest"]
-		if id == "" {
-			id = r.Digest
-		}
 		if err := os.WriteFile(o.iidfile, []byte(id), 0o644); err != nil {
 			return fmt.Errorf("writing the image id: %w", err)
 		}

@@ -3,6 +3,8 @@ package main
 import (
 	"maps"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/docker/go-units"
@@ -24,6 +26,7 @@ func (o *buildOptions) request() (request.Request, error) {
 	if r.BuildArgs, err = pairs("build-arg", o.buildArgs, os.LookupEnv); err != nil {
 		return r, err
 	}
+	addProxies(r.BuildArgs)
 	if r.Labels, err = pairs("label", o.labels, nil); err != nil {
 		return r, err
 	}
@@ -43,6 +46,9 @@ func (o *buildOptions) request() (request.Request, error) {
 		r.Network = o.network
 	default:
 		return r, usagef("--network %s: the networks are default, host and none", o.network)
+	}
+	if err := checkEntitlements("--allow", r.Allow); err != nil {
+		return r, err
 	}
 	if r.Network == "host" {
 		r.Allow = append(r.Allow, "network.host")
@@ -69,8 +75,32 @@ func (o *buildOptions) request() (request.Request, error) {
 	if r.CacheTo, err = parseCaches("cache-to", o.cacheTo); err != nil {
 		return r, err
 	}
+	if inline, _ := strconv.ParseBool(r.BuildArgs["BUILDKIT_INLINE_CACHE"]); inline {
+		r.CacheTo = addInline(r.CacheTo) // the name that it had before there was --cache-to
+	}
 	r.Outputs, err = parseOutputs(o)
 	return r, err
+}
+
+// addInline adds a cache in the image itself to those that are written.
+func addInline(to []request.RemoteCache) []request.RemoteCache {
+	if slices.ContainsFunc(to, func(c request.RemoteCache) bool { return c.Type == "inline" }) {
+		return to
+	}
+	return append(to, request.RemoteCache{Type: "inline"})
+}
+
+// entitlements are all that there are. One device of many is "device=NAME".
+var entitlements = []string{"network.host", "security.insecure", "device"}
+
+// checkEntitlements refuses what would grant nothing; flag is where it was said.
+func checkEntitlements(flag string, names []string) error {
+	for _, name := range names {
+		if !slices.Contains(entitlements, name) && !strings.HasPrefix(name, "device=") {
+			return usagef("%s %s: the entitlements are %s and device=NAME", flag, name, strings.Join(entitlements, ", "))
+		}
+	}
+	return nil
 }
 
 // splitAll splits comma-separated values.

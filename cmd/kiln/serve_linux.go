@@ -74,6 +74,12 @@ func runServe(ctx context.Context, o serveOptions) error {
 	if err := config.Cache.Check(); err != nil {
 		return fmt.Errorf("the configuration, %w", err) // now, and not when the first client builds
 	}
+	if err := checkEntitlements("--allow-insecure-entitlement", o.allow); err != nil {
+		return err
+	}
+	if err := checkEntitlements("the configuration, insecure-entitlements:", config.Entitlements); err != nil {
+		return err
+	}
 	o.complete(config)
 	secret, err := o.tls.config()
 	if err != nil {

@@ -33,6 +33,9 @@ func startDaemon(ctx context.Context, root, config string, stderr io.Writer) err
 	defer log.Close()
 	args := []string{"serve", "--root", root, "--idle-timeout", idleDaemon.String(), "--addr", stateOnly}
 	if config != "" {
+		if config, err = filepath.Abs(config); err != nil { // the daemon is in another folder
+			return err
+		}
 		args = append(args, "--config", config)
 	}
 	cmd := exec.Command("/proc/self/exe", args...)
