@@ -51,10 +51,20 @@ func TestPeaks(t *testing.T) {
 	}}
 	r.peaks(&b)
 	_, table, _ := strings.Cut(b.String(), "|---|---|---|---|\n")
+	var pieces string
+	for _, g := range growths() {
+		if g.what == "layer, its export as gzip" {
+			pieces = g.remark
+		}
+	}
 	want := `| context, first build | W4, 20,000 files | 150 MB | 600 MB |
 | context, one file edited | W5, 20,000 files | 200 MB | 800 MB |
 | layer, its export as gzip | W10 100 MB gzip, 100 MB | 50 MB | 200 MB |
 | layer, its export as gzip | W10 1 GB gzip, 1 GB | 100 MB (2.0 times) | 400 MB (2.0 times) |
+
+W15's goal is a peak that does not grow with the context or a layer. These of kiln's do:
+
+- layer, its export as gzip, 1 GB: 2.0 times; ` + pieces + `
 
 `
 	if table != want {
@@ -81,6 +91,25 @@ func TestGrowthsNameRows(t *testing.T) {
 				t.Errorf("%s: no row %s", g.what, s.id)
 			}
 		}
+	}
+}
+
+// What is missed, and what is slower where there is no goal to miss, is told.
+func TestMissed(t *testing.T) {
+	o := measured(time.Time{}, "aaa", "W1", "W9 gzip", "W10 100 MB step", "W10 many step")
+	for i, goal := range []float64{0.3, 0.2, 0, 0} {
+		o.Rows[i].Goal = goal
+	}
+	o.Rows[3].Samples["buildkit"][0].Seconds = 0.8
+	var b strings.Builder
+	(&results{Workloads: []*outcome{o}}).missed(&b)
+	got, _, _ := strings.Cut(b.String(), "\nNot measured yet: ")
+	want := "## Goals\n\n1 of 2 rows reach theirs. Those that do not:\n\n" +
+		"- W9 gzip, W9 gzip: 0.25 (goal 0.20): missed" + remark("W9 gzip") + "\n" +
+		"\nOf the rows without a goal, kiln is slower than BuildKit in these:\n\n" +
+		"- W10 many step, W10 many step: 1.25" + remark("W10 many step") + "\n"
+	if got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
 	}
 }
 
