@@ -4,7 +4,7 @@ GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 export CGO_ENABLED = 0
 
-.PHONY: cross bench bench-smoke help build demo test test-faults test-online parity conformance lint deps clean
+.PHONY: cross bench bench-cache bench-smoke help build demo test test-faults test-online parity conformance lint deps clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -15,7 +15,7 @@ build: ## bin/kiln
 demo: build ## build examples/hello twice, and show what the second build costs
 	@examples/hello/demo.sh bin/kiln
 
-deps: ## what the tests need: Debian packages, a Debian root file system, the linter
+deps: ## what the tests need: Debian packages, a Debian root file system
 	test/deps.sh
 
 lint: deps ## gofmt, go vet, staticcheck
@@ -33,7 +33,7 @@ cross: ## the command for other systems, where it is a client, and for linux/arm
 		GOOS=$${t%/*} GOARCH=$${t#*/} $(GO) vet ./cmd/kiln/... || exit 1; \
 	done
 
-test: deps lint ## everything but what downloads
+test: deps lint ## all tests but those that download while they run
 	test/run.sh
 
 parity: deps ## build test/parity's Dockerfiles with kiln and with BuildKit, and compare
@@ -51,7 +51,7 @@ test-online: deps build ## builds that download packages; says so where there is
 bench: deps ## kiln beside BuildKit and buildah (WORKLOAD=W4 for one); writes docs/benchmarks.md
 	test/bench/run.sh -results out/bench.json -doc docs $(WORKLOAD)
 
-bench-cache: deps ## a runner that starts empty, with a cache in a registry: bytes, requests and seconds beside BuildKit's
+bench-cache: deps ## a runner that starts empty, with a cache in a registry: bytes, requests and seconds beside BuildKit's; writes docs/benchmarks.md
 	test/bench/run.sh -results out/bench.json -doc docs -tools kiln,buildkit W16
 
 bench-smoke: deps ## W1 to W6 at a tenth of their size, for ratios in two minutes
