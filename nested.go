@@ -129,6 +129,9 @@ func (b *build) BuildGraph(ctx context.Context, op *llb.Vertex, lease solver.Lea
 		return none, err
 	}
 	edges, err := b.admitNested(ctx, op, edge)
+	if err == nil {
+		err = b.engine.worker.Entitled(b.session, edges...)
+	}
 	if err != nil {
 		return none, err
 	}

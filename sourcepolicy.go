@@ -54,12 +54,18 @@ func (b bridge) Admit(ctx context.Context, more []*spb.Policy, edges ...llb.Edge
 	return b.admit(ctx, more, edges)
 }
 
+// admit is Admit, and refuses graphs with steps that ask for what the build was not granted.
 func (b *build) admit(ctx context.Context, more []*spb.Policy, edges []llb.Edge) ([]llb.Edge, error) {
 	set, err := b.policies(more)
-	if err != nil || set.Empty() && b.guard.check == nil && !b.proxied {
-		return edges, err
+	if err != nil {
+		return nil, err
 	}
-	return b.admitUnder(ctx, set, len(more) == 0, edges)
+	if !set.Empty() || b.guard.check != nil || b.proxied {
+		if edges, err = b.admitUnder(ctx, set, len(more) == 0, edges); err != nil {
+			return nil, err
+		}
+	}
+	return edges, b.placed(b.engine.worker.Entitled(b.session, edges...))
 }
 
 // admitUnder is admit with what holds; own says that it is the build's own alone.

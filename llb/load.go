@@ -204,6 +204,7 @@ func (l *loading) vertex(i int, vertices []*Vertex) (*Vertex, error) {
 			return nil, fmt.Errorf("input %d: %w", k, err)
 		}
 	}
+	v.privileged = v.isPrivileged()
 	return v, nil
 }
 

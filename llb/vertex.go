@@ -52,7 +52,8 @@ type Vertex struct {
 	inputs []Edge
 	meta   Meta
 
-	outputs int
+	outputs    int
+	privileged bool
 }
 
 // Edge is one output of a vertex. The zero Edge is scratch: an empty file system.
@@ -108,7 +109,9 @@ func New(op *pb.Op, inputs []Edge, meta Meta) (*Vertex, error) {
 	if err != nil {
 		return nil, fmt.Errorf("llb: marshalling a vertex: %w", err)
 	}
-	return &Vertex{digest: sha256.Sum256(raw), op: op, raw: raw, inputs: inputs, meta: meta, outputs: outputs}, nil
+	v := &Vertex{digest: sha256.Sum256(raw), op: op, raw: raw, inputs: inputs, meta: meta, outputs: outputs}
+	v.privileged = v.isPrivileged()
+	return v, nil
 }
 
 // Digest names the vertex.
@@ -125,6 +128,21 @@ func (v *Vertex) Meta() Meta { return v.meta }
 
 // Outputs is the number of the vertex's outputs.
 func (v *Vertex) Outputs() int { return v.outputs }
+
+// Privileged reports whether the vertex, or one that it stands on, asks for more than a
+// build has unless it was granted: the host's network, an insecure sandbox, or a device.
+func (v *Vertex) Privileged() bool { return v.privileged }
+
+// isPrivileged finds it out, when the inputs know it of themselves.
+func (v *Vertex) isPrivileged() bool {
+	for _, in := range v.inputs {
+		if in.Vertex.privileged {
+			return true
+		}
+	}
+	op := v.op.GetExec()
+	return op != nil && (op.Security == pb.SecurityMode_INSECURE || Unproxied(op.Network) == pb.NetMode_HOST || len(op.CdiDevices) > 0)
+}
 
 // Output gives the edge of output i.
 func (v *Vertex) Output(i int) Edge { return Edge{Vertex: v, Output: i} }

@@ -206,7 +206,7 @@ func (c *Container) process(ctx context.Context, p ContainerProcess) (executor.S
 	if p.Security != pb.SecurityMode_SANDBOX && p.Security != pb.SecurityMode_INSECURE {
 		return executor.Spec{}, fmt.Errorf("invalid security mode %d", p.Security)
 	}
-	if err := c.w.entitled(c.job, op); err != nil {
+	if err := entitled(c.w.of(c.job), op); err != nil {
 		return executor.Spec{}, err
 	}
 	if c.spec.Platform.GetOS() == "windows" && !slices.ContainsFunc(meta.Env, func(v string) bool { return strings.HasPrefix(v, "PATH=") }) {

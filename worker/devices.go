@@ -17,10 +17,6 @@ import (
 	"github.com/kiln-build/kiln/worker/executor"
 )
 
-// deviceEntitlement lets a build have devices: all of them by this name, one by
-// "device=NAME".
-const deviceEntitlement = "device"
-
 // devices finds the devices that an op asks for, checks that the build may have
 // them, and gives what a container needs for them.
 func (w *Worker) devices(job *solver.Job, op *pb.ExecOp) ([]*cdi.Device, error) {
@@ -46,8 +42,8 @@ func (w *Worker) devices(job *solver.Job, op *pb.ExecOp) ([]*cdi.Device, error) 
 			fmt.Fprintf(job.Log(2), "the device %q is not registered, and the step goes without\n", asked.Name)
 		}
 		for _, d := range found {
-			if !w.allowsDevice(d) && !w.grantsDevice(job, asked.Name, d) {
-				return nil, fmt.Errorf("the device %s is requested by the build but not allowed: allow it by --allow device, or --allow device=%s", d.Name, d.Name)
+			if err := w.entitledTo(w.of(job), asked.Name, d); err != nil {
+				return nil, err
 			}
 			if what := unsupported(d); what != "" {
 				return nil, fmt.Errorf("the device %s (%s) needs %s, which kiln does not set up", d.Name, d.File, what)
@@ -86,16 +82,6 @@ func (w *Worker) Devices() ([]cdi.Device, error) {
 // allowsDevice reports whether every build may have a device.
 func (w *Worker) allowsDevice(d *cdi.Device) bool {
 	return d.Allowed || slices.Contains(w.devicesAllowed, d.Name) || slices.Contains(w.devicesAllowed, d.Kind())
-}
-
-// grantsDevice reports whether a session of the job was granted a device: all, by
-// the name that the step has for it, by its own, or by its kind.
-func (w *Worker) grantsDevice(job *solver.Job, asked string, d *cdi.Device) bool {
-	return slices.ContainsFunc(w.of(job), func(s *session) bool {
-		return s.Entitlements[deviceEntitlement] || slices.ContainsFunc([]string{asked, d.Name, d.Kind()}, func(name string) bool {
-			return s.Entitlements[deviceEntitlement+"="+name]
-		})
-	})
 }
 
 // addDevices puts what devices need into a process.

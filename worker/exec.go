@@ -41,7 +41,7 @@ func (e *ProcessError) Unwrap() error { return e.Err }
 
 // runExec runs a process, and makes layers of what it wrote.
 func (w *Worker) runExec(ctx context.Context, job *solver.Job, op *pb.ExecOp) ([]cache.ChainID, error) {
-	if err := w.entitled(job, op); err != nil {
+	if err := entitled(w.of(job), op); err != nil {
 		return nil, err
 	}
 	devices, err := w.devices(job, op)
@@ -133,24 +133,6 @@ func judge(ctx context.Context, err error, meta *pb.Meta) error {
 		return nil
 	}
 	return &ProcessError{Args: meta.Args, Err: exit}
-}
-
-// entitled checks that the build was granted what a step asks for.
-func (w *Worker) entitled(job *solver.Job, op *pb.ExecOp) error {
-	var need []string
-	if op.Security == pb.SecurityMode_INSECURE {
-		need = append(need, "security.insecure")
-	}
-	if llb.Unproxied(op.Network) == pb.NetMode_HOST {
-		need = append(need, "network.host")
-	}
-	for _, n := range need {
-		// A step may be shared by builds: one that was granted it runs it for all.
-		if !slices.ContainsFunc(w.of(job), func(s *session) bool { return s.Entitlements[n] }) {
-			return fmt.Errorf("%s is not allowed: allow it by --allow %[1]s", n)
-		}
-	}
-	return nil
 }
 
 // spec makes the process of an op, all but its mounts.
