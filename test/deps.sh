@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-packages=(busybox-static crun debootstrap docker-registry gcc git iproute2 jq libc6-dev libcap2-bin libpcre2-8-0 runc skopeo strace uidmap zstd)
+packages=(buildah busybox-static crun debootstrap docker-registry gcc git iproute2 jq libc6-dev libcap2-bin libpcre2-8-0 runc skopeo strace uidmap zstd)
 
 missing=()
 for p in "${packages[@]}"; do
