@@ -111,6 +111,9 @@ func (w *Worker) lower(ctx context.Context, job *solver.Job, id cache.ChainID) (
 			return nil, err
 		}
 	}
+	if layers, err = w.uncovered(layers); err != nil {
+		return nil, err
+	}
 	paths := make([]string, len(layers))
 	group, ctx := errgroup.WithContext(ctx)
 	for i, l := range layers {
@@ -127,6 +130,27 @@ func (w *Worker) lower(ctx context.Context, job *solver.Job, id cache.ChainID) (
 		return nil, w.noticed(err)
 	}
 	return topmost(paths), nil
+}
+
+// uncovered leaves out the layers below one whose root is opaque, since overlayfs does
+// not look at the marks of roots. What is at the bottom then is there without marks:
+// where no layer has the same folder, overlayfs lists their names.
+func (w *Worker) uncovered(layers []cache.Layer) ([]cache.Layer, error) {
+	for i, l := range slices.Backward(layers) {
+		if l.Root.Opaque {
+			layers = layers[i:]
+			break
+		}
+	}
+	if len(layers) == 0 || !layers[0].Root.Marked() {
+		return layers, nil
+	}
+	root, err := tree.Apply(w.cache, tree.Entry{}, layers[0].Root)
+	if err != nil {
+		return nil, err
+	}
+	base, err := w.whole(root)
+	return append([]cache.Layer{base}, layers[1:]...), err
 }
 
 // topmost keeps the topmost of folders that occur more than once: overlayfs takes
@@ -161,11 +185,14 @@ func (w *Worker) cut(id cache.ChainID, layers []cache.Layer) ([]cache.Layer, err
 	if err != nil {
 		return nil, err
 	}
-	base := cache.Layer{ID: cache.TreeLayerID(root), Root: root}
-	if err := w.cache.PutLayer(base); err != nil {
-		return nil, err
-	}
-	return append([]cache.Layer{base}, layers[len(layers)-keep:]...), nil
+	base, err := w.whole(root)
+	return append([]cache.Layer{base}, layers[len(layers)-keep:]...), err
+}
+
+// whole gives a state as one layer.
+func (w *Worker) whole(root tree.Entry) (cache.Layer, error) {
+	l := cache.Layer{ID: cache.TreeLayerID(root), Root: root}
+	return l, w.cache.PutLayer(l)
 }
 
 // extend puts a layer on a chain; where the state below is at hand, so is the new one.

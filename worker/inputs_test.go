@@ -315,6 +315,30 @@ func TestExporterSource(t *testing.T) {
 	}
 }
 
+// A layer whose root is opaque hides all below it, from steps too.
+func TestOpaqueRoot(t *testing.T) {
+	r := newRig(t, Session{})
+	below := r.copied(llb.Edge{}, r.local("ctx", map[string]string{"old": "1"}), "/", "/")
+	id := r.solve(below)
+	var b tree.Builder
+	if err := b.Set("new", tree.Entry{Kind: tree.Dir, Mode: 0o755}); err != nil {
+		t.Fatal(err)
+	}
+	root, err := b.Root(r.c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root.Opaque = true
+	if id, err = r.w.extend(id, cache.Layer{ID: cache.LayerID{1}, Root: root}); err != nil {
+		t.Fatal(err)
+	}
+	r.done[below.Vertex.Digest()] = []cache.ChainID{id}
+	r.solve(r.run(r.busybox(), "ls /m", llb.Bind(below, "/", "/m")))
+	if got := r.out.take(); got != "new\n" {
+		t.Errorf("a step sees %q", got)
+	}
+}
+
 func TestDeepChain(t *testing.T) {
 	r := newRig(t, Session{})
 	base := r.busybox()

@@ -43,6 +43,10 @@ const (
 // most layers are, can be taken for a state as it is.
 func (id ID) marked() bool { return id[len(id)-1]&1 != 0 }
 
+// Marked reports whether a Whiteout or an Opaque directory is anywhere below e, as only
+// layers have them.
+func (e Entry) Marked() bool { return e.Kind == Dir && e.Children.ID.marked() }
+
 // setMarked gives the ID of a node whose identity section hashes to id.
 func (id ID) setMarked(marked bool) ID {
 	id[len(id)-1] &^= 1
