@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/kiln-build/kiln/cache"
-	"github.com/kiln-build/kiln/exporter"
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/frontend/dockerfile"
 	"github.com/kiln-build/kiln/llb"
@@ -262,7 +261,7 @@ func (b *build) lend(r *Request, attrs map[string]string, s worker.Session) {
 }
 
 // run compiles, solves and exports once.
-func (b *build) run(ctx context.Context, r *Request, req frontend.Request, exporters []exporter.Exporter) error {
+func (b *build) run(ctx context.Context, r *Request, req frontend.Request, exporters []shownExporter) error {
 	call := b.call(req)
 	call.Attribute(b.bridge())
 	compiled, err := b.frontend.Build(frontend.WithCall(ctx, call), req, b.bridge())
@@ -306,19 +305,7 @@ func (b *build) run(ctx context.Context, r *Request, req frontend.Request, expor
 	}
 	result := b.exported(ctx, m)
 	b.addInline(ctx, &result)
-	for i, x := range exporters {
-		if i == len(exporters)-1 {
-			result.Assembled = func() { b.finishCaches(ctx) }
-		}
-		told, err := x.Export(ctx, result, steps{b})
-		if err != nil {
-			return err
-		}
-		b.mu.Lock()
-		maps.Copy(b.result.Metadata, told)
-		b.mu.Unlock()
-	}
-	return nil
+	return b.writeOutputs(ctx, result, exporters)
 }
 
 // solve runs graphs for this build, and holds what they come to until it ends.

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"maps"
+	"slices"
 
 	"github.com/kiln-build/kiln/exporter"
 	"github.com/kiln-build/kiln/exporter/all"
@@ -14,13 +15,13 @@ import (
 
 // exporters makes what r's outputs are written with, before anything is built:
 // what is wrong with them is said at once.
-func (b *build) exporters(r *Request) ([]exporter.Exporter, error) {
+func (b *build) exporters(r *Request) ([]shownExporter, error) {
 	return b.exportersOf(r, r.Outputs, 0)
 }
 
 // exportersOf makes exporters of outputs of which the first one has that number.
-func (b *build) exportersOf(r *Request, outputs []Output, first int) ([]exporter.Exporter, error) {
-	var out []exporter.Exporter
+func (b *build) exportersOf(r *Request, outputs []Output, first int) ([]shownExporter, error) {
+	var out []shownExporter
 	for i, o := range outputs {
 		i += first
 		env := exporter.Env{
@@ -43,14 +44,14 @@ func (b *build) exportersOf(r *Request, outputs []Output, first int) ([]exporter
 		if err != nil {
 			return nil, fmt.Errorf("output %s: %w", o.Type, err)
 		}
-		out = append(out, shownExporter{Exporter: x, build: b, title: exportTitles[o.Type], number: i})
+		out = append(out, shownExporter{Exporter: x, build: b, title: exportTitles[o.Type], number: i, publishes: o.Type == "image" || o.Type == "registry"})
 	}
 	return out, nil
 }
 
 // allExporters gives those of the request and, once its result is there, those that
 // the caller names then.
-func (b *build) allExporters(ctx context.Context, r *Request, known []exporter.Exporter, m *made) ([]exporter.Exporter, error) {
+func (b *build) allExporters(ctx context.Context, r *Request, known []shownExporter, m *made) ([]shownExporter, error) {
 	if r.MoreOutputs == nil {
 		return known, nil
 	}
@@ -85,6 +86,39 @@ type shownExporter struct {
 	build  *build
 	title  string
 	number int // of the output
+	// publishes says that others may see what it writes before the build ends.
+	publishes bool
+}
+
+// writeOutputs writes a result with all exporters, those to registries last: nobody is to
+// find an image there of a build that fails with a later output.
+func (b *build) writeOutputs(ctx context.Context, result exporter.Result, exporters []shownExporter) error {
+	order := slices.Clone(exporters)
+	slices.SortStableFunc(order, func(x, y shownExporter) int {
+		switch {
+		case x.publishes == y.publishes:
+			return 0
+		case x.publishes:
+			return 1
+		}
+		return -1
+	})
+	told := make(map[int]map[string]string, len(order))
+	for i, x := range order {
+		if i == len(order)-1 {
+			result.Assembled = func() { b.finishCaches(ctx) }
+		}
+		var err error
+		if told[x.number], err = x.Export(ctx, result, steps{b}); err != nil {
+			return err
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, x := range exporters {
+		maps.Copy(b.result.Metadata, told[x.number])
+	}
+	return nil
 }
 
 // Export runs the exporter. The parts that it tells of are shown in its own step.
