@@ -233,6 +233,9 @@ func (b *build) open(r *Request) (req frontend.Request, release func(), err erro
 	locals, done := &lentFolders{folders: in.locals, temp: b.engine.cache.Path("tmp")}, release
 	release = func() { locals.close(); done() }
 	s := worker.Session{Locals: locals, Layouts: in.layouts, Secrets: secrets(r.Secrets), SSH: agents(r.SSH)}
+	if len(in.uploads) > 0 {
+		s.Uploads = in.uploads
+	}
 	b.lend(r, in.attrs, s)
 	return req, release, nil
 }

@@ -18,11 +18,11 @@ import (
 // current folder for the machine's platform, and writes no output: the result
 // stays in the state folder, where the next build finds it.
 type Request struct {
-	// Context is a folder, or the URL of a git repository or of a tarball. Empty
-	// is the current folder.
+	// Context is a folder, a tarball, or the URL of a git repository or of a tarball.
+	// Empty is the current folder.
 	Context string
 	// Dockerfile is the path of the build description: on this machine, or in the
-	// context where that is a URL. Empty is the file called Dockerfile in the context.
+	// context where that is a tarball or a URL. Empty is the file called Dockerfile in the context.
 	Dockerfile string
 	// DockerfileText is the build description itself, where it is in no file.
 	DockerfileText []byte
@@ -151,6 +151,7 @@ type inputs struct {
 	attrs   map[string]string
 	locals  folders
 	layouts layouts
+	uploads uploads
 }
 
 // inputs works a request out.
@@ -163,7 +164,7 @@ func (r *Request) inputs() (*inputs, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &inputs{attrs: in.Attrs, locals: in.Folders, layouts: layouts{}}
+	out := &inputs{attrs: in.Attrs, locals: in.Folders, layouts: layouts{}, uploads: in.Uploads}
 	for name, dir := range in.Layouts {
 		if out.layouts[name], err = source.OpenLayout(dir); err != nil {
 			return nil, err

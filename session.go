@@ -5,8 +5,10 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 
@@ -43,6 +45,18 @@ func (l layouts) Layout(_ context.Context, name string) (source.BlobReader, erro
 		return nil, fmt.Errorf("image layout %s: %w", name, fs.ErrNotExist)
 	}
 	return dir, nil
+}
+
+// uploads are the files that a build sends whole, by the paths of their URLs.
+type uploads map[string]string
+
+// Upload opens one.
+func (u uploads) Upload(_ context.Context, of *url.URL) (io.ReadCloser, error) {
+	file, ok := u[of.Path]
+	if !ok {
+		return nil, fmt.Errorf("the build has no file to send for %s: %w", of.Redacted(), fs.ErrNotExist)
+	}
+	return os.Open(file)
 }
 
 // secrets are the secrets of a build by id.

@@ -1,8 +1,11 @@
 package request
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -20,6 +23,8 @@ type Inputs struct {
 	Folders map[string]string
 	// Layouts are the folders of image layouts, by the names of their stores.
 	Layouts map[string]string
+	// Uploads are files that the session sends, by their paths below uploadURL.
+	Uploads map[string]string
 
 	lookup Lookup
 }
@@ -123,10 +128,10 @@ func (in *Inputs) setContexts(r *Request) error {
 	if remote {
 		in.Attrs["context"] = context
 	} else {
-		if err := isFolder(context); err != nil {
+		var err error
+		if remote, err = in.setMain(context); err != nil {
 			return fmt.Errorf("the build context: %w", err)
 		}
-		in.Folders["context"] = context
 	}
 	switch {
 	case len(r.DockerfileText) > 0 && remote:
@@ -152,6 +157,41 @@ func (in *Inputs) setContexts(r *Request) error {
 		}
 	}
 	return nil
+}
+
+// setMain names a folder, or a file that is sent whole: a tarball.
+func (in *Inputs) setMain(context string) (sent bool, err error) {
+	info, err := os.Stat(context)
+	if err != nil {
+		return false, err
+	}
+	if !info.Mode().IsRegular() {
+		in.Folders["context"] = context
+		return false, isFolder(context)
+	}
+	in.Attrs["context"], err = in.upload(context)
+	return true, err
+}
+
+// uploadURL is what sources name that the session of the build sends, as BuildKit's
+// clients have it.
+const uploadURL = "http://buildkit-session"
+
+// upload has the session send a file, and gives its URL. Its content names it, so that
+// the same file is the same source the next time.
+func (in *Inputs) upload(file string) (url string, err error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	path := "/" + hex.EncodeToString(h.Sum(nil))
+	in.Uploads = map[string]string{path: file}
+	return uploadURL + path, nil
 }
 
 // setDockerfile names a Dockerfile of this machine.

@@ -12,11 +12,11 @@ import "io"
 // Request says what to build. Its zero value builds the Dockerfile of the current
 // folder for the engine's own platform.
 type Request struct {
-	// Context is a folder, or the URL of a git repository or of a tarball. Empty
-	// is the current folder.
+	// Context is a folder, a tarball, or the URL of a git repository or of a tarball.
+	// Empty is the current folder.
 	Context string
 	// Dockerfile is the path of the build description: on this machine, or in the
-	// context where that is a URL. Empty is the file called Dockerfile in the context.
+	// context where that is a tarball or a URL. Empty is the file called Dockerfile in the context.
 	Dockerfile string
 	// DockerfileText is the build description itself, where it is in no file.
 	DockerfileText []byte

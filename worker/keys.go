@@ -76,8 +76,12 @@ func (w *Worker) secretOf(ctx context.Context, job *solver.Job, id string) ([]by
 // uploadOf finds what a client sends under a URL of its session.
 func (w *Worker) uploadOf(ctx context.Context, job *solver.Job, u *url.URL) (io.ReadCloser, error) {
 	for _, s := range w.of(job) {
-		if s.Uploads != nil {
-			return s.Uploads.Upload(ctx, u)
+		if s.Uploads == nil {
+			continue
+		}
+		r, err := s.Uploads.Upload(ctx, u)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return r, err
 		}
 	}
 	return nil, fmt.Errorf("nobody sends %s: %w", u.Redacted(), fs.ErrNotExist)

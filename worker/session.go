@@ -128,6 +128,6 @@ type CacheFolders interface {
 
 // Uploads gives what a client sends over its session: tarballs that it builds from.
 type Uploads interface {
-	// Upload reads what is behind a URL. It may be read once only.
+	// Upload reads what is behind a URL. It may be that it can be read once only.
 	Upload(ctx context.Context, u *url.URL) (io.ReadCloser, error)
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/kiln-build/kiln/frontend/dockerfile"
 	"github.com/kiln-build/kiln/request"
 )
 
@@ -26,10 +27,10 @@ func readContext(r *request.Request, path, file string, stdin io.Reader) (releas
 	}
 	r.Context, r.Dockerfile = path, file
 	if path != "-" {
-		return release, nil
+		return release, checkTarball(path)
 	}
 	in := bufio.NewReaderSize(stdin, 1<<16)
-	head, err := in.Peek(512)
+	head, err := in.Peek(headSize)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return release, fmt.Errorf("reading standard input: %w", err)
 	}
@@ -38,18 +39,51 @@ func readContext(r *request.Request, path, file string, stdin io.Reader) (releas
 		return release, err
 	}
 	release = func() { os.RemoveAll(dir) }
-	r.Context = dir
-	if !isArchive(head) {
+	if !dockerfile.IsArchive(head) {
+		r.Context = dir // in which there is nothing
 		r.DockerfileText, err = readDockerfile(in)
 		return release, err
 	}
-	if err := unpackContext(in, dir); err != nil {
-		return release, fmt.Errorf("unpacking the context from standard input: %w", err)
-	}
-	if file != "" {
-		r.Dockerfile = filepath.Join(dir, filepath.Clean("/"+file))
+	r.Context = filepath.Join(dir, "context")
+	if err := save(in, r.Context); err != nil {
+		return release, fmt.Errorf("keeping the context from standard input: %w", err)
 	}
 	return release, nil
+}
+
+// headSize is how many bytes show whether a file is a tarball.
+const headSize = 1024
+
+// checkTarball reports that a context is a file, and no tarball: a Dockerfile, most likely.
+func checkTarball(path string) error {
+	info, err := os.Stat(path)
+	if err != nil || !info.Mode().IsRegular() {
+		return nil // to be judged with the rest of the request
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	head := make([]byte, headSize)
+	n, err := io.ReadFull(f, head)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return err
+	}
+	if !dockerfile.IsArchive(head[:n]) {
+		return usagef("the build context %s is neither a folder nor a tarball; a Dockerfile is named by --file", path)
+	}
+	return nil
+}
+
+// save writes what r gives to a new file.
+func save(r io.Reader, path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, r)
+	return errors.Join(err, f.Close())
 }
 
 // maxDockerfile bounds a Dockerfile that comes through a pipe.

@@ -57,7 +57,7 @@ func (o *origin) openHTTP(ctx context.Context, url string) error {
 		return fmt.Errorf("failed to read downloaded context: %w", err)
 	}
 	o.remote = &remoteContext{source: f}
-	if isArchive(head) {
+	if IsArchive(head) {
 		o.context = unpacked(f)
 		o.remote.archive = ref
 	} else {
@@ -87,9 +87,9 @@ var magics = [][]byte{
 	{0x28, 0xB5, 0x2F, 0xFD},
 }
 
-// isArchive reports whether a file that begins so is unpacked: one that is
-// compressed, or a tar.
-func isArchive(head []byte) bool {
+// IsArchive reports whether a context that is one file, which begins so, is unpacked: one
+// that is compressed, or a tar. Any other is the Dockerfile. A head of 1,024 bytes is enough.
+func IsArchive(head []byte) bool {
 	for _, m := range magics {
 		if bytes.HasPrefix(head, m) {
 			return true

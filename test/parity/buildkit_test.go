@@ -298,7 +298,7 @@ func buildctlContext(c *testCase, f *folders, s *site) ([]string, error) {
 }
 
 func tarContext(f *folders, to string) error {
-	if out, err := exec.Command("tar", "-C", f.context, "--numeric-owner", "-cf", to, ".").CombinedOutput(); err != nil {
+	if out, err := exec.Command("tar", "-C", f.context, "--owner=:7", "--group=:8", "--numeric-owner", "-cf", to, ".").CombinedOutput(); err != nil {
 		return fmt.Errorf("tar: %w\n%s", err, out)
 	}
 	return nil

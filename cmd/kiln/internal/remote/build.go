@@ -182,6 +182,9 @@ func (c *Client) options(r *request.Request, in *request.Inputs) (*client.SolveO
 	if opt.Session, err = lend(r); err != nil {
 		return nil, err
 	}
+	if len(in.Uploads) > 0 {
+		opt.Session = append(opt.Session, uploads(in.Uploads))
+	}
 	for _, o := range r.Outputs {
 		x, err := export(o)
 		if err != nil {
