@@ -31,7 +31,9 @@ func TestInputs(t *testing.T) {
 	}{
 		{"a folder", Request{Context: dir}, nil, map[string]string{"context": dir, "dockerfile": dir}, ""},
 		{"a folder that is not there", Request{Context: filepath.Join(dir, "none")}, nil, nil, "the build context"},
-		{"a file for a folder", Request{Context: file}, nil, nil, "is not a folder"},
+		{"a device for a folder", Request{Context: os.DevNull}, nil, nil, "is not a folder"},
+		{"a file, called by its sha256", Request{Context: file, Dockerfile: "sub/File"},
+			map[string]string{"context": "http://buildkit-session/bb57c7da220a8753d7bdabac0d3afdb6efa742e4c736c5bc93ab40dfd5e23b9b", "filename": "sub/File"}, nil, ""},
 		{"a Dockerfile elsewhere", Request{Context: dir, Dockerfile: file}, map[string]string{"filename": "Other.Dockerfile"}, map[string]string{"context": dir, "dockerfile": dir}, ""},
 		{"a Dockerfile that is not there", Request{Context: dir, Dockerfile: file + "x"}, nil, nil, "reading the Dockerfile"},
 		{"its text", Request{Context: dir, DockerfileText: []byte("FROM scratch")}, nil, map[string]string{"context": dir}, ""},
