@@ -38,6 +38,16 @@ type imports struct {
 	over  bool // no more are opened
 }
 
+// giveUp ends the use of all caches. Nobody waits any more for one that does not answer.
+func (i *imports) giveUp() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.over = true
+	for _, one := range i.list {
+		one.Close()
+	}
+}
+
 // openCaches begins to read the build's caches, and to write them; close ends their use.
 func (b *build) openCaches(ctx context.Context, from []RemoteCache) (close func()) {
 	b.imports.mu.Lock()
@@ -48,7 +58,10 @@ func (b *build) openCaches(ctx context.Context, from []RemoteCache) (close func(
 	list := slices.Clip(b.imports.list)
 	b.imports.mu.Unlock()
 	b.beginCaches(ctx, list)
+	// Those that a frontend names are opened by a call of its, which ends before the build.
+	stop := context.AfterFunc(ctx, b.imports.giveUp)
 	return func() {
+		stop()
 		b.leaveCaches()
 		b.engine.records.endMounts(b.session)
 		b.imports.mu.Lock()
