@@ -277,6 +277,22 @@ func TestPushFaults(t *testing.T) {
 	if len(sent) != 1 {
 		t.Errorf("without answers the bytes were sent by %q", sent)
 	}
+	// A registry takes its time to put a large blob in its place.
+	proxy.Break(func(r *http.Request, _ int) registrytest.Fault {
+		if r.Method == http.MethodPut {
+			return registrytest.Fault{Late: 2 * time.Second}
+		}
+		return registrytest.Fault{}
+	})
+	large := noise(80 << 20)
+	limits := patient
+	limits.Header = time.Second
+	if _, err := (&registry.Client{Limits: limits}).Push(t.Context(), nil, proxy.Host+"/late", describe(ociLayer, large), nil, content(large)); err != nil {
+		t.Errorf("pushing what is answered late: %v", err)
+	}
+	if sent := slices.DeleteFunc(proxy.Log(), func(line string) bool { return !strings.HasPrefix(line, "PUT ") }); len(sent) != 1 {
+		t.Errorf("what is answered late was sent by %q", sent)
+	}
 	// A server that takes no large requests gets pieces.
 	proxy.Break(func(r *http.Request, _ int) registrytest.Fault {
 		if r.Method == http.MethodPut && r.ContentLength > 0 {

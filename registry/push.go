@@ -289,7 +289,7 @@ func (p *peer) put(ctx context.Context, doing string, d blob.Descriptor, session
 		doing: doing, what: "the upload", method: http.MethodPut, url: withDigest(session, d.Digest),
 		header: http.Header{"Content-Type": {"application/octet-stream"}},
 		accept: []int{http.StatusCreated, http.StatusNoContent, http.StatusOK},
-		size:   d.Size, body: nonEmpty(d.Size, open), once: true,
+		size:   d.Size, body: nonEmpty(d.Size, open), once: true, commits: d.Size,
 	}))
 }
 
@@ -349,7 +349,7 @@ func (p *peer) putChunks(ctx context.Context, doing string, d blob.Descriptor, o
 	return p.sent(p.do(ctx, request{
 		doing: doing, what: "the upload", method: http.MethodPut, url: withDigest(session, d.Digest),
 		header: http.Header{"Content-Length": {"0"}},
-		accept: []int{http.StatusCreated, http.StatusNoContent, http.StatusOK}, once: true,
+		accept: []int{http.StatusCreated, http.StatusNoContent, http.StatusOK}, once: true, commits: d.Size,
 	}))
 }
 

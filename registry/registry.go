@@ -50,8 +50,10 @@ type Client struct {
 
 // Limits are the times and counts of a client; zero fields take the default.
 type Limits struct {
-	Dial     time.Duration // for a connection to open; 30 s
-	Header   time.Duration // between a request and the first line of its answer; 60 s
+	Dial time.Duration // for a connection to open; 30 s
+	// Header is the time between a request and the first line of its answer, longer where
+	// that ends the upload of a large blob; 60 s.
+	Header   time.Duration
 	Stall    time.Duration // without a byte of a body; 30 s
 	Attempts int           // tries of one request, or of a download without progress; 5
 	Backoff  time.Duration // before the second try, doubled for each further one; 200 ms

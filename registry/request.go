@@ -62,6 +62,9 @@ type request struct {
 	size   int64 // of the body
 	body   Content
 	once   bool // repeating it is the caller's business
+	// commits is the size of the blob that the registry has when it answers, where the
+	// request ends an upload.
+	commits int64
 }
 
 // do sends a request until it is answered, and gives one of the accepted answers.
@@ -105,6 +108,9 @@ func (p *peer) do(ctx context.Context, r request) (*http.Response, error) {
 // send sends a request once.
 func (p *peer) send(ctx context.Context, r request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
+	if r.commits > 0 {
+		ctx = awaiting(ctx, p.limits.commitTime(r.commits), cancel)
+	}
 	req, err := http.NewRequestWithContext(ctx, r.method, r.url, nil)
 	if err != nil {
 		cancel(nil)

@@ -37,9 +37,11 @@ func (c *Client) httpClient(e endpoint) (*http.Client, error) {
 		// A layer labelled with "Content-Encoding: gzip" must not be unzipped under way.
 		DisableCompression: true,
 	}
-	var rt http.RoundTripper = t
+	long := t.Clone()
+	long.ResponseHeaderTimeout = 0 // those requests have their own
+	var rt http.RoundTripper = answering{usual: t, patient: long}
 	if _, fallback := e.scheme(); fallback {
-		rt = &plainFallback{over: t}
+		rt = &plainFallback{over: rt}
 	}
 	if c.transports == nil {
 		c.transports = make(map[string]http.RoundTripper)

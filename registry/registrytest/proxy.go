@@ -2,6 +2,7 @@ package registrytest
 
 import (
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // Fault is what a Proxy does to one request. The zero Fault lets it through.
@@ -25,6 +27,8 @@ type Fault struct {
 	Corrupt bool
 	// Lost lets the request through, and gives no answer.
 	Lost bool
+	// Late lets the request through, and keeps its answer for so long.
+	Late time.Duration
 }
 
 // Proxy forwards to a registry and breaks what Break says. It is safe for
@@ -58,6 +62,18 @@ func NewProxy(t testing.TB, host string) *Proxy {
 				w.Header()[k] = v
 			}
 			w.WriteHeader(f.Status)
+			return
+		}
+		if f.Late > 0 {
+			answer := httptest.NewRecorder()
+			rp.ServeHTTP(answer, r)
+			select {
+			case <-r.Context().Done():
+			case <-time.After(f.Late):
+			}
+			maps.Copy(w.Header(), answer.Header())
+			w.WriteHeader(answer.Code)
+			_, _ = w.Write(answer.Body.Bytes())
 			return
 		}
 		if f.Lost {
