@@ -167,6 +167,10 @@ func TestFaultsAtEveryRequest(t *testing.T) {
 				continue // there is no body, or not so much of it
 			}
 			passes := f.want == registry.ErrDown
+			limits := quick
+			if f.fault.Hang {
+				limits.Header = time.Second // is waited for
+			}
 			t.Run(step.name+"/"+f.name, func(t *testing.T) {
 				proxy.Break(func(_ *http.Request, n int) registrytest.Fault {
 					if n == 0 {
@@ -174,11 +178,11 @@ func TestFaultsAtEveryRequest(t *testing.T) {
 					}
 					return registrytest.Fault{}
 				})
-				if err := step.do(&registry.Client{Limits: quick}); (err == nil) != passes {
+				if err := step.do(&registry.Client{Limits: limits}); (err == nil) != passes {
 					t.Errorf("once: got %v, and success is %v", err, passes)
 				}
 				proxy.Break(func(*http.Request, int) registrytest.Fault { return f.fault })
-				err := step.do(&registry.Client{Limits: quick})
+				err := step.do(&registry.Client{Limits: limits})
 				if f.fault.After > 0 && f.want == registry.ErrDown {
 					// Each connection brings 100,000 bytes, which is progress.
 					if err != nil {
