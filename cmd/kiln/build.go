@@ -77,7 +77,7 @@ func newBuildCommand() *cli.Command {
 			listFlag("ssh", "agent or keys for RUN --mount=type=ssh, default|ID[=SOCKET|KEY[,KEY…]]"),
 			&cli.StringFlag{Name: "network", Usage: "network of RUN steps: default, host or none", Value: "default", Destination: &o.network},
 			&cli.BoolFlag{Name: "proxy-network", Usage: "leave RUN steps no way out but a proxy, which knows what they fetch", Destination: &o.proxyNetwork},
-			listFlag("add-host", "line of /etc/hosts in steps, NAME:ADDRESS"),
+			listFlag("add-host", "line of /etc/hosts in steps, NAME=ADDRESS[,ADDRESS…]"),
 			&cli.StringFlag{Name: "shm-size", Usage: "size of /dev/shm in steps, 128m for one", Destination: &o.shmSize},
 			listFlag("ulimit", "limit of steps, nofile=1024:2048 for one"),
 			&cli.StringFlag{Name: "cgroup-parent", Usage: "cgroup that steps run below", Destination: &o.cgroupParent},

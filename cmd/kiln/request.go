@@ -2,6 +2,7 @@ package main
 
 import (
 	"maps"
+	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -16,7 +17,7 @@ import (
 func (o *buildOptions) request() (request.Request, error) {
 	r := request.Request{
 		Target: o.target, Platforms: splitAll(o.platforms), NoCache: o.noCache, NoCacheFilter: splitAll(o.noCacheFilter),
-		Pull: o.pull, AddHosts: o.addHosts, Ulimits: o.ulimits, CgroupParent: o.cgroupParent, Allow: splitAll(o.allow),
+		Pull: o.pull, Ulimits: o.ulimits, CgroupParent: o.cgroupParent, Allow: splitAll(o.allow),
 		ProxyNetwork: o.proxyNetwork, Attrs: map[string]string{},
 	}
 	err := o.attests.attrs(r.Attrs)
@@ -46,6 +47,9 @@ func (o *buildOptions) request() (request.Request, error) {
 		r.Network = o.network
 	default:
 		return r, usagef("--network %s: the networks are default, host and none", o.network)
+	}
+	if r.AddHosts, err = hosts(o.addHosts); err != nil {
+		return r, err
 	}
 	if err := checkEntitlements("--allow", r.Allow); err != nil {
 		return r, err
@@ -136,4 +140,32 @@ func pairs(flag string, words []string, env func(string) (string, bool)) (map[st
 		m[name] = value
 	}
 	return m, nil
+}
+
+// hosts reads lines of /etc/hosts, as buildx takes them: NAME=ADDRESS or NAME:ADDRESS, with
+// several addresses between commas, and brackets about them where one likes.
+func hosts(flags []string) ([]string, error) {
+	var out []string
+	for _, f := range flags {
+		name, addresses, ok := strings.Cut(f, "=")
+		if !ok {
+			name, addresses, ok = strings.Cut(f, ":")
+		}
+		if !ok || name == "" {
+			return nil, usagef("--add-host %s: NAME=ADDRESS is wanted", f)
+		}
+		if addresses == "host-gateway" {
+			return nil, usagef("--add-host %s: only docker's own daemon knows a host-gateway; write the address", f)
+		}
+		for a := range strings.SplitSeq(addresses, ",") {
+			if inner, ok := strings.CutPrefix(a, "["); ok {
+				a = strings.TrimSuffix(inner, "]")
+			}
+			if net.ParseIP(a) == nil {
+				return nil, usagef("--add-host %s: %q is no IP address", f, a)
+			}
+			out = append(out, name+"="+a)
+		}
+	}
+	return out, nil
 }
