@@ -164,7 +164,7 @@ func (r *Request) inputs() (*inputs, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &inputs{attrs: in.Attrs, locals: in.Folders, layouts: layouts{}, uploads: in.Uploads}
+	out := &inputs{attrs: in.Attrs, locals: in.Folders, layouts: layouts{}, uploads: in.Files}
 	for name, dir := range in.Layouts {
 		if out.layouts[name], err = source.OpenLayout(dir); err != nil {
 			return nil, err

@@ -23,8 +23,8 @@ type Inputs struct {
 	Folders map[string]string
 	// Layouts are the folders of image layouts, by the names of their stores.
 	Layouts map[string]string
-	// Uploads are files that the session sends, by their paths below uploadURL.
-	Uploads map[string]string
+	// Files are those that the session sends whole, by their paths below uploadURL.
+	Files map[string]string
 
 	lookup Lookup
 }
@@ -190,7 +190,7 @@ func (in *Inputs) upload(file string) (url string, err error) {
 		return "", err
 	}
 	path := "/" + hex.EncodeToString(h.Sum(nil))
-	in.Uploads = map[string]string{path: file}
+	in.Files = map[string]string{path: file}
 	return uploadURL + path, nil
 }
 

@@ -182,8 +182,8 @@ func (c *Client) options(r *request.Request, in *request.Inputs) (*client.SolveO
 	if opt.Session, err = lend(r); err != nil {
 		return nil, err
 	}
-	if len(in.Uploads) > 0 {
-		opt.Session = append(opt.Session, uploads(in.Uploads))
+	if len(in.Files) > 0 {
+		opt.Session = append(opt.Session, uploads(in.Files))
 	}
 	for _, o := range r.Outputs {
 		x, err := export(o)
