@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"io"
 	"math"
 	"net/http"
 	"net/http/httptrace"
@@ -18,27 +19,48 @@ func (l Limits) commitTime(size int64) time.Duration {
 	return l.Header + time.Duration(size/commitRate)*time.Second
 }
 
-// patient is the key of a context whose requests have a limit of their own for the time
-// to their answers.
-type patient struct{}
-
-// awaiting gives a context whose requests may take that long to be answered, from when
-// they are written; then cancel is called.
-func awaiting(ctx context.Context, limit time.Duration, cancel context.CancelCauseFunc) context.Context {
-	t := time.AfterFunc(math.MaxInt64, func() { cancel(errStalled) })
-	context.AfterFunc(ctx, func() { t.Stop() })
-	return httptrace.WithClientTrace(context.WithValue(ctx, patient{}, true), &httptrace.ClientTrace{
-		WroteRequest:         func(httptrace.WroteRequestInfo) { t.Reset(limit) },
-		GotFirstResponseByte: func() { t.Stop() },
-	})
-}
+// answerTime is the key of how long each request of a context may wait for its answer,
+// where that is not the usual limit.
+type answerTime struct{}
 
 // answering is a transport with the usual limit for the time to an answer, and one without.
 type answering struct{ usual, patient http.RoundTripper }
 
+// RoundTrip counts the time from when the request is written to when the answer's header
+// is there, whatever comes before that.
 func (a answering) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.Context().Value(patient{}) != nil {
-		return a.patient.RoundTrip(req)
+	limit, ok := req.Context().Value(answerTime{}).(time.Duration)
+	if !ok {
+		return a.usual.RoundTrip(req)
 	}
-	return a.usual.RoundTrip(req)
+	ctx, cancel := context.WithCancelCause(req.Context())
+	t := time.AfterFunc(math.MaxInt64, func() { cancel(errStalled) })
+	context.AfterFunc(ctx, func() { t.Stop() })
+	written := func(info httptrace.WroteRequestInfo) {
+		if info.Err == nil && ctx.Err() == nil {
+			t.Reset(limit)
+		}
+	}
+	resp, err := a.patient.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteRequest: written})))
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		cancel(nil)
+		return nil, err
+	}
+	t.Stop() // one that is answered before it is written may be timed after that: its end stops it
+	resp.Body = &endingBody{resp.Body, cancel}
+	return resp, nil
+}
+
+// endingBody is a body whose request ends when it is closed.
+type endingBody struct {
+	io.ReadCloser
+	cancel context.CancelCauseFunc
+}
+
+func (b *endingBody) Close() error {
+	defer b.cancel(nil)
+	return b.ReadCloser.Close()
 }

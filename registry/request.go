@@ -109,7 +109,7 @@ func (p *peer) do(ctx context.Context, r request) (*http.Response, error) {
 func (p *peer) send(ctx context.Context, r request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	if r.commits > 0 {
-		ctx = awaiting(ctx, p.limits.commitTime(r.commits), cancel)
+		ctx = context.WithValue(ctx, answerTime{}, p.limits.commitTime(r.commits))
 	}
 	req, err := http.NewRequestWithContext(ctx, r.method, r.url, nil)
 	if err != nil {
