@@ -210,8 +210,12 @@ func (x *Exporter) saveMount(ctx context.Context, m Mount, known map[id]blob.Des
 			d, err := x.putPiece(gctx, p.Blob, raw)
 			mu.Lock()
 			defer mu.Unlock()
+			if err != nil {
+				delete(known, p.ID) // of this, or by now of nobody
+				return err
+			}
 			out.Pieces[n].Blob, known[p.ID] = d, d
-			return err
+			return nil
 		})
 		return nil
 	})

@@ -178,6 +178,43 @@ func TestMountRoundTrip(t *testing.T) {
 	}
 }
 
+// takenOnce is a store in which somebody else has begun to write the first piece, and has
+// let go of it when it is asked for again.
+type takenOnce struct {
+	Target
+	was bool
+}
+
+func (s *takenOnce) Put(ctx context.Context, d blob.Descriptor, origins []string, open func(context.Context) (io.ReadCloser, error)) error {
+	if d.MediaType == pieceType && !s.was {
+		s.was = true
+		return fmt.Errorf("it is not there: %w", ErrTaken)
+	}
+	return s.Target.Put(ctx, d, origins, open)
+}
+
+// TestMountIsTaken has two mounts with the same files, the first of which cannot be saved:
+// no piece of it counts as sent.
+func TestMountIsTaken(t *testing.T) {
+	dir := t.TempDir()
+	fillMount(t, dir)
+	os.Remove(filepath.Join(dir, "fifo")) // which is not saved
+	store := NewLayout(filepath.Join(t.TempDir(), "c"), "", blob.Digest{})
+	x := Begin(t.Context(), openCache(t), &takenOnce{Target: store}, ExportOptions{Parallel: 1})
+	defer x.Close()
+	s, err := x.Finish(t.Context(), nil, []Mount{{ID: "a", Dir: dir}, {ID: "b", Dir: dir}}, time.Unix(1000, 0))
+	if err != nil || len(s.Unsaved) != 1 || !strings.Contains(s.Unsaved[0], `"a"`) {
+		t.Fatal(s.Unsaved, err)
+	}
+	to := t.TempDir()
+	if ok, err := importFrom(t, openCache(t), store, Options{}).Mount(t.Context(), "b", to); err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	if got, want := describe(t, to), describe(t, dir); got != want {
+		t.Errorf("restored\n%s\nwant\n%s", got, want)
+	}
+}
+
 // TestLostMount has pieces of a snapshot vanish. The export of a build that could not be
 // brought the mount sends them again, and once a day any export that has the mount.
 func TestLostMount(t *testing.T) {
