@@ -111,7 +111,7 @@ func (w *Worker) lower(ctx context.Context, job *solver.Job, id cache.ChainID) (
 			return nil, err
 		}
 	}
-	if layers, err = w.uncovered(layers); err != nil {
+	if layers, err = w.shown(id, layers); err != nil {
 		return nil, err
 	}
 	paths := make([]string, len(layers))
@@ -132,25 +132,44 @@ func (w *Worker) lower(ctx context.Context, job *solver.Job, id cache.ChainID) (
 	return topmost(paths), nil
 }
 
-// uncovered leaves out the layers below one whose root is opaque, since overlayfs does
-// not look at the marks of roots. What is at the bottom then is there without marks:
-// where no layer has the same folder, overlayfs lists their names.
-func (w *Worker) uncovered(layers []cache.Layer) ([]cache.Layer, error) {
+// shown gives the upper layers of a chain as overlayfs has to have them. It does not look at
+// the marks of roots: what lies below one that is opaque is left out. In a folder that no
+// other layer has it lists the names of whiteouts: those that hide nothing, as in a
+// difference on another base than its own, are taken out.
+func (w *Worker) shown(id cache.ChainID, layers []cache.Layer) ([]cache.Layer, error) {
+	out := slices.Clone(layers)
 	for i, l := range slices.Backward(layers) {
+		c, err := w.cache.Chain(id)
+		if err != nil {
+			return nil, err
+		}
+		id = c.Parent
+		if l.Root.Marked() {
+			if out[i], err = w.tidy(id, l); err != nil {
+				return nil, err
+			}
+		}
 		if l.Root.Opaque {
-			layers = layers[i:]
-			break
+			return out[i:], nil
 		}
 	}
-	if len(layers) == 0 || !layers[0].Root.Marked() {
-		return layers, nil
+	return out, nil
+}
+
+// tidy gives a layer without the whiteouts that hide nothing of the chain below.
+func (w *Worker) tidy(below cache.ChainID, l cache.Layer) (cache.Layer, error) {
+	var lower tree.Entry
+	if below != (cache.ChainID{}) && !l.Root.Opaque {
+		var err error
+		if lower, err = w.cache.Merged(below); err != nil {
+			return l, err
+		}
 	}
-	root, err := tree.Apply(w.cache, tree.Entry{}, layers[0].Root)
-	if err != nil {
-		return nil, err
+	root, err := tree.Tidy(w.cache, lower, l.Root)
+	if err != nil || root.Children == l.Root.Children {
+		return l, err
 	}
-	base, err := w.whole(root)
-	return append([]cache.Layer{base}, layers[1:]...), err
+	return w.whole(root)
 }
 
 // topmost keeps the topmost of folders that occur more than once: overlayfs takes
@@ -189,7 +208,7 @@ func (w *Worker) cut(id cache.ChainID, layers []cache.Layer) ([]cache.Layer, err
 	return append([]cache.Layer{base}, layers[len(layers)-keep:]...), err
 }
 
-// whole gives a state as one layer.
+// whole gives the layer that a tree is.
 func (w *Worker) whole(root tree.Entry) (cache.Layer, error) {
 	l := cache.Layer{ID: cache.TreeLayerID(root), Root: root}
 	return l, w.cache.PutLayer(l)

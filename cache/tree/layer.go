@@ -118,6 +118,47 @@ func diff(n Nodes, lower, upper Entry, by By, level int) (Entry, error) {
 	return upper, err
 }
 
+// Tidy takes out of a layer the whiteouts that hide nothing of the state lower, so that
+// Apply gives the same with what is left.
+func Tidy(n Nodes, lower, layer Entry) (Entry, error) { return tidy(n, lower, layer, 0) }
+
+func tidy(n Nodes, lower, layer Entry, level int) (Entry, error) {
+	if !layer.Marked() {
+		return layer, nil
+	}
+	if err := checkLevel(level); err != nil {
+		return Entry{}, err
+	}
+	if lower.Kind != Dir || layer.Opaque {
+		lower.Children = Ref{}
+	}
+	var changes []change
+	err := compare(n, layer.Children, lower.Children, ByAddr, true, func(a, b *record) error {
+		switch {
+		case a.kind() == Whiteout && b == nil:
+			changes = append(changes, change{name: string(a.name)})
+		case a.kind() == Dir && a.marked():
+			up, low, err := entries(a, b)
+			if err != nil {
+				return err
+			}
+			was := up.Children
+			if up, err = tidy(n, low, up, level+1); err != nil {
+				return err
+			}
+			if up.Children != was {
+				changes = append(changes, change{name: up.Name, rec: newRecord(&up)})
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return Entry{}, err
+	}
+	layer.Children, err = rewrite(n, layer.Children, changes)
+	return layer, err
+}
+
 // HasOpaque reports whether a directory of a layer is opaque, the root left out.
 // Directories without marks are not looked into.
 func HasOpaque(n Nodes, layer Entry) (bool, error) { return hasOpaque(n, layer, 0) }

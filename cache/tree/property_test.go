@@ -1,6 +1,7 @@
 package tree
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"testing"
 )
@@ -123,6 +124,23 @@ func TestLayers(t *testing.T) {
 			wantTree(t, n, next, want, "applied")
 			if next.Children.ID.marked() {
 				t.Fatalf("seed %d: a state is marked", seed)
+			}
+			tidy, err := Tidy(n, state, l)
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustVerify(t, n, tidy)
+			if again, err := Apply(n, state, tidy); err != nil || !again.Equal(next) {
+				t.Fatalf("seed %d: Apply(lower, Tidy(lower, layer)) = %v, %v, want %v", seed, again, err, next)
+			}
+			err = Walk(n, tidy, func(p string, e Entry) error {
+				if _, err := Lookup(n, state, p); e.Kind == Whiteout && err != nil {
+					return fmt.Errorf("the whiteout of %q hides nothing: %w", p, err)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
 			}
 			d, err := Diff(n, state, next, ByAddr)
 			if err != nil {
