@@ -137,6 +137,10 @@ func (w *Worker) lower(ctx context.Context, job *solver.Job, id cache.ChainID) (
 // other layer has it lists the names of whiteouts: those that hide nothing, as in a
 // difference on another base than its own, are taken out.
 func (w *Worker) shown(id cache.ChainID, layers []cache.Layer) ([]cache.Layer, error) {
+	marked := func(l cache.Layer) bool { return l.Root.Opaque || l.Root.Marked() }
+	if !slices.ContainsFunc(layers, marked) {
+		return layers, nil
+	}
 	out := slices.Clone(layers)
 	for i, l := range slices.Backward(layers) {
 		c, err := w.cache.Chain(id)

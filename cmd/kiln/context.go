@@ -21,6 +21,9 @@ func readContext(r *request.Request, path, file string, stdin io.Reader) (releas
 		return release, usagef("standard input cannot be both the context and the Dockerfile")
 	}
 	if file == "-" {
+		if err := checkTarball(path); err != nil {
+			return release, err
+		}
 		r.Context = path
 		r.DockerfileText, err = readDockerfile(stdin)
 		return release, err
@@ -40,6 +43,9 @@ func readContext(r *request.Request, path, file string, stdin io.Reader) (releas
 	}
 	release = func() { os.RemoveAll(dir) }
 	if !dockerfile.IsArchive(head) {
+		if file != "" {
+			return release, usagef("the Dockerfile is on standard input, and --file %s names another", file)
+		}
 		r.Context = dir // in which there is nothing
 		r.DockerfileText, err = readDockerfile(in)
 		return release, err

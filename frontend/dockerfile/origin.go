@@ -53,11 +53,12 @@ func openInputs(ctx context.Context, b frontend.Bridge, req frontend.Request, op
 	if forced {
 		o.local = key
 	}
+	asked := o.filename
 	if err := o.openContext(ctx, req, forced); err != nil {
 		return nil, err
 	}
 	if forced {
-		o.dockerfile = nil
+		o.dockerfile, o.filename = nil, asked // a context that is one file has none of the name
 	}
 	if sub, ok := opts.raw["contextsubdir"]; ok && o.context != nil {
 		o.context = subfolder(o.context, sub)
