@@ -38,18 +38,23 @@ type imports struct {
 	over  bool // no more are opened
 }
 
-// giveUp ends the use of all caches. Nobody waits any more for one that does not answer.
-func (i *imports) giveUp() {
+// end ends the use of all caches, and gives them. Nobody waits any more for one that does
+// not answer.
+func (i *imports) end() []*remote.Import {
 	i.mu.Lock()
-	defer i.mu.Unlock()
 	i.over = true
-	for _, one := range i.list {
-		one.Close()
+	list := i.list
+	i.mu.Unlock()
+	var group sync.WaitGroup
+	for _, one := range list {
+		group.Go(one.Close)
 	}
+	group.Wait()
+	return list
 }
 
-// openCaches begins to read the build's caches, and to write them; close ends their use.
-func (b *build) openCaches(ctx context.Context, from []RemoteCache) (close func()) {
+// openCaches begins to read the build's caches, and to write them; end ends their use.
+func (b *build) openCaches(ctx context.Context, from []RemoteCache) (end func()) {
 	b.imports.mu.Lock()
 	b.imports.named = slices.Clip(from)
 	for _, s := range b.caches.sources {
@@ -59,17 +64,19 @@ func (b *build) openCaches(ctx context.Context, from []RemoteCache) (close func(
 	b.imports.mu.Unlock()
 	b.beginCaches(ctx, list)
 	// Those that a frontend names are opened by a call of its, which ends before the build.
-	stop := context.AfterFunc(ctx, b.imports.giveUp)
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(interrupted)
+		b.imports.end()
+	})
 	return func() {
-		stop()
+		if !stop() {
+			<-interrupted
+		}
 		b.leaveCaches()
 		b.engine.records.endMounts(b.session)
-		b.imports.mu.Lock()
-		defer b.imports.mu.Unlock()
-		b.imports.over = true
-		for _, i := range b.imports.list {
+		for _, i := range b.imports.end() {
 			b.engine.records.remove(i)
-			i.Close()
 			b.tellRefused(i)
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/kiln-build/kiln/request"
 	"github.com/kiln-build/kiln/solver"
 	"github.com/kiln-build/kiln/worker"
+	"github.com/kiln-build/kiln/worker/source"
 )
 
 // What clients ask of the engine itself, and not of a frontend, as the attribute
@@ -134,6 +135,8 @@ func project(r *Request, attrs map[string]string) string {
 		where = attrs["context"]
 	}
 	switch dir, err := filepath.Abs(where); {
+	case r.Session != nil && strings.HasPrefix(where, "http://"+source.SessionHost+"/"):
+		return "" // a tarball of the client's
 	case request.IsRemote(where):
 		where = journal.BareAddress(where)
 	case r.Session != nil:

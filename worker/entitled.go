@@ -3,6 +3,7 @@ package worker
 import (
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/moby/buildkit/solver/pb"
 
@@ -34,6 +35,7 @@ func (w *Worker) Entitled(id solver.SessionID, edges ...llb.Edge) error {
 	if i < 0 {
 		return ErrSessionEnded
 	}
+	known := sync.OnceValues(func() (*cdi.Specs, error) { return cdi.Read(w.deviceDirs...) })
 	for _, v := range llb.Walk(edges...) {
 		op := v.Op().GetExec()
 		if op == nil {
@@ -41,7 +43,7 @@ func (w *Worker) Entitled(id solver.SessionID, edges ...llb.Edge) error {
 		}
 		err := entitled(all[i:i+1], op)
 		if err == nil && len(op.CdiDevices) > 0 {
-			err = w.entitledToAll(all[i:i+1], op.CdiDevices)
+			err = w.entitledToAll(all[i:i+1], op.CdiDevices, known)
 		}
 		if err != nil {
 			return &solver.VertexError{Vertex: v.Digest(), Name: v.Name(), Locations: v.Meta().Locations, Err: err}
@@ -69,13 +71,13 @@ func entitled(by []*session, op *pb.ExecOp) error {
 }
 
 // entitledToAll checks it of the devices that a step asks for, as far as they are known.
-func (w *Worker) entitledToAll(by []*session, devices []*pb.CDIDevice) error {
-	known, err := cdi.Read(w.deviceDirs...)
+func (w *Worker) entitledToAll(by []*session, devices []*pb.CDIDevice, known func() (*cdi.Specs, error)) error {
+	all, err := known()
 	if err != nil {
 		return err
 	}
 	for _, asked := range devices {
-		for _, d := range known.Find(asked.Name) {
+		for _, d := range all.Find(asked.Name) {
 			if err := w.entitledTo(by, asked.Name, d); err != nil {
 				return err
 			}

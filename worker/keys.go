@@ -75,16 +75,18 @@ func (w *Worker) secretOf(ctx context.Context, job *solver.Job, id string) ([]by
 
 // uploadOf finds what a client sends under a URL of its session.
 func (w *Worker) uploadOf(ctx context.Context, job *solver.Job, u *url.URL) (io.ReadCloser, error) {
+	failed := fmt.Errorf("nobody sends %s: %w", u.Redacted(), fs.ErrNotExist)
 	for _, s := range w.of(job) {
 		if s.Uploads == nil {
 			continue
 		}
 		r, err := s.Uploads.Upload(ctx, u)
-		if err == nil || !errors.Is(err, fs.ErrNotExist) {
-			return r, err
+		if err == nil {
+			return r, nil
 		}
+		failed = err // another may have the same
 	}
-	return nil, fmt.Errorf("nobody sends %s: %w", u.Redacted(), fs.ErrNotExist)
+	return nil, failed
 }
 
 // MissingError is something that a step needs of a build, and that no build that

@@ -138,7 +138,7 @@ func runBuild(ctx context.Context, o buildOptions, args []string) error {
 	if req.Call = asked.name; req.Call != "" {
 		req.Outputs = nil
 	}
-	release, err := readContext(&req, args[0], o.file, o.stdin)
+	release, err := readContext(ctx, &req, args[0], o.file, o.stdin)
 	if err != nil {
 		return err
 	}

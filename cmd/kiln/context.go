@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +16,8 @@ import (
 
 // readContext sets what the request reads: a folder, an address, or what standard
 // input gives, which is a Dockerfile or a tarball. release removes what it unpacked.
-func readContext(r *request.Request, path, file string, stdin io.Reader) (release func(), err error) {
+func readContext(ctx context.Context, r *request.Request, path, file string, stdin io.Reader) (release func(), err error) {
+	stdin = &interruptibleReader{ctx: ctx, r: stdin}
 	release = func() {}
 	if path == "-" && file == "-" {
 		return release, usagef("standard input cannot be both the context and the Dockerfile")
@@ -90,6 +92,35 @@ func save(r io.Reader, path string) error {
 	}
 	_, err = io.Copy(f, r)
 	return errors.Join(err, f.Close())
+}
+
+// interruptibleReader is a reader whose Read returns when ctx ends, though nobody writes
+// what it reads. The read that was given up goes on until the process ends.
+type interruptibleReader struct {
+	ctx context.Context
+	r   io.Reader
+	buf [64 << 10]byte
+}
+
+func (i *interruptibleReader) Read(p []byte) (int, error) {
+	type read struct {
+		n   int
+		err error
+	}
+	if i.ctx.Err() != nil {
+		return 0, context.Cause(i.ctx)
+	}
+	done := make(chan read, 1)
+	go func() {
+		n, err := i.r.Read(i.buf[:min(len(p), len(i.buf))])
+		done <- read{n, err}
+	}()
+	select {
+	case r := <-done:
+		return copy(p, i.buf[:r.n]), r.err
+	case <-i.ctx.Done():
+		return 0, context.Cause(i.ctx)
+	}
 }
 
 // maxDockerfile bounds a Dockerfile that comes through a pipe.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"io"
+	"os"
 
 	"github.com/urfave/cli/v2"
 
@@ -43,7 +44,7 @@ func newDebugLLBCommand() *cli.Command {
 	return &cli.Command{
 		Name:        "llb",
 		Usage:       "print the graph that a Dockerfile compiles to",
-		ArgsUsage:   "PATH | URL",
+		ArgsUsage:   "PATH | URL | -",
 		Description: exitHelp,
 		Flags: append(placeFlags(&o.build.place),
 			&cli.StringFlag{Name: "format", Usage: "json or dot (Graphviz)", Value: "json", Destination: &o.format},
@@ -73,7 +74,11 @@ func runDebugLLB(c *cli.Context, o debugLLBOptions) error {
 	if err != nil {
 		return err
 	}
-	req.Context, req.Dockerfile = c.Args().First(), o.build.file
+	release, err := readContext(c.Context, &req, c.Args().First(), o.build.file, os.Stdin)
+	if err != nil {
+		return err
+	}
+	defer release()
 	engine, err := findEngine(c.Context, o.build.place, o.stderr)
 	if err != nil {
 		return err

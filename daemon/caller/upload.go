@@ -30,7 +30,13 @@ func (c *Caller) Upload(ctx context.Context, u *url.URL) (io.ReadCloser, error) 
 		cancel()
 		return nil, fmt.Errorf("asking the client for %s: %w", u.Redacted(), err)
 	}
-	return &uploaded{stream: stream, cancel: cancel}, nil
+	up := &uploaded{stream: stream, cancel: cancel}
+	// Whether the client has it at all shows with what it sends first.
+	if up.rest, err = up.receive(); err != nil && !errors.Is(err, io.EOF) {
+		cancel()
+		return nil, err
+	}
+	return up, nil
 }
 
 // uploaded reads a stream of messages as one of bytes.
@@ -42,18 +48,26 @@ type uploaded struct {
 
 func (u *uploaded) Read(p []byte) (int, error) {
 	for len(u.rest) == 0 {
-		m, err := u.stream.Recv()
-		if err != nil {
-			if !errors.Is(err, io.EOF) {
-				err = fmt.Errorf("the client stopped sending: %w", err)
-			}
+		var err error
+		if u.rest, err = u.receive(); err != nil {
 			return 0, err
 		}
-		u.rest = m.Data
 	}
 	n := copy(p, u.rest)
 	u.rest = u.rest[n:]
 	return n, nil
+}
+
+// receive gives what comes next.
+func (u *uploaded) receive() ([]byte, error) {
+	m, err := u.stream.Recv()
+	if err != nil {
+		if !errors.Is(err, io.EOF) {
+			err = fmt.Errorf("the client stopped sending: %w", err)
+		}
+		return nil, err
+	}
+	return m.Data, nil
 }
 
 // Close lets go of what the client has not sent yet.
