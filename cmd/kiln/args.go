@@ -28,6 +28,10 @@ func interspersed(app *cli.App, args []string) ([]string, error) {
 	var arguments []string
 	for i := 0; i < len(rest); i++ {
 		a := rest[i]
+		if apart := split(flags, a); apart != nil {
+			rest = slices.Concat(rest[:i], apart, rest[i+1:])
+			a = rest[i]
+		}
 		switch {
 		case a == "--":
 			arguments = append(arguments, rest[i+1:]...)
@@ -48,6 +52,40 @@ func interspersed(app *cli.App, args []string) ([]string, error) {
 	return append(append(out, "--"), arguments...), nil
 }
 
+// split takes apart short flags that are written together, "-qf" for "-q -f", and such as
+// have their value behind them, "-f-" for "-f=-". It gives nil for what is anything else.
+func split(flags []cli.Flag, a string) (apart []string) {
+	name, _, _ := strings.Cut(a, "=")
+	if len(a) < 3 || a[0] != '-' || a[1] == '-' || flagOf(flags, name[1:]) != nil {
+		return nil
+	}
+	for i := 1; i < len(a); i++ {
+		f := flagOf(flags, a[i:i+1])
+		if f == nil {
+			return nil
+		}
+		short, value := "-"+a[i:i+1], a[i+1:]
+		if f.(cli.DocGenerationFlag).TakesValue() {
+			if value != "" {
+				short += "=" + strings.TrimPrefix(value, "=")
+			}
+			return append(apart, short)
+		}
+		apart = append(apart, short)
+	}
+	return apart
+}
+
+// flagOf finds the flag that has a name; nil is none.
+func flagOf(flags []cli.Flag, name string) cli.Flag {
+	for _, f := range flags {
+		if slices.Contains(f.Names(), name) {
+			return f
+		}
+	}
+	return nil
+}
+
 func find(commands []*cli.Command, name string) *cli.Command {
 	for _, c := range commands {
 		if c.HasName(name) {
@@ -63,18 +101,8 @@ func takesValue(flags []cli.Flag, a string) bool {
 	if strings.Contains(name, "=") {
 		return false
 	}
-	if !strings.HasPrefix(a, "--") && len(name) > 1 {
-		name = name[len(name)-1:] // short flags run together: the last one decides
-	}
-	for _, f := range flags {
-		for _, n := range f.Names() {
-			if n == name {
-				doc, ok := f.(cli.DocGenerationFlag)
-				return ok && doc.TakesValue()
-			}
-		}
-	}
-	return false
+	doc, ok := flagOf(flags, name).(cli.DocGenerationFlag)
+	return ok && doc.TakesValue()
 }
 
 // longName gives the name of a flag that is written by its short one: the flag
