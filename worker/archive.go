@@ -35,7 +35,7 @@ func decompress(r io.Reader) (io.Reader, error) {
 	}
 	switch {
 	case bytes.HasPrefix(magic, magicGzip):
-		return gzip.NewReader(br)
+		return newGzipReader(br)
 	case bytes.HasPrefix(magic, magicBzip2):
 		return bzip2.NewReader(br), nil
 	case bytes.HasPrefix(magic, magicXz):
@@ -45,6 +45,37 @@ func decompress(r io.Reader) (io.Reader, error) {
 		return zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
 	}
 	return br, nil
+}
+
+// gzipReader reads the members of a gzip stream. What follows them and is none, zeros that
+// fill a tape's block or anything else, is passed over, as gzip and tar do.
+type gzipReader struct {
+	members *gzip.Reader
+	in      *bufio.Reader
+}
+
+func newGzipReader(in *bufio.Reader) (io.Reader, error) {
+	r, err := gzip.NewReader(in)
+	if err != nil {
+		return nil, err
+	}
+	r.Multistream(false)
+	return &gzipReader{r, in}, nil
+}
+
+func (g *gzipReader) Read(p []byte) (int, error) {
+	n, err := g.members.Read(p)
+	if err != io.EOF {
+		return n, err
+	}
+	if next, _ := g.in.Peek(len(magicGzip)); !bytes.Equal(next, magicGzip) {
+		return n, io.EOF
+	}
+	if err := g.members.Reset(g.in); err != nil {
+		return n, err
+	}
+	g.members.Multistream(false)
+	return n, nil
 }
 
 // isArchive reports whether r is a tar stream, packed or not, with an entry in it.

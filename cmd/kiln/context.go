@@ -34,8 +34,8 @@ func readContext(ctx context.Context, r *request.Request, path, file string, std
 	if path != "-" {
 		return release, checkTarball(path)
 	}
-	in := bufio.NewReaderSize(stdin, 1<<16)
-	head, err := in.Peek(headSize)
+	in := bufio.NewReaderSize(stdin, dockerfile.ArchiveHead)
+	head, err := in.Peek(dockerfile.ArchiveHead)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return release, fmt.Errorf("reading standard input: %w", err)
 	}
@@ -59,9 +59,6 @@ func readContext(ctx context.Context, r *request.Request, path, file string, std
 	return release, nil
 }
 
-// headSize is how many bytes show whether a file is a tarball.
-const headSize = 1024
-
 // checkTarball reports that a context is a file, and no tarball: a Dockerfile, most likely.
 func checkTarball(path string) error {
 	info, err := os.Stat(path)
@@ -73,7 +70,7 @@ func checkTarball(path string) error {
 		return err
 	}
 	defer f.Close()
-	head := make([]byte, headSize)
+	head := make([]byte, dockerfile.ArchiveHead)
 	n, err := io.ReadFull(f, head)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return err

@@ -111,7 +111,7 @@ func (o *origin) readDockerfile(ctx context.Context) (*llb.File, error) {
 	if err != nil {
 		e := &Error{Err: fmt.Errorf("failed to read dockerfile: %w", err)}
 		if errors.Is(err, fs.ErrNotExist) {
-			e.Hint = "name the file with --file, or the folder that holds it as the context"
+			e.Hint = o.missing(ctx, ref)
 		}
 		if errors.As(err, new(*sizeError)) {
 			e.Hint = "is it a Dockerfile? long texts are better in files of their own, which COPY brings in"
@@ -130,6 +130,17 @@ func (o *origin) readDockerfile(ctx context.Context) (*llb.File, error) {
 		return nil, err
 	}
 	return &llb.File{Name: o.filename, Language: dockerfileName, Data: data, Definition: from}, nil
+}
+
+// missing says what to do where the Dockerfile is not there.
+func (o *origin) missing(ctx context.Context, in frontend.Ref) string {
+	if o.remote == nil || o.remote.archive == nil || o.dockerfile == nil {
+		return "name the file with --file, or the folder that holds it as the context"
+	}
+	if _, err := readHead(ctx, in, httpContextFile, 1); err == nil {
+		return "the context begins like a tarball, and could not be unpacked: it may be cut off, or empty"
+	}
+	return "name the file with --file, by its path in the tarball; a path that begins with / is one of this machine"
 }
 
 // definition is the file system that holds the Dockerfile.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"io"
 
 	"github.com/kiln-build/kiln/frontend"
 	"github.com/kiln-build/kiln/llb"
@@ -52,7 +53,7 @@ func (o *origin) openHTTP(ctx context.Context, url string) error {
 	if err != nil {
 		return fmt.Errorf("failed to resolve httpcontext: %w", err)
 	}
-	head, err := readHead(ctx, ref, httpContextFile, 1024)
+	head, err := readHead(ctx, ref, httpContextFile, ArchiveHead)
 	if err != nil {
 		return fmt.Errorf("failed to read downloaded context: %w", err)
 	}
@@ -87,8 +88,12 @@ var magics = [][]byte{
 	{0x28, 0xB5, 0x2F, 0xFD},
 }
 
+// ArchiveHead is how many bytes of a file IsArchive looks at: a tar may begin with a header
+// of extended attributes, which lies before the first entry's.
+const ArchiveHead = 64 << 10
+
 // IsArchive reports whether a context that is one file, which begins so, is unpacked: one
-// that is compressed, or a tar. Any other is the Dockerfile. A head of 1,024 bytes is enough.
+// that is compressed, or a tar. Any other is the Dockerfile.
 func IsArchive(head []byte) bool {
 	for _, m := range magics {
 		if bytes.HasPrefix(head, m) {
@@ -100,7 +105,7 @@ func IsArchive(head []byte) bool {
 		return true
 	}
 	_, err := tar.NewReader(bytes.NewReader(head)).Next()
-	return err == nil
+	return err == nil || err == io.EOF && len(head) > 0 // with no entry in it
 }
 
 // unpacked is the content of a downloaded archive.

@@ -137,10 +137,11 @@ func (t *stageTable) add(s *stage) {
 	}
 }
 
+// names gives those that instructions and --target can use.
 func (t *stageTable) names() []string {
 	var out []string
 	for _, s := range t.list {
-		if s.shown != "" {
+		if s.name != "" {
 			out = append(out, s.shown)
 		}
 	}
@@ -166,10 +167,13 @@ func (t *stageTable) target(name string) (*stage, error) {
 		return s, nil
 	}
 	e := &Error{Err: fmt.Errorf("target stage %q could not be found", name)}
-	if match, ok := nearest(name, t.names()); ok {
+	names := t.names()
+	if match, ok := nearest(name, names); ok {
 		e.Hint = "did you mean " + match + "?"
+	} else if len(names) > 0 {
+		e.Hint = "the stages are " + strings.Join(names, ", ")
 	} else {
-		e.Hint = "the stages are " + strings.Join(t.names(), ", ")
+		e.Hint = "no stage has a name; FROM IMAGE AS NAME gives it one"
 	}
 	return nil, e
 }
