@@ -198,8 +198,12 @@ func (in *Inputs) upload(file string) (url string, err error) {
 func (in *Inputs) setDockerfile(path string) error {
 	in.Folders["dockerfile"] = filepath.Dir(path)
 	in.Attrs["filename"] = filepath.Base(path)
-	if _, err := os.Stat(path); err != nil {
+	info, err := os.Stat(path)
+	if err != nil {
 		return fmt.Errorf("reading the Dockerfile: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("reading the Dockerfile: %s is no regular file; what comes through a pipe is named by --file -", path)
 	}
 	return nil
 }

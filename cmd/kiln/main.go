@@ -118,6 +118,11 @@ var instead = map[string]string{
 	"c":           "--opt cpushares=NUMBER bounds the steps",
 	"cpuset-cpus": "--opt cpusetcpus=LIST bounds the steps",
 	"cpuset-mems": "--opt cpusetmems=LIST bounds the steps",
+	"rm":          "nothing of a build is left that would have to be removed",
+	"force-rm":    "nothing of a build is left that would have to be removed",
+	"debug":       "--on-error shell opens a shell where a step failed",
+	"D":           "--on-error shell opens a shell where a step failed",
+	"resource":    "--opt memory=BYTES and the like bound the steps",
 	"isolation":   "steps have kiln's own sandbox, or worker.oci.binary's in kiln.toml",
 }
 

@@ -4,9 +4,11 @@ import (
 	"encoding/csv"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/distribution/reference"
 	"golang.org/x/term"
 
 	"github.com/kiln-build/kiln/request"
@@ -36,6 +38,9 @@ func parseOutputs(o *buildOptions) ([]request.Output, error) {
 		if !pushed {
 			outputs = append(outputs, request.Output{Type: "registry", Attrs: map[string]string{}})
 		}
+	}
+	if err := checkTags(o.tags); err != nil {
+		return nil, err
 	}
 	written := 0
 	for i := range outputs {
@@ -115,6 +120,9 @@ func completeOutput(out *request.Output, o *buildOptions) error {
 	if (out.Type == "registry" || out.Attrs["push"] == "true") && out.Attrs["name"] == "" {
 		return usagef("pushing needs a name: give --tag REGISTRY/NAME:TAG")
 	}
+	if err := checkOutput(out, o); err != nil {
+		return err
+	}
 	for _, a := range o.annotations {
 		keys, value, err := annotation(a)
 		if err != nil {
@@ -123,6 +131,30 @@ func completeOutput(out *request.Output, o *buildOptions) error {
 		for _, key := range keys {
 			out.Attrs[key] = value
 		}
+	}
+	return nil
+}
+
+// checkTags finds what is no image's name before anything is built.
+func checkTags(tags []string) error {
+	for _, t := range tags {
+		if _, err := reference.ParseNormalizedNamed(t); err != nil {
+			return usagef("--tag %s: %v", t, err)
+		}
+	}
+	return nil
+}
+
+// checkOutput finds what an output could not be written as, before anything is built.
+func checkOutput(out *request.Output, o *buildOptions) error {
+	if out.Type == "docker" && len(splitAll(o.platforms)) > 1 {
+		return usagef("--output type=docker holds the image of one platform; type=oci holds those of several")
+	}
+	if out.Type == "local" || out.Attrs["tar"] == "false" {
+		return nil
+	}
+	if info, err := os.Stat(out.Dest); err == nil && info.IsDir() {
+		return usagef("--output dest=%s is a folder; name a file, dest=%s for one", out.Dest, filepath.Join(out.Dest, "image.tar"))
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/containerd/platforms"
 	"github.com/docker/go-units"
 
 	"github.com/kiln-build/kiln/request"
@@ -16,7 +17,7 @@ import (
 // request turns the flags into what the engine takes, but for the context.
 func (o *buildOptions) request() (request.Request, error) {
 	r := request.Request{
-		Target: o.target, Platforms: splitAll(o.platforms), NoCache: o.noCache, NoCacheFilter: splitAll(o.noCacheFilter),
+		Target: o.target, Platforms: platformsOf(o.platforms), NoCache: o.noCache, NoCacheFilter: splitAll(o.noCacheFilter),
 		Pull: o.pull, Ulimits: o.ulimits, CgroupParent: o.cgroupParent, Allow: splitAll(o.allow),
 		ProxyNetwork: o.proxyNetwork, Attrs: map[string]string{},
 	}
@@ -140,6 +141,17 @@ func pairs(flag string, words []string, env func(string) (string, bool)) (map[st
 		m[name] = value
 	}
 	return m, nil
+}
+
+// platformsOf gives the platforms of --platform. "local" is this machine's, as in buildx.
+func platformsOf(flags []string) []string {
+	out := splitAll(flags)
+	for i, p := range out {
+		if p == "local" {
+			out[i] = platforms.DefaultString()
+		}
+	}
+	return out
 }
 
 // hosts reads lines of /etc/hosts, as buildx takes them: NAME=ADDRESS or NAME:ADDRESS, with
