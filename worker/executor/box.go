@@ -110,6 +110,9 @@ func (b *box) mountAll() error {
 	if b.user, err = lookUpUser(b.root, b.s.User); err != nil {
 		return err // before anything is mounted over the image's own files
 	}
+	if err := b.n.canBecome(b.user); err != nil {
+		return err
+	}
 	b.user.groups = append(b.user.groups, b.s.Groups...)
 	if err := b.trust(); err != nil {
 		return fmt.Errorf("adding the proxy's certificate to the root: %w", err)

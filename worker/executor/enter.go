@@ -130,6 +130,9 @@ func (b *box) enter() (*launch.Process, error) {
 	if b.user, err = lookUpUser(b.root, b.s.User); err != nil {
 		return nil, err
 	}
+	if err := b.n.canBecome(b.user); err != nil {
+		return nil, err
+	}
 	if b.s.Terminal != nil {
 		if err := b.openTerminal(b.into.pts); err != nil {
 			return nil, fmt.Errorf("opening a terminal: %w", err)

@@ -72,6 +72,14 @@ func lookUpUser(r rootDir, spec string) (user, error) {
 	return u, err
 }
 
+// canBecome says why a process cannot be a user: in a namespace of one id there is no other.
+func (n *Native) canBecome(u user) error {
+	if n.setgroups || u.uid == 0 && u.gid == 0 {
+		return nil
+	}
+	return fmt.Errorf("the step runs as user %d and group %d, and whoever builds has one id and no others: give him some in /etc/subuid and /etc/subgid, and install newuidmap and newgidmap (Debian's package uidmap)", u.uid, u.gid)
+}
+
 func lookUpGroup(r rootDir, group string) (uint32, error) {
 	want, err := parseID(group)
 	numeric := err == nil
