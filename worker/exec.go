@@ -1,10 +1,12 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"path"
 	"slices"
@@ -25,6 +27,8 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 type ProcessError struct {
 	Args []string
 	Err  *executor.ExitError
+	// Linked says that the process complained of a file with several names.
+	Linked bool
 }
 
 // Error is BuildKit's wording, which tools and people look for.
@@ -34,6 +38,14 @@ func (e *ProcessError) Error() string {
 		s += ": cannot allocate memory (the kernel killed a process because the step ran out of memory)"
 	}
 	return s
+}
+
+// Hint says what to do where the cause is known; empty is nothing.
+func (e *ProcessError) Hint() string {
+	if !e.Linked {
+		return ""
+	}
+	return "the files of layers below have more than one name here, which gzip, bzip2 and xz want a -f for"
 }
 
 // Unwrap gives the *executor.ExitError.
@@ -71,7 +83,12 @@ func (w *Worker) runExec(ctx context.Context, job *solver.Job, op *pb.ExecOp) ([
 		return nil, err
 	}
 	spec.Measure = w.measure(job)
+	complaints := &linkComplaints{w: spec.Stderr}
+	spec.Stderr = complaints
 	err = w.process(ctx, spec, op.Meta)
+	if failed, ok := errors.AsType[*ProcessError](err); ok {
+		failed.Linked = complaints.seen
+	}
 	record := tell(p, job.Log(2))
 	if err != nil {
 		return nil, m.failed(ctx, op, explainEmulator(platformOf(job.Vertex.Op().Platform), binfmtDir, err))
@@ -83,6 +100,18 @@ func (w *Worker) runExec(ctx context.Context, job *solver.Job, op *pb.ExecOp) ([
 		}
 	}
 	return outs, err
+}
+
+// linkComplaints is an output of a process in which complaints of files with several names
+// are noticed, as a layer's have that lie in the pool too.
+type linkComplaints struct {
+	w    io.Writer
+	seen bool // once the process has ended
+}
+
+func (c *linkComplaints) Write(p []byte) (int, error) {
+	c.seen = c.seen || bytes.Contains(p, []byte(" other link")) || bytes.Contains(p, []byte("more than one hard link"))
+	return c.w.Write(p)
 }
 
 // measure has a step measured where a build that wants it wants to know; nil is none.
