@@ -75,7 +75,7 @@ func short(id string) string { return id[:min(shortID, len(id))] }
 
 // outcomes are the words before a step.
 var outcomes = map[string]string{
-	"cached": "CACHED", "ran": "RAN", "failed": "FAILED", "not-needed": "CACHED", "not-run": "NOT RUN",
+	"cached": "CACHED", "ran": "RAN", "failed": "FAILED", "stopped": "STOPPED", "not-needed": "CACHED", "not-run": "NOT RUN",
 	"would-run": "WOULD RUN", "might-run": "MIGHT RUN",
 }
 

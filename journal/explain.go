@@ -56,7 +56,7 @@ func (x *Explainer) Explain(b Build, r *Report) (*explain.Explanation, error) {
 // none: their pins are their memory.
 func missed(s *Step) bool {
 	switch s.Outcome {
-	case solver.Ran, solver.Failed, solver.WouldRun, solver.MightRun:
+	case solver.Ran, solver.Failed, solver.Stopped, solver.WouldRun, solver.MightRun:
 		return s.Kind != "source"
 	}
 	return false
@@ -79,6 +79,7 @@ func count(b *explain.BuildInfo, o solver.Outcome) {
 var outcomes = map[solver.Outcome]string{
 	solver.Pending: "not-run", solver.Unneeded: "not-needed", solver.Hit: "cached", solver.Ran: "ran",
 	solver.Failed: "failed", solver.WouldRun: "would-run", solver.MightRun: "might-run",
+	solver.Stopped: "stopped",
 }
 
 func describe(s *Step) explain.StepExplanation {

@@ -150,7 +150,7 @@ func nearest(r *Report, s *Step, pasts []*past, ours map[Sum]bool) *run {
 			return
 		}
 		found := &run{
-			class: c, unfinished: t.Outcome == solver.Pending || t.Outcome == solver.Failed,
+			class: c, unfinished: t.Outcome == solver.Pending || t.Outcome == solver.Failed || t.Outcome == solver.Stopped,
 			elsewhere: !p.project, age: p.age, past: p, step: t,
 		}
 		if c == sameOp {

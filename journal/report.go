@@ -135,7 +135,7 @@ func (c *Collector) Add(steps []solver.Step, local func(v *llb.Vertex, pin strin
 
 // weight says which of two outcomes of a vertex in one build is told.
 var weight = map[solver.Outcome]int{
-	solver.Pending: 0, solver.Unneeded: 1, solver.Hit: 2, solver.MightRun: 3, solver.WouldRun: 3, solver.Failed: 4, solver.Ran: 5,
+	solver.Pending: 0, solver.Unneeded: 1, solver.Hit: 2, solver.MightRun: 3, solver.WouldRun: 3, solver.Stopped: 3, solver.Failed: 4, solver.Ran: 5,
 }
 
 func (c *Collector) step(s *solver.Step) Step {

@@ -54,6 +54,8 @@ const (
 	// MightRun, in a preview, is one that is run unless something below it, which
 	// would run, comes out as it did before.
 	MightRun
+	// Stopped is one that was begun, and given up when the build ended.
+	Stopped
 )
 
 // Basis says what answered for a Hit.
@@ -123,6 +125,8 @@ func (t *task) report(st *Step, late bool) {
 		st.Outcome, st.Took = Ran, t.took
 	case t.state == failed && !t.started.IsZero():
 		st.Outcome = Failed
+	case !t.started.IsZero():
+		st.Outcome = Stopped
 	}
 }
 
