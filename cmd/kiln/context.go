@@ -19,6 +19,9 @@ import (
 func readContext(ctx context.Context, r *request.Request, path, file string, stdin io.Reader) (release func(), err error) {
 	stdin = &interruptibleReader{ctx: ctx, r: stdin}
 	release = func() {}
+	if path == "" {
+		return release, usagef("the build context has no name; . is the current folder")
+	}
 	if path == "-" && file == "-" {
 		return release, usagef("standard input cannot be both the context and the Dockerfile")
 	}

@@ -42,6 +42,11 @@ func parseOutputs(o *buildOptions) ([]request.Output, error) {
 	if err := checkTags(o.tags); err != nil {
 		return nil, err
 	}
+	for _, a := range o.annotations {
+		if _, _, err := annotation(a); err != nil {
+			return nil, err
+		}
+	}
 	written := 0
 	for i := range outputs {
 		if err := completeOutput(&outputs[i], o); err != nil {

@@ -77,6 +77,11 @@ func (l *line) place(cp *copying) error {
 	if err := cp.parseMode(); err != nil {
 		return err
 	}
+	for _, p := range cp.exclude {
+		if _, err := patternmatcher.New([]string{p}); err != nil {
+			return fmt.Errorf("--exclude=%s: %w", p, err)
+		}
+	}
 	cp.describeFlags()
 	text := l.shown(l.lex, cp.code, l.stage.state.env)
 	name := l.compiler.title(l.stage, text, l.stage.state.env, l.step.trigger != nil)

@@ -171,6 +171,10 @@ func TestErrors(t *testing.T) {
 		{"a target that is like nothing", lines("FROM base AS build", "FROM base AS test"), opts("target=production"), "", `
 			target stage "production" could not be found
 			the stages are build, test`},
+		{"a pattern that is none", lines("FROM base", "COPY --exclude=[ a /"), nil, "", `
+			Dockerfile:2: --exclude=[: syntax error in pattern
+			    1 | FROM base
+			>   2 | COPY --exclude=[ a /`},
 		{"a bad ignore file", lines("FROM base"), nil, "ok\n[\n", `
 			.dockerignore:2: failed parsing .dockerignore: pattern "[": syntax error in pattern
 			    1 | ok
