@@ -56,7 +56,7 @@ func newBuildCommand() *cli.Command {
 		Aliases:     []string{"b"},
 		Usage:       "build an image from a Dockerfile",
 		ArgsUsage:   "PATH | URL | -",
-		Description: "PATH is the build context; - reads a Dockerfile or a tarball of a context from standard input.\n\n" + exitHelp,
+		Description: "PATH is the build context, a folder or a tarball; - reads a Dockerfile or a tarball from standard input.\n\n" + exitHelp,
 		Flags: append(slices.Concat(placeFlags(&o.place), cacheFlags(), whyFlags(&o.why), attestFlags(&o.attests)),
 			&cli.StringFlag{Name: "file", Aliases: []string{"f"}, Usage: "the Dockerfile (default: PATH/Dockerfile); - reads it from standard input", Destination: &o.file},
 			listFlag("tag", "name and tag of the image; may be repeated", "t"),
