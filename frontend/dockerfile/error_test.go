@@ -171,6 +171,10 @@ func TestErrors(t *testing.T) {
 		{"a target that is like nothing", lines("FROM base AS build", "FROM base AS test"), opts("target=production"), "", `
 			target stage "production" could not be found
 			the stages are build, test`},
+		{"a mount from nowhere", lines("FROM base", "RUN --mount=from=other,target=/n true"), nil, "", `
+			Dockerfile:2: "other" is no stage, and as an image: docker.io/library/other:latest: not found
+			    1 | FROM base
+			>   2 | RUN --mount=from=other,target=/n true`},
 		{"a pattern that is none", lines("FROM base", "COPY --exclude=[ a /"), nil, "", `
 			Dockerfile:2: --exclude=[: syntax error in pattern
 			    1 | FROM base

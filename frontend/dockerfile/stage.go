@@ -276,7 +276,7 @@ func (c *compiler) connect(s *stage, st *step) (any bool, err error) {
 			}
 			src := c.stages.find(from)
 			if src == nil {
-				src = newImageStage(from, nil)
+				src = newImageStage(from, cmd.Location())
 			}
 			st.sources = append(st.sources, src)
 		}
