@@ -15,7 +15,7 @@ import (
 )
 
 // readContext sets what the request reads: a folder, an address, or what standard
-// input gives, which is a Dockerfile or a tarball. release removes what it unpacked.
+// input gives, which is a Dockerfile or a tarball. release removes what was kept of that.
 func readContext(ctx context.Context, r *request.Request, path, file string, stdin io.Reader) (release func(), err error) {
 	stdin = &interruptibleReader{ctx: ctx, r: stdin}
 	release = func() {}
