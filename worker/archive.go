@@ -68,7 +68,11 @@ func (g *gzipReader) Read(p []byte) (int, error) {
 	if err != io.EOF {
 		return n, err
 	}
-	if next, _ := g.in.Peek(len(magicGzip)); !bytes.Equal(next, magicGzip) {
+	next, err := g.in.Peek(len(magicGzip))
+	if err != nil && err != io.EOF {
+		return n, err // there may be more
+	}
+	if !bytes.Equal(next, magicGzip) {
 		return n, io.EOF
 	}
 	if err := g.members.Reset(g.in); err != nil {
